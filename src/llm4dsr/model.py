@@ -1,0 +1,224 @@
+"""The language model: one class for a hub checkpoint, a local path, an adapter, and the embedded default.
+
+`NoiseLM` wraps any causal LM of transformers. With items: vector it adds a projector from title vectors into the
+embedding space (in through `inputs_embeds`) and one back, for the vector of a suggested replacement.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llm4dsr.config import EMBEDDED, ModelConfig
+from llm4dsr.errors import ModelError
+from llm4dsr.prompt import PHRASES
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROJECTOR_FILE = "projector.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+class NoiseLM(nn.Module):
+    """A causal LM with its tokenizer, and with vector items the two projectors and the title vectors [N, V]."""
+
+    def __init__(self, lm: Any, tokenizer: Any, vectors: npt.NDArray[np.float32] | None = None) -> None:
+        super().__init__()
+        self.lm, self.tokenizer = lm, tokenizer
+        self.register_buffer("vectors", None if vectors is None else torch.from_numpy(vectors), persistent=False)
+        self.vectors: Tensor | None
+        if vectors is not None:
+            hidden, size = self.base.get_input_embeddings().embedding_dim, vectors.shape[1]
+            self.into, self.out = nn.Linear(size, hidden), nn.Linear(hidden, size)
+            # The first soft tokens should be about as long as the model's own embeddings.
+            scale = float(self.base.get_input_embeddings().weight.detach().float().std())
+            nn.init.normal_(self.into.weight, std=scale * (2 / size) ** 0.5)
+            nn.init.zeros_(self.into.bias)
+
+    @property
+    def base(self) -> Any:
+        """The transformers model itself; LoRA layers, if any, are inside it."""
+        return self.lm.get_base_model() if hasattr(self.lm, "peft_config") else self.lm
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.base.get_input_embeddings().weight.device)
+
+    def embed(self, ids: Tensor, slots: Tensor) -> Tensor:
+        """ids, slots [B, T] → input embeddings [B, T, H]; a title vector is added where slots >= 0."""
+        embeds: Tensor = self.base.get_input_embeddings()(ids)
+        if self.vectors is not None:
+            filled = slots >= 0
+            soft = self.into(self.vectors[slots[filled]])  # [filled, H]
+            embeds = embeds.index_put(torch.where(filled), soft.to(embeds.dtype), accumulate=True)
+        return embeds
+
+    def hidden(self, ids: Tensor, slots: Tensor, **kwargs: Any) -> Tensor:
+        """[B, T, H] last hidden states. Rows are right-padded: under causal attention no mask is needed."""
+        kwargs.setdefault("use_cache", False)
+        state: Tensor = self.base.base_model(inputs_embeds=self.embed(ids, slots), **kwargs).last_hidden_state
+        return state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., H] → [..., vocabulary], in float32."""
+        out: Tensor = self.base.get_output_embeddings()(hidden)
+        return out.float()
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def save(self, folder: Path) -> None:
+        """The model or its adapter, the tokenizer and the projectors; safetensors only. Verified after writing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lm.save_pretrained(folder / "lm", safe_serialization=True)
+        self.tokenizer.save_pretrained(folder / "lm")
+        if self.vectors is not None:
+            own = {f"{name}.{k}": v.contiguous() for name, m in (("into", self.into), ("out", self.out))
+                   for k, v in m.state_dict().items()}  # fmt: skip
+            save_file({**own, "vectors": self.vectors.contiguous()}, folder / PROJECTOR_FILE)
+        verify_weights(folder / "lm")
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig, device: str | None = None) -> NoiseLM:
+        lm, tokenizer = load_lm(str(folder / "lm"), config, device)
+        path = folder / PROJECTOR_FILE
+        if config.items != "vector":
+            return cls(lm, tokenizer)
+        if not path.is_file():
+            raise ModelError(f"{folder} lacks {PROJECTOR_FILE}, which a model with items: vector needs. Tune it again.")
+        weights = load_file(path)
+        model = cls(lm, tokenizer, weights.pop("vectors").numpy())
+        for name in ("into", "out"):
+            part = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+            getattr(model, name).load_state_dict(part)
+        return model.to(model.device)
+
+
+def pick_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tuple[Any, Any]:
+    """(model, tokenizer) from a hub name, a local checkpoint, or a local LoRA adapter (its base is loaded first).
+
+    Raises ModelError where there is none, where weights are missing, or where the adapter is for another base.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = device or pick_device()
+    adapter = Path(source) / ADAPTER_CONFIG
+    base = source
+    if adapter.is_file():
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    elif Path(source).exists() and not (Path(source) / "config.json").is_file():
+        raise ModelError(f"{source} exists but holds no config.json: not a transformers checkpoint or adapter.")
+    kwargs: dict[str, Any] = {"dtype": DTYPES[config.dtype], "use_safetensors": True, "trust_remote_code": False}
+    if config.load_in != "full":
+        if device == "cpu":
+            raise ModelError(f"load_in: {config.load_in} needs CUDA, and none is here. Use load_in: full.")
+        from transformers import BitsAndBytesConfig
+
+        kwargs["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{config.load_in}": True})
+        kwargs["device_map"] = {"": 0}
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source if adapter.is_file() else base)
+    except Exception as error:  # transformers raises many kinds; a person needs one line
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"No causal language model could be loaded from {base!r}: {first} Give a hub name that can be reached, a "
+            f"local folder with config.json and *.safetensors, or {EMBEDDED!r}."
+        ) from None
+    if config.load_in == "full":
+        lm = lm.to(device)
+    if adapter.is_file():
+        lm = _with_adapter(lm, source, base)
+    return lm, tokenizer
+
+
+def _with_adapter(lm: Any, source: str, base: str) -> Any:
+    from peft import PeftModel
+
+    verify_weights(Path(source))
+    named = {name for name, _ in lm.named_parameters()}
+    stored = {k.removeprefix("base_model.model.") for k in load_file(Path(source) / "adapter_model.safetensors")}
+    targets = {k.split(".lora_")[0] + ".weight" for k in stored if ".lora_" in k}
+    strangers = sorted(targets - named)
+    try:
+        if strangers:
+            raise RuntimeError(f"it has weights for {strangers[0]}, which the base lacks")
+        return PeftModel.from_pretrained(lm, source, is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(
+            f"The adapter at {source} does not belong to its base {base!r}: {reason} Use the base that it was tuned on."
+        ) from None
+
+
+def verify_weights(folder: Path) -> None:
+    """Raises ModelError where saved weights are missing, empty or not finite (adapters saved empty are a known trap)."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} holds no *.safetensors weights.")
+    for path in files:
+        try:
+            tensors = load_file(path)
+        except Exception as error:
+            raise ModelError(f"{path} is not a readable safetensors file: {error}") from None
+        if not tensors or any(t.numel() == 0 for t in tensors.values()):
+            raise ModelError(f"{path} is empty: the weights were not saved. Tune the model again.")
+        bad = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        if bad:
+            raise ModelError(f"{path} holds values that are not finite, in {bad[0]}. Lower train.learning_rate.")
+
+
+def add_lora(lm: Any, config: ModelConfig) -> Any:
+    """The model with a fresh LoRA adapter; every other weight is frozen."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    names = {name.rsplit(".", 1)[-1] for name, _ in lm.named_modules()}
+    missing = [t for t in config.lora_targets if t not in names]
+    if missing:
+        raise ModelError(f"lora_targets: the model has no module named {missing[0]!r}; it has {sorted(names)[:12]}.")
+    if config.load_in != "full":
+        lm = prepare_model_for_kbit_training(lm)
+    settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+                          target_modules=list(config.lora_targets), task_type="CAUSAL_LM")  # fmt: skip
+    return get_peft_model(lm, settings)
+
+
+def embedded_lm(titles: list[str], config: ModelConfig, max_tokens: int, seed: int) -> tuple[Any, Any]:
+    """The embedded default: a small untrained LlamaForCausalLM and a byte-level BPE tokenizer made from the titles.
+
+    Each fixed phrase of the prompt is one token, so that a window costs little more than its items.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary, special_tokens=["<s>", "<pad>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    raw.train_from_iterator(titles if config.items == "text" or config.answer == "title" else [], trainer)
+    raw.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in PHRASES])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>", pad_token="<pad>")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lm = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer), hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size,
+                num_hidden_layers=config.layers, num_attention_heads=config.heads, attention_dropout=config.dropout,
+                max_position_embeddings=max_tokens, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+                pad_token_id=1,
+            )
+        )  # fmt: skip
+    return lm, tokenizer
