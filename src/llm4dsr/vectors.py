@@ -1,6 +1,9 @@
 """Title vectors: what the soft token of an item is made from (items: vector).
 
-Co-occurrence (PMI/SVD) and popularity columns were tried too and made the detection worse; see docs/embedded-model.md.
+Three blocks come from the user's own data: TF-IDF over words, TF-IDF over characters, and "companions": words that
+stand in titles of the same histories more often than chance. Vectors per item from co-occurrence and an item's
+popularity were tried too and made the detection worse (docs/embedded-model.md): they remember single histories, and
+they change with time, while words carry over to new items.
 """
 
 from __future__ import annotations
@@ -10,43 +13,71 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llm4dsr.catalogue import Windows
 from llm4dsr.errors import ModelError
 
+WORD = r"(?u)\w+"  # single letters and any script count
 
-def title_vectors(titles: list[str], kind: str, size: int, seed: int) -> npt.NDArray[np.float32]:
-    """[N, V] one vector per title; rows have length sqrt(V), so that a column has a spread of about 1.
 
-    kind: "tfidf" (TF-IDF over words, reduced by SVD to at most `size` columns), "minilm" (all-MiniLM-L6-v2, 384
-    columns; from the optional package of the extra llm4dsr[minilm], offline), or "tfidf+minilm" (both, side by side).
+def title_vectors(titles: list[str], histories: Windows, kind: str, size: int, seed: int) -> npt.NDArray[np.float32]:
+    """[N, V] one vector per title; columns have a spread of about 1.
+
+    histories: the training windows (their titles' company, never a noise mask). kind: "catalogue" (the three blocks,
+    at most `size` columns each), "minilm" (all-MiniLM-L6-v2, 384 columns, offline from the extra llm4dsr[minilm]) or
+    "catalogue+minilm".
     """
-    makers = {"tfidf": lambda: _tfidf(titles, size, seed), "minilm": lambda: _minilm(titles)}
-    blocks = []
-    for name in kind.split("+"):
-        block = makers[name]()
-        blocks.append(block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-9))
-    joined = np.concatenate(blocks, axis=1) / np.sqrt(len(blocks))
-    scaled: npt.NDArray[np.float32] = (joined * np.sqrt(joined.shape[1] / 2)).astype(np.float32)
+    blocks: list[npt.NDArray[Any]] = []
+    if "catalogue" in kind:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        def tfidf(**kwargs: Any) -> Any:
+            for min_df in (2, 1):  # in a tiny catalogue every word may be of one title alone
+                try:
+                    return TfidfVectorizer(sublinear_tf=True, min_df=min_df, **kwargs).fit_transform(titles)
+                except ValueError:
+                    continue
+            return TfidfVectorizer(analyzer="char").fit_transform(titles)  # titles without a letter or digit
+
+        words = tfidf(token_pattern=WORD)
+        blocks += [_reduce(words, size, seed), _reduce(tfidf(analyzer="char_wb", ngram_range=(3, 5)), size, seed)]
+        blocks.append(_companions(words, histories, size // 2, seed))
+    if "minilm" in kind:
+        blocks.append(_minilm(titles))
+    joined = np.concatenate([b / np.maximum(np.linalg.norm(b, axis=1, keepdims=True), 1e-9) for b in blocks], axis=1)
+    scaled: npt.NDArray[np.float32] = (joined / np.sqrt(len(blocks)) * np.sqrt(128)).astype(np.float32)
     return scaled
 
 
-def _tfidf(titles: list[str], size: int, seed: int) -> npt.NDArray[Any]:
+def _reduce(matrix: Any, size: int, seed: int) -> npt.NDArray[Any]:
     from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    # Single letters and non-Latin words count too; a word of one title alone says nothing unless all are such.
-    pattern = r"(?u)\w+"
-    for min_df in (2, 1):
-        try:
-            matrix = TfidfVectorizer(sublinear_tf=True, min_df=min_df, token_pattern=pattern).fit_transform(titles)
-            break
-        except ValueError:
-            continue
-    else:  # no title holds a letter or digit: fall back to characters
-        matrix = TfidfVectorizer(analyzer="char").fit_transform(titles)
     columns = min(size, min(matrix.shape) - 1)
     if columns < 1:
         return np.asarray(matrix.todense(), dtype=np.float64)
     return np.asarray(TruncatedSVD(columns, random_state=seed).fit_transform(matrix), dtype=np.float64)
+
+
+def _companions(words: Any, windows: Windows, size: int, seed: int) -> npt.NDArray[Any]:
+    """[N, <=size] titles as sums of word vectors from the positive PMI of words in titles of one history."""
+    import scipy.sparse as sp
+
+    users = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
+    pairs = np.unique(np.stack([np.repeat(users, windows.lengths), windows.items[windows.present]], axis=1), axis=0)
+    shape = (int(users.max(initial=0)) + 1, words.shape[0])
+    bought = sp.csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=shape)
+    # Long histories have many pairs; each history gets about one vote per item.
+    bought = sp.diags(1 / np.sqrt(np.maximum(1, np.asarray(bought.sum(axis=1)).ravel()))) @ bought
+    together = (bought.T @ bought).tolil()
+    together.setdiag(0)
+    counts = (words.T @ together.tocsr() @ words).tocoo()
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    expected = totals[counts.row] * totals[counts.col] / max(totals.sum(), 1e-9)
+    pmi = np.log(np.maximum(counts.data, 1e-12) / np.maximum(expected, 1e-12))
+    positive = pmi > 0
+    if positive.sum() == 0:
+        return np.zeros((words.shape[0], 1))
+    matrix = sp.csr_matrix((pmi[positive], (counts.row[positive], counts.col[positive])), shape=counts.shape)
+    return np.asarray(words @ _reduce(matrix, size, seed), dtype=np.float64)
 
 
 def _minilm(titles: list[str]) -> npt.NDArray[Any]:

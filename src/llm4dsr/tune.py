@@ -1,0 +1,200 @@
+"""Tuning: the language model learns the self-supervised task, with fresh replacements every epoch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace as with_changes
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm4dsr.catalogue import Catalogue, IntArray, Windows
+from llm4dsr.config import Config
+from llm4dsr.errors import ModelError
+from llm4dsr.model import NoiseLM
+from llm4dsr.prompt import PromptBuilder, Tokens
+from llm4dsr.task import draw_positions, replace
+
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is going on
+
+NEGATIVES = 512  # catalogue items that a suggested vector is told apart from, shared by a step
+TEMPERATURE = 0.05  # of the cosine similarity in that loss
+
+
+def collate(rows: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
+    """ids, slots [B, T], right-padded. The padding's value does not matter: attention is causal."""
+    width = max(len(r) for r in rows)
+    ids, slots = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -1)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row.ids)
+        slots[i, : len(row)] = torch.tensor(row.slots)
+    return ids.to(device), slots.to(device)
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in groups of similar length, each of at most `budget` tokens with its padding (or a single row)."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if group and (len(group) + 1) * lengths[group[0]] > budget:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def precision(dtype: str, device: torch.device) -> Any:
+    """Mixed precision where it pays: half-precision models on CUDA."""
+    if device.type == "cuda" and dtype != "fp32":
+        return torch.autocast("cuda", dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)
+    return contextlib.nullcontext()
+
+
+def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Catalogue, config: Config,
+         progress: Progress | None = None) -> list[float]:  # fmt: skip
+    """Tunes `model` in place on whole windows (target included); returns the mean loss of each epoch.
+
+    Raises ModelError if the loss stops being a number.
+    """
+    settings, rng = config.train, np.random.default_rng(config.seed)
+    rows = np.arange(len(windows))
+    if settings.samples and settings.samples < len(rows):
+        rows = np.sort(rng.choice(rows, settings.samples, replace=False))
+    parameters = model.trainable()
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = -(-len(rows) // settings.batch_windows)
+    total = steps * settings.epochs
+    warmup = min(settings.warmup_steps, max(1, total // 10))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warmup, max(0.02, 1 - s / max(1, total)))
+    )
+    half = config.model.dtype == "fp16" and model.device.type == "cuda"
+    scaler = torch.amp.GradScaler("cuda", enabled=half)
+    torch.manual_seed(config.seed)  # dropout
+    model.train()
+    curve = []
+    for epoch in range(settings.epochs):
+        order, losses = rng.permutation(rows), []
+        for step in range(steps):
+            batch = windows.take(order[step * settings.batch_windows : (step + 1) * settings.batch_windows])
+            loss = 0.0
+            for part in _losses(model, builder, batch, catalogue, config, rng):
+                scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+                loss += float(part.detach())
+            if not np.isfinite(loss):
+                raise ModelError("The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32.")
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            schedule.step()
+            losses.append(loss)
+            if progress:
+                progress(epoch * steps + step + 1, total, f"tune, loss {np.mean(losses):.3f}")
+        curve.append(float(np.mean(losses)))
+    model.eval()
+    return curve
+
+
+def _losses(model: NoiseLM, builder: PromptBuilder, batch: Windows, catalogue: Catalogue, config: Config,
+            rng: np.random.Generator) -> Iterator[Tensor]:  # fmt: skip
+    """The step's loss in parts (one forward pass each) that add up to its mean over windows' answers."""
+    chosen = draw_positions(batch.lengths, batch.items.shape[1], config.task, rng)
+    corrupted = replace(batch.items, chosen, catalogue, rng)
+    rows = []
+    for i, n in enumerate(batch.lengths):
+        noisy = np.flatnonzero(chosen[i]).tolist()
+        if config.model.answer == "position" and len(noisy) > 1 and config.model.items == "text":
+            noisy = [int(rng.choice(noisy))]  # one suggestion per prompt, as when suggesting
+        rows.append(builder.training(corrupted[i, :n].tolist(), noisy, batch.items[i, noisy].tolist()))
+    negatives = rng.integers(0, len(catalogue), size=NEGATIVES)
+    counts = {"verdicts": int(batch.lengths.sum()), "replaced": max(1, int(chosen.sum())),
+              "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
+    for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
+        with precision(config.model.dtype, model.device):
+            ids, slots = collate([rows[i] for i in group], model.device)
+            hidden = model.hidden(ids, slots)  # [B, T, H]
+            yield _loss(model, builder, hidden, ids, [rows[i] for i in group],
+                        with_changes(batch.take(np.array(group)), noise_mask=chosen[group]), negatives, counts, config)  # fmt: skip
+
+
+def _loss_start(row: Tokens, config: Config) -> int:
+    return 1 if config.task.whole_prompt_loss else row.answer
+
+
+def _loss(model: NoiseLM, builder: PromptBuilder, hidden: Tensor, ids: Tensor, rows: list[Tokens], batch: Windows,
+          negatives: IntArray, counts: dict[str, int], config: Config) -> Tensor:  # fmt: skip
+    assert batch.noise_mask is not None
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    position, vector = config.model.answer == "position", config.model.items == "vector"
+    if position:
+        at, col = zip(*((i, t) for i, r in enumerate(rows) for t in r.read), strict=True)
+        judged = hidden[list(at), list(col)]  # [positions, H]
+        is_noise = torch.from_numpy(batch.noise_mask[batch.present]).to(hidden.device)
+        loss = loss + F.cross_entropy(verdicts(model, builder, judged), is_noise.long(), reduction="sum") / counts["verdicts"]
+    if vector:
+        if position:
+            read, truth = judged[is_noise], batch.items[batch.noise_mask]
+        else:  # the last token of a prompt that asks for a replacement
+            some = [i for i in range(len(rows)) if batch.noise_mask[i].any()]
+            read = hidden[some, [len(rows[i]) - 1 for i in some]]
+            truth = np.array([batch.items[i][batch.noise_mask[i]][0] for i in some], dtype=np.int64)
+        if len(truth):
+            part = _vector_loss(model, read, truth, negatives) / counts["replaced"]
+            loss = loss + config.train.suggestion_weight * part
+    if not position or not vector or config.task.whole_prompt_loss:
+        spans = [(i, t) for i, r in enumerate(rows) for t in range(_loss_start(r, config), len(r))]
+        if spans:
+            at, col = (list(x) for x in zip(*spans, strict=True))
+            logits = model.logits(hidden[at, [t - 1 for t in col]])
+            loss = loss + F.cross_entropy(logits, ids[at, col], reduction="sum") / counts["answer"]
+    return loss
+
+
+def verdicts(model: NoiseLM, builder: PromptBuilder, hidden: Tensor) -> Tensor:
+    """[..., H] → [..., 2] logits of "no, it fits" and "yes, it is noise"."""
+    weight = model.base.get_output_embeddings().weight[[builder.no, builder.yes]]  # [2, H]
+    return F.linear(hidden, weight.to(hidden.dtype)).float()
+
+
+def _vector_loss(model: NoiseLM, read: Tensor, truth: IntArray, negatives: IntArray) -> Tensor:
+    """Summed cross-entropy of telling each replaced original's title vector from random items', by cosine."""
+    assert model.vectors is not None
+    predicted = F.normalize(model.out(read.float()), dim=-1)  # [R, V]
+    candidates = torch.from_numpy(np.unique(np.concatenate([truth, negatives]))).to(read.device)
+    label = torch.searchsorted(candidates, torch.from_numpy(truth).to(read.device))
+    similarity = predicted @ F.normalize(model.vectors[candidates], dim=-1).T / TEMPERATURE  # [R, candidates]
+    return F.cross_entropy(similarity, label, reduction="sum")
+
+
+def warm_up(model: NoiseLM, builder: PromptBuilder, windows: Windows, config: Config,
+            progress: Progress | None = None) -> None:  # fmt: skip
+    """Trains the embedded model as a language model on the user's own histories (text items), before the task."""
+    rng = np.random.default_rng(config.seed)
+    optimizer = torch.optim.AdamW(model.trainable(), lr=config.train.learning_rate)
+    size = config.train.batch_windows
+    steps = -(-len(windows) // size)
+    model.train()
+    for epoch in range(config.model.warmup_epochs):
+        order = rng.permutation(len(windows))
+        for step in range(steps):
+            rows = [builder.prompt(windows.items[i, : windows.lengths[i]].tolist())
+                    for i in order[step * size : (step + 1) * size]]  # fmt: skip
+            count = sum(len(r) - 1 for r in rows)
+            for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
+                part = [rows[i] for i in group]
+                ids, slots = collate(part, model.device)
+                spans = [(i, t) for i, r in enumerate(part) for t in range(1, len(r))]
+                at, col = (list(x) for x in zip(*spans, strict=True))
+                logits = model.logits(model.hidden(ids, slots)[at, [t - 1 for t in col]])
+                (F.cross_entropy(logits, ids[at, col], reduction="sum") / count).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.trainable(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if progress:
+                progress(epoch * steps + step + 1, steps * config.model.warmup_epochs, "warm up on titles and histories")
