@@ -1,0 +1,79 @@
+"""Scoring: how likely each interaction of each window is noise (arXiv 2408.08208, section 4.2), before calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from llm4dsr.catalogue import Catalogue, FloatArray, Windows
+from llm4dsr.config import Config
+from llm4dsr.model import NoiseLM
+from llm4dsr.prompt import PromptBuilder, Tokens
+from llm4dsr.tree import WindowTree, sequence_log_probs
+from llm4dsr.tune import Progress, collate, precision, token_batches, verdicts
+
+CHUNK = 4096  # windows whose prompts are held in memory at once
+
+
+def score_windows(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Catalogue, config: Config,
+                  progress: Progress | None = None, doing: str = "score") -> FloatArray:  # fmt: skip
+    """[W, L] log-odds that an interaction is noise (higher = more likely), NaN where a window has no item.
+
+    answer: position: the verdict's log-odds, read at all positions in one pass. answer: title: from the probability
+    of each title of the window as the answer; where the model was tuned on windows left whole too, its odds are taken
+    against "no item", which makes windows comparable, else against the other titles.
+    """
+    out = np.full(windows.items.shape, np.nan)
+    model.eval()
+    for start in range(0, len(windows), CHUNK):
+        part = range(start, min(start + CHUNK, len(windows)))
+        prompts = [builder.prompt(windows.items[w, : windows.lengths[w]].tolist()) for w in part]
+        scorer = _positions if config.model.answer == "position" else _titles
+        done = 0
+        for group, values in scorer(model, builder, windows, prompts, start, catalogue, config):
+            for i, row in zip(group, values, strict=True):
+                out[start + i, : len(row)] = row
+            done += len(group)
+            if progress:
+                progress(start + done, len(windows), doing)
+    return out
+
+
+def _positions(model, builder, windows, prompts, start, catalogue, config):  # type: ignore[no-untyped-def]
+    for group in token_batches([len(p) for p in prompts], config.train.batch_tokens):
+        rows = [prompts[i] for i in group]
+        with torch.inference_mode(), precision(config.model.dtype, model.device):
+            hidden = model.hidden(*collate(rows, model.device))
+            at, col = zip(*((i, t) for i, r in enumerate(rows) for t in r.read), strict=True)
+            no, yes = verdicts(model, builder, hidden[list(at), list(col)]).unbind(-1)
+        flat = (yes - no).cpu().numpy()
+        yield group, np.split(flat, np.cumsum([len(r.read) for r in rows])[:-1])
+
+
+def _titles(model, builder, windows, prompts, start, catalogue, config):  # type: ignore[no-untyped-def]
+    trees: list[WindowTree] = []
+    columns: list[list[int]] = []  # for each window, the sequence of its tree that stands for each position
+    for i in range(len(prompts)):
+        rows = catalogue.canonical[windows.items[start + i, : windows.lengths[start + i]]]
+        unique, inverse = np.unique(rows, return_inverse=True)
+        sequences = [builder.titles[r] for r in unique] + ([builder.titles[builder.no_noise]] if config.task.none else [])
+        trees.append(WindowTree.of(sequences))
+        columns.append(inverse.tolist())
+    sizes = [len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True)]
+    for group in token_batches(sizes, config.train.batch_tokens // 4):  # the tree's mask takes memory too
+        rows_: list[Tokens] = [prompts[i] for i in group]
+        first = config.score.mode == "first-token"
+        with precision(config.model.dtype, model.device):
+            log_probs = sequence_log_probs(model, rows_, [trees[i] for i in group], first)
+        yield group, [_title_odds(np.array(v), columns[i], bool(config.task.none)) for i, v in zip(group, log_probs, strict=True)]
+
+
+def _title_odds(log_probs: FloatArray, columns: list[int], none: bool) -> FloatArray:
+    """Log-odds per position from log P(title). Positions that share a title share its probability evenly."""
+    log_p = log_probs - np.logaddexp.reduce(log_probs)
+    counts = np.bincount(columns)
+    shared = log_p[columns] - np.log(counts[columns])
+    if none:
+        return np.asarray(shared - log_p[-1])
+    p = np.exp(np.minimum(shared, -1e-9))
+    return np.asarray(shared - np.log1p(-p))

@@ -1,0 +1,174 @@
+"""Prefix trees over titles: one pass scores every title of a window, and decoding cannot leave the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llm4dsr.model import NoiseLM
+from llm4dsr.prompt import Tokens
+
+
+@dataclass
+class WindowTree:
+    """The inner nodes of a prefix tree over a few token sequences, in an order where parents come first.
+
+    tokens, parents, depths: one entry per inner node (-1 = the prompt's end is the parent). paths: for each sequence,
+    its tokens as (parent node, token); the last token of a sequence is never an inner node.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    paths: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> WindowTree:
+        tree, nodes = cls(), dict[tuple[int, int], int]()
+        for sequence in sequences:
+            parent, path = -1, []
+            for depth, token in enumerate(sequence):
+                path.append((parent, token))
+                if depth == len(sequence) - 1:
+                    break
+                if (parent, token) not in nodes:
+                    nodes[parent, token] = len(tree.tokens)
+                    tree.tokens.append(token)
+                    tree.parents.append(parent)
+                    tree.depths.append(depth)
+                parent = nodes[parent, token]
+            tree.paths.append(path)
+        return tree
+
+
+@torch.inference_mode()
+def sequence_log_probs(model: NoiseLM, prompts: Sequence[Tokens], trees: Sequence[WindowTree],
+                       first_token: bool = False) -> list[list[float]]:  # fmt: skip
+    """log P(sequence | prompt) of every sequence of each tree, in one forward pass for the whole batch.
+
+    The tree's nodes follow the prompt; an attention mask lets each see the prompt and its own ancestors only, at the
+    position that it would have in plain text. first_token: the published score, the first token's log-probability.
+    """
+    size = max(len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True))
+    ids, slots = torch.zeros(len(prompts), size, dtype=torch.long), torch.full((len(prompts), size), -1)
+    places = torch.zeros(len(prompts), size, dtype=torch.long)
+    seen = torch.eye(size, dtype=torch.bool).repeat(len(prompts), 1, 1)  # [B, T, T]
+    for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
+        start = len(prompt)
+        ids[b, :start], slots[b, :start] = torch.tensor(prompt.ids), torch.tensor(prompt.slots)
+        places[b, :start] = torch.arange(start)
+        seen[b, :start, :start] = torch.ones(start, start, dtype=torch.bool).tril()
+        for n, (token, parent, depth) in enumerate(zip(tree.tokens, tree.parents, tree.depths, strict=True)):
+            ids[b, start + n], places[b, start + n] = token, start + depth
+            seen[b, start + n] |= seen[b, start + parent if parent >= 0 else start - 1]
+    dtype = model.base.get_input_embeddings().weight.dtype
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    device = model.device
+    hidden = model.hidden(ids.to(device), slots.to(device), attention_mask=mask.to(device), position_ids=places.to(device))
+    out = []
+    for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
+        at = torch.arange(len(prompt) - 1, len(prompt) + len(tree.tokens), device=device)  # prompt's end, then the nodes
+        log_probs = model.logits(hidden[b, at]).log_softmax(dim=-1)  # [1 + nodes, vocabulary]
+        steps = [path[:1] if first_token else path for path in tree.paths]
+        out.append([float(sum(log_probs[parent + 1, token] for parent, token in path)) for path in steps])
+    return out
+
+
+class CatalogueTree:
+    """Prefix tree over all titles of a catalogue, for decoding that can only write a title that exists.
+
+    Rows of one title share a path that ends at the canonical row. `excluded` titles are closed by counting leaves.
+    """
+
+    def __init__(self, titles: Sequence[Sequence[int]], canonical: Sequence[int]) -> None:
+        self.titles = titles
+        self.children: list[dict[int, int]] = [{}]
+        self.leaves = [0]  # titles below a node
+        self.item = [-1]  # canonical row that ends at a node
+        for row in sorted(set(canonical)):
+            node = 0
+            self.leaves[0] += 1
+            for token in titles[row]:
+                if token not in self.children[node]:
+                    self.children[node][token] = len(self.children)
+                    self.children.append({})
+                    self.leaves.append(0)
+                    self.item.append(-1)
+                node = self.children[node][token]
+                self.leaves[node] += 1
+            if self.item[node] < 0:  # two titles may share all tokens in a tokenizer that drops characters
+                self.item[node] = row
+
+    def closed(self, excluded: Sequence[int]) -> dict[int, int]:
+        """node → number of excluded titles below it."""
+        out: dict[int, int] = {}
+        for row in set(excluded):
+            node = 0
+            out[0] = out.get(0, 0) + 1
+            for token in self.titles[row]:
+                node = self.children[node][token]
+                out[node] = out.get(node, 0) + 1
+        return out
+
+    def row(self, tokens: Sequence[int]) -> int:
+        """The canonical row whose title these tokens are, or -1."""
+        node = 0
+        for token in tokens:
+            if token not in self.children[node]:
+                return -1
+            node = self.children[node][token]
+        return self.item[node]
+
+    def allowed(self, node: int, closed: dict[int, int]) -> list[int]:
+        """Tokens that lead towards a title that is not excluded."""
+        return [t for t, child in self.children[node].items() if self.leaves[child] > closed.get(child, 0)]
+
+
+@torch.inference_mode()
+def decode(model: NoiseLM, prompts: Sequence[Tokens], trees: CatalogueTree | None, excluded: Sequence[Sequence[int]],
+           stop: Sequence[int], max_new_tokens: int) -> list[list[int]]:  # fmt: skip
+    """Greedy continuation of each prompt, with a key-value cache; returns the new tokens of each.
+
+    With a tree only titles of the catalogue can be written, to their end; without one (published free generation)
+    the text ends at the `stop` sequence or after max_new_tokens. Prompts are left-padded.
+    """
+    width = max(len(p) for p in prompts)
+    device = model.device
+    ids, slots = torch.zeros(len(prompts), width, dtype=torch.long), torch.full((len(prompts), width), -1)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for b, p in enumerate(prompts):
+        ids[b, width - len(p) :], slots[b, width - len(p) :] = torch.tensor(p.ids), torch.tensor(p.slots)
+        mask[b, width - len(p) :] = 1
+    ids, slots, mask = ids.to(device), slots.to(device), mask.to(device)
+    nodes = [0] * len(prompts)
+    closed = [trees.closed(e) if trees else {} for e in excluded]
+    written: list[list[int]] = [[] for _ in prompts]
+    done = [trees is not None and not trees.allowed(0, closed[b]) for b in range(len(prompts))]
+    cache = None
+    while not all(done):
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        state = model.base.base_model(inputs_embeds=model.embed(ids, slots), attention_mask=mask, position_ids=places,
+                                      past_key_values=cache, use_cache=True)  # fmt: skip
+        cache = state.past_key_values
+        logits = model.logits(state.last_hidden_state[:, -1])  # [B, vocabulary]
+        for b in range(len(prompts)):
+            if done[b]:
+                continue
+            if trees is not None:
+                options = trees.allowed(nodes[b], closed[b])
+                token = options[int(logits[b, options].argmax())]
+                nodes[b] = trees.children[nodes[b]][token]
+                done[b] = not trees.children[nodes[b]]
+            else:
+                token = int(logits[b].argmax())
+            written[b].append(token)
+            if trees is None:
+                ended = written[b][-len(stop) :] == list(stop) or token == model.tokenizer.eos_token_id
+                done[b] = ended or len(written[b]) >= max_new_tokens
+        ids = torch.tensor([[w[-1] if w else 0] for w in written], device=device)  # finished rows idle along
+        slots = torch.full_like(ids, -1)
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+    return written
