@@ -1,0 +1,321 @@
+"""The public class: fit, score, decide, suggest, correct. Each call answers one question and returns a table.
+
+    from llm4dsr import Denoiser
+    denoiser = Denoiser().fit(histories, items)       # histories: user_id, window_id, item_ids; items: item_id, title
+    scores = denoiser.score(histories)                # how likely is each interaction noise?
+    flagged = denoiser.decide(scores)                 # which ones count as noise? move η without scoring again
+    suggestions = denoiser.suggest(histories, flagged)
+    result = denoiser.correct(histories)              # all of it: corrected histories and the list of edits
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from llm4dsr import calibrate, columns as c, correct as correcting, decide as deciding
+from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, Windows
+from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.data import write_parquet
+from llm4dsr.errors import DataError, ModelError
+from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
+from llm4dsr.prompt import PromptBuilder
+from llm4dsr.score import score_windows
+from llm4dsr.suggest import Suggestions, suggest
+from llm4dsr.task import replace
+from llm4dsr.tune import Progress, tune, warm_up
+from llm4dsr.vectors import title_vectors
+
+FORMAT = 1  # of a saved denoiser; another number is refused
+CARD = "denoiser.json"
+VALID_SHARE = 0.1  # of the windows, held out for calibration where no validation windows are given
+
+
+class Denoiser:
+    """Finds interactions that do not belong in a history and suggests better items.
+
+    `histories` may be `Windows`, a Polars or pandas table with `user_id, window_id, item_ids`, or a list of lists of
+    item ids, oldest first. Every item of a history is scored: leave a target out that must not be judged.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config()
+        self.calibrator = calibrate.Calibrator()
+        self.eta = 0.5  # probability at which the policy "auto" flags
+        self.curve: list[float] = []  # mean tuning loss of each epoch
+        self._catalogue: Catalogue | None = None
+        self._model: NoiseLM | None = None
+        self._builder: PromptBuilder | None = None
+
+    # -- fit ---------------------------------------------------------------------------------------------------------
+
+    def fit(self, histories: Any, items: Any, valid: Any = None, progress: Progress | None = None) -> Denoiser:
+        """Tunes the language model on self-made noise in `histories`, then calibrates on `valid`.
+
+        histories: training windows, target included. items: table with `item_id, title`. valid: other users'
+        histories without their targets; where None, a tenth of `histories` is held out. No noise mask is ever read.
+        Raises DataError or ModelError.
+        """
+        config = self.config
+        catalogue = items if isinstance(items, Catalogue) else Catalogue.from_frame(_frame(items))
+        windows = as_windows(histories, catalogue)
+        if len(windows) < 10:
+            raise DataError(f"{len(windows)} window(s) to learn from; at least 10 are needed, some thousands are useful.")
+        if len(catalogue) < 4:
+            raise DataError(f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another.")
+        if valid is None:
+            users = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
+            held = np.random.default_rng(config.seed).random(users.max() + 1)[users] < VALID_SHARE
+            held[:1] = True
+            held[-1:] = False
+            windows, validation = windows.take(np.flatnonzero(~held)), windows.take(np.flatnonzero(held))
+        else:
+            validation = as_windows(valid, catalogue)
+        vectors = None
+        if config.model.items == "vector":
+            if progress:
+                progress(0, 1, "title vectors")
+            vectors = title_vectors(catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed)
+        lm, tokenizer = self._language_model(catalogue)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = NoiseLM(lm, tokenizer, vectors).to(pick_device())
+        builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens)
+        if config.model.source == EMBEDDED and config.model.items == "text" and config.model.warmup_epochs:
+            warm_up(model, builder, windows, config, progress)
+        if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                model.lm = add_lora(model.lm, config.model)
+        self.curve = tune(model, builder, windows, catalogue, config, progress)
+        self._catalogue, self._model, self._builder = catalogue, model, builder
+        self._calibrate(validation, progress)
+        return self
+
+    def _language_model(self, catalogue: Catalogue) -> tuple[Any, Any]:
+        config = self.config
+        if config.model.source == EMBEDDED:
+            return embedded_lm(catalogue.titles, config.model, config.train.max_tokens, config.seed)
+        return load_lm(config.model.source, config.model)
+
+    def _calibrate(self, windows: Windows, progress: Progress | None) -> None:
+        """Self-made noise in validation gives the map to probabilities and the automatic η; no label is read."""
+        config = self.config
+        if config.score.calibration == "off" or len(windows) < 20:
+            return
+        rng = np.random.default_rng(config.seed + 1)
+        untouched = self._log_odds(windows, progress, "calibrate: untouched")
+        half = rng.random(len(windows)) < 0.5
+        made, made_half = [], []
+        for draw in range(config.score.calibration_draws):
+            at = (rng.random(len(windows)) * windows.lengths).astype(np.int64)
+            chosen = np.zeros(windows.items.shape, dtype=bool)
+            chosen[np.arange(len(windows)), at] = True
+            foreign = dataclasses.replace(windows, items=replace(windows.items, chosen, self.catalogue, rng))
+            made.append(self._log_odds(foreign, progress, f"calibrate: noise {draw + 1}")[chosen])
+            made_half.append(half)
+        present = windows.present
+        noise, plain = np.concatenate(made), untouched[present]
+        plain_half = np.broadcast_to(half[:, None], present.shape)[present]
+        self.calibrator = calibrate.fit(noise, plain, config.score.calibration, (np.concatenate(made_half), plain_half))
+        self.eta = deciding.choose_probability(self.calibrator(noise), self.calibrator(plain))
+
+    # -- score, decide, suggest, correct -----------------------------------------------------------------------------
+
+    def score(self, histories: Any, progress: Progress | None = None) -> pl.DataFrame:
+        """One row per interaction: window_id, position (0 = oldest), item_id, log_odds, noise_probability in [0, 1]
+        (higher = more likely noise), rank in the window (1 = most suspicious).
+
+        Scores of windows that the model was tuned on are in-sample; `train.folds` gives out-of-fold ones in a run.
+        """
+        windows = as_windows(histories, self.catalogue)
+        return self._score_frame(windows, self._log_odds(windows, progress, "score"))
+
+    def _score_frame(self, windows: Windows, log_odds: FloatArray) -> pl.DataFrame:
+        present = windows.present
+        rows, positions = np.nonzero(present)
+        order = np.argsort(np.where(present, -log_odds, np.inf), axis=1, kind="stable")
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape), axis=1)
+        return pl.DataFrame(
+            {
+                c.WINDOW: windows.window_ids[rows], c.POSITION: positions,
+                c.ITEM: self.catalogue.ids.gather(windows.items[present]), c.LOG_ODDS: log_odds[present],
+                c.NOISE_PROBABILITY: self.calibrator(log_odds[present]), c.RANK: rank[present],
+            }
+        )  # fmt: skip
+
+    def decide(self, scores: pl.DataFrame, policy: str | None = None, eta: float | None = None,
+               cap: int | None = None, is_train: bool = True) -> pl.DataFrame:  # fmt: skip
+        """The rows of `scores` that count as noise. Defaults come from config.decide; see `decide.decide` for the
+        policies. is_train: False takes config's η and cap for evaluation histories. Raises ConfigError."""
+        automatic = deciding.settings(self.config.decide, self.eta, is_train)
+        policy, eta, cap = policy or automatic[0], automatic[1] if eta is None else eta, automatic[2] if cap is None else cap
+        if policy == "auto":
+            policy, eta = "probability", self.eta
+        ids, rows = np.unique(scores[c.WINDOW].to_numpy(), return_inverse=True)
+        at = (rows, scores[c.POSITION].to_numpy())
+        shape = (len(ids), int(scores[c.POSITION].max() or 0) + 1)  # type: ignore[arg-type]
+        log_odds, probability = np.full(shape, np.nan), np.full(shape, np.nan)
+        log_odds[at], probability[at] = scores[c.LOG_ODDS].to_numpy(), scores[c.NOISE_PROBABILITY].to_numpy()
+        flagged = deciding.decide(log_odds, probability, policy, eta, cap)
+        return scores.filter(pl.Series(flagged[at]))
+
+    def suggest(self, histories: Any, decisions: pl.DataFrame, progress: Progress | None = None) -> pl.DataFrame:
+        """One row per flagged interaction: what the model suggests in its place and how that item was found."""
+        windows = as_windows(histories, self.catalogue)
+        found = suggest(self.model, self.builder, windows, matrix(decisions, windows, None), self.catalogue, self.config, progress)
+        return self._suggestion_frame(windows, found)
+
+    def _suggestion_frame(self, windows: Windows, found: Suggestions) -> pl.DataFrame:
+        return pl.DataFrame(
+            {
+                c.WINDOW: windows.window_ids[found.rows], c.POSITION: found.positions,
+                c.SUGGESTED: correcting._ids(self.catalogue, found.items),
+                c.SUGGESTED_TITLE: pl.Series([self.catalogue.titles[i] if i >= 0 else None for i in found.items], dtype=pl.String),
+                c.GENERATED: pl.Series(found.generated, dtype=pl.String), c.GROUNDING: pl.Series(found.grounding, dtype=pl.String),
+                c.DISTANCE: found.distance,
+            }
+        )  # fmt: skip
+
+    def correct(self, histories: Any, decisions: pl.DataFrame | None = None, suggestions: pl.DataFrame | None = None,
+                action: str | None = None, target_fixed: bool = False) -> correcting.Corrected:  # fmt: skip
+        """Corrected histories and the list of edits. Scores, decides and suggests where that was not done before.
+
+        action: replace, drop or downweight (config.correct.action). target_fixed: the last item of each history is an
+        evaluation target: it is neither scored nor changed.
+        """
+        windows = as_windows(histories, self.catalogue)
+        inner = windows.histories() if target_fixed else windows
+        action = action or self.config.correct.action
+        if decisions is None:
+            decisions = self.decide(self.score(inner), is_train=not target_fixed)
+        if suggestions is None and action == "replace":
+            suggestions = self.suggest(inner, decisions)
+        return apply(windows, decisions, suggestions, self.catalogue, action, target_fixed)
+
+    # -- save and load -----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Weights (safetensors), tokenizer, catalogue, calibration, configuration and versions, in one folder."""
+        folder = Path(folder)
+        self.model.save(folder)
+        write_parquet(self.catalogue.to_frame(), folder / "items.parquet")
+        card = {
+            "format": FORMAT, "prompt_hash": self.builder.hash, "eta": self.eta, "curve": self.curve,
+            "calibrator": dataclasses.asdict(self.calibrator), "config": self.config.to_dict(), "versions": versions(),
+        }  # fmt: skip
+        (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Denoiser:
+        """Raises ModelError where the folder holds no denoiser, or one of another format."""
+        folder = Path(folder)
+        if not (folder / CARD).is_file():
+            raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        if card["format"] != FORMAT:
+            raise ModelError(f"{folder} has the format {card['format']}; this version reads {FORMAT}. Tune the model again.")
+        out = cls(Config.from_dict(card["config"], str(folder / CARD)))
+        out.calibrator, out.eta, out.curve = calibrate.Calibrator(**card["calibrator"]), card["eta"], card["curve"]
+        out._catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet"))
+        out._model = NoiseLM.load(folder, out.config.model).eval()
+        out._builder = PromptBuilder(out._model.tokenizer, out._catalogue.titles, out.config.model, out.config.train.max_tokens)
+        if out._builder.hash != card["prompt_hash"]:
+            raise ModelError(f"{folder} was tuned with another prompt ({card['prompt_hash']}). Tune the model again.")
+        return out
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _log_odds(self, windows: Windows, progress: Progress | None, doing: str) -> FloatArray:
+        return score_windows(self.model, self.builder, windows, self.catalogue, self.config, progress, doing)
+
+    @property
+    def model(self) -> NoiseLM:
+        return _fitted(self._model)
+
+    @property
+    def builder(self) -> PromptBuilder:
+        return _fitted(self._builder)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return _fitted(self._catalogue)
+
+
+def apply(windows: Windows, decisions: pl.DataFrame, suggestions: pl.DataFrame | None, catalogue: Catalogue,
+          action: str, target_fixed: bool) -> correcting.Corrected:  # fmt: skip
+    """`correct.correct` from the tables of the stages before."""
+    flagged = matrix(decisions, windows, None)
+    probability = np.nan_to_num(matrix(decisions, windows, c.NOISE_PROBABILITY))
+    found = None
+    if suggestions is not None and action == "replace":
+        rows, positions = np.nonzero(flagged)
+        at = pl.DataFrame({c.WINDOW: windows.window_ids[rows], c.POSITION: positions})
+        joined = at.join(suggestions, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
+        ids = joined[c.SUGGESTED]
+        items = np.full(len(rows), -1)
+        known = ids.is_not_null().to_numpy()
+        items[known] = catalogue.index(ids.drop_nulls().to_list(), "the suggestions")
+        found = Suggestions(rows, positions, items, joined[c.GENERATED].to_list(),
+                            joined[c.GROUNDING].fill_null("none").to_list(), joined[c.DISTANCE].to_numpy())  # fmt: skip
+    return correcting.correct(windows, flagged, probability, found, catalogue, action, target_fixed)
+
+
+def matrix(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
+    """[W, L] a column of a table by window_id and position (NaN elsewhere); column None: True where there is a row."""
+    row = {int(w): i for i, w in enumerate(windows.window_ids)}
+    try:
+        at = ([row[w] for w in table[c.WINDOW].to_list()], table[c.POSITION].to_numpy())
+    except KeyError as missing:
+        raise DataError(f"The table names {c.WINDOW} {missing.args[0]}, which is not among the histories given.") from None
+    if column is None:
+        mask: BoolArray = np.zeros(windows.items.shape, dtype=bool)
+        mask[at] = True
+        return mask
+    values = np.full(windows.items.shape, np.nan)
+    values[at] = table[column].to_numpy()
+    return values
+
+
+def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
+    """Windows from any accepted form of histories. Raises DataError."""
+    if isinstance(histories, Windows):
+        return histories
+    if isinstance(histories, list):
+        size = len(histories)
+        lists = pl.Series(c.ITEMS, histories, dtype=pl.List(catalogue.ids.dtype), strict=False)
+        frame = pl.DataFrame({c.WINDOW: np.arange(size), c.USER: np.arange(size), c.ITEMS: lists})
+        return Windows.from_frame(frame, catalogue, "the histories")
+    return Windows.from_frame(_frame(histories), catalogue, "the histories")
+
+
+def _frame(table: Any) -> pl.DataFrame:
+    if isinstance(table, pl.DataFrame):
+        return table
+    if type(table).__module__.startswith("pandas"):
+        return pl.from_pandas(table)
+    raise DataError(f"Got a {type(table).__name__}; expected a Polars or pandas table.")
+
+
+def _fitted(part: Any) -> Any:
+    if part is None:
+        raise ModelError("This denoiser has not been fitted. Call fit(histories, items), or load one with from_pretrained.")
+    return part
+
+
+def versions() -> dict[str, str]:
+    import peft
+    import transformers
+
+    from llm4dsr import __version__
+
+    return {"llm4dsr": __version__, "python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "peft": peft.__version__, "polars": pl.__version__}  # fmt: skip
