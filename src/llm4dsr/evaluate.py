@@ -1,0 +1,137 @@
+"""Evaluation: is the noise found, and does a recommender rank better on the corrected histories?
+
+Rows that are compared share the recommender, its loss, negatives, budget and seeds; only the data differ. Choices are
+made on validation, whose targets are the same in every row; test is read once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c, metrics
+from llm4dsr.catalogue import BoolArray, Catalogue, Windows
+from llm4dsr.config import EvaluateConfig
+from llm4dsr.correct import correct
+from llm4dsr.denoiser import apply, matrix
+from llm4dsr.sasrec import rank_targets, train_sasrec
+from llm4dsr.suggest import Suggestions
+from llm4dsr.tune import Progress
+
+ORIGINAL = "original"
+ORACLE_DROP, ORACLE_RESTORE = "oracle (drop)", "oracle (restore)"
+Splits = dict[str, Windows]
+
+
+@dataclass
+class Tables:
+    """Decisions and suggestions of each split, as their stages wrote them."""
+
+    decisions: dict[str, pl.DataFrame]
+    suggestions: dict[str, pl.DataFrame]
+
+
+def detection(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Windows) -> dict[str, float]:
+    """How well the known noise of `windows` was found; needs their noise mask. Ranges as in metrics.py."""
+    assert windows.noise_mask is not None
+    log_odds, probability = matrix(scores, windows, c.LOG_ODDS), matrix(scores, windows, c.NOISE_PROBABILITY)
+    flagged, scored = matrix(decisions, windows, None), np.isfinite(log_odds)
+    truth = windows.noise_mask[scored]
+    precision, recall = metrics.precision_recall(flagged[scored], truth)
+    stated = float(probability[flagged].mean()) if flagged.any() else float("nan")
+    return {
+        "auroc": metrics.auroc(log_odds[scored], truth), "average_precision": metrics.average_precision(log_odds[scored], truth),
+        "precision": precision, "recall": recall, "stated_precision": stated, "flagged": float(flagged[scored].mean()),
+        "noise": float(truth.mean()), "ece": metrics.expected_calibration_error(probability[scored], truth),
+        "ties": metrics.tie_rate(log_odds, scored),
+    }  # fmt: skip
+
+
+def rows(splits: Splits, tables: Tables, catalogue: Catalogue, actions: tuple[str, ...], train_targets: bool) -> dict[str, Splits]:
+    """name → the splits that this row trains, chooses and tests on."""
+    out = {ORIGINAL: splits}
+    for action in actions:
+        out[f"corrected ({action})"] = {
+            name: apply(windows, _decided(tables.decisions[name], windows, name == c.TRAIN and not train_targets),
+                        tables.suggestions.get(name), catalogue, action, target_fixed=name != c.TRAIN).windows
+            for name, windows in splits.items()
+        }  # fmt: skip
+    if all(w.noise_mask is not None for w in splits.values()):
+        out[ORACLE_DROP] = {n: _oracle(w, catalogue, "drop", n != c.TRAIN) for n, w in splits.items()}
+        if all(w.clean_items is not None for w in splits.values()):
+            out[ORACLE_RESTORE] = {n: _oracle(w, catalogue, "replace", n != c.TRAIN) for n, w in splits.items()}
+    return out
+
+
+def _decided(decisions: pl.DataFrame, windows: Windows, spare_targets: bool) -> pl.DataFrame:
+    if not spare_targets:
+        return decisions
+    last = pl.DataFrame({c.WINDOW: windows.window_ids, c.POSITION: windows.lengths - 1})
+    return decisions.join(last, on=[c.WINDOW, c.POSITION], how="anti", maintain_order="left")
+
+
+def _oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: bool) -> Windows:
+    """Known noise dropped or restored; targets of evaluation windows stay as in every other row."""
+    assert windows.noise_mask is not None
+    flagged: BoolArray = windows.noise_mask.copy()
+    if target_fixed:
+        flagged[np.arange(len(windows)), windows.lengths - 1] = False
+        if action == "drop":  # a history must not vanish, or the rows would be tested on different windows
+            lost = flagged.sum(axis=1) >= windows.lengths - 1
+            flagged[lost, 0] = False
+    at = np.nonzero(flagged)
+    truth = None
+    if action == "replace":
+        assert windows.clean_items is not None
+        size = len(at[0])
+        truth = Suggestions(at[0], at[1], windows.clean_items[at], [None] * size, ["none"] * size, np.zeros(size))
+    return correct(windows, flagged, np.ones(flagged.shape), truth, catalogue, action, target_fixed).windows
+
+
+def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, seed: int,
+            progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
+    """Trains the recommender for each row and seed; one tidy table: row, seed, ndcg, hit_rate, valid_ndcg, epochs,
+    seconds."""
+    out, total = [], len(compared) * config.seeds
+    for s in range(config.seeds):
+        for name, splits in compared.items():
+            done = len(out)
+
+            def report(step: int, steps: int, doing: str, done: int = done, name: str = name) -> None:
+                if progress:
+                    progress(done * 1000 + min(999, 1000 * step // max(1, steps)), total * 1000, f"SASRec on {name}: {doing}")
+
+            trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.sasrec, seed + s, report)
+            ranks = rank_targets(trained.model, splits[c.TEST].histories(), splits[c.TEST].targets())
+            out.append(
+                {"row": name, "seed": seed + s, "ndcg": metrics.ndcg(ranks, config.k),
+                 "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
+                 "epochs": len(trained.curve), "seconds": trained.seconds}
+            )  # fmt: skip
+    if progress:
+        progress(total * 1000, total * 1000, "SASRec")
+    return pl.DataFrame(out)
+
+
+def summary(results: pl.DataFrame) -> pl.DataFrame:
+    """One line per row: mean and 95 % half-width over seeds, relative gain over the original in percent, its p value
+    (paired t-test over seeds), and the share of the best oracle's gain that was reached."""
+    base = results.filter(pl.col("row") == ORIGINAL)
+    names = results["row"].unique(maintain_order=True).to_list()
+    means = {n: float(results.filter(pl.col("row") == n)["ndcg"].mean()) for n in names}  # type: ignore[arg-type]
+    ceiling = max((means[n] for n in (ORACLE_DROP, ORACLE_RESTORE) if n in means), default=float("nan")) - means[ORIGINAL]
+    lines = []
+    for name in names:
+        row = results.filter(pl.col("row") == name)
+        line: dict[str, object] = {"row": name}
+        for metric in ("ndcg", "hit_rate"):
+            mean, half = metrics.mean_interval(row[metric].to_list())
+            several = len(row) > 1 and name != ORIGINAL
+            line |= {metric: mean, f"{metric}_half_width": half,
+                     f"{metric}_gain_percent": 100 * (mean / max(float(base[metric].mean()), 1e-12) - 1),  # type: ignore[arg-type]
+                     f"{metric}_p": metrics.paired_difference(row[metric].to_list(), base[metric].to_list())[2] if several else float("nan")}  # fmt: skip
+        line["share_of_oracle_gain"] = (means[name] - means[ORIGINAL]) / ceiling if ceiling > 0 else float("nan")
+        lines.append(line)
+    return pl.DataFrame(lines)

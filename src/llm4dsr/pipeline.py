@@ -1,0 +1,258 @@
+"""The stages, each from the run folder to the run folder, so that each can be run, inspected and repeated alone.
+
+    prepare → train → score → decide → suggest → correct → evaluate
+
+A stage writes into a hidden folder that is renamed when all of it is there: a stage is whole or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+
+from llm4dsr import columns as c, evaluate as evaluation
+from llm4dsr.catalogue import Windows
+from llm4dsr.config import Config
+from llm4dsr.data import Data, limit_windows, read_data, write_parquet
+from llm4dsr.denoiser import Denoiser, apply, versions
+from llm4dsr.errors import OutputError
+from llm4dsr.report import result_table
+from llm4dsr.tune import Progress
+
+STAGES = ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate")
+FOLDERS = {"prepare": "windows", "train": "model", "score": "scores", "decide": "decisions", "suggest": "suggestions",
+           "correct": "corrected", "evaluate": "evaluation"}  # fmt: skip
+CARD, CONFIG = "run_card.json", "config.yaml"
+
+
+class Run:
+    """A run folder: its configuration, its stages, its run card."""
+
+    def __init__(self, folder: str | Path, config: Config | None = None) -> None:
+        self.folder = Path(folder)
+        stored = self.folder / CONFIG
+        if config is None:
+            if not stored.is_file():
+                raise OutputError(f"{self.folder} is not a run folder (no {CONFIG}). Start with:  llm4dsr prepare --data … --out …")
+            config = Config.from_yaml(stored)
+        self.config = config
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+
+    @classmethod
+    def create(cls, folder: str | Path, config: Config) -> Run:
+        """A new run folder. Raises OutputError where it exists and is not empty."""
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder} exists already. Choose another --out, or add --resume to go on with that run.")
+        return cls(folder, config)
+
+    def path(self, stage: str) -> Path:
+        return self.folder / FOLDERS[stage]
+
+    def done(self, stage: str) -> bool:
+        return self.path(stage).is_dir()
+
+    @contextlib.contextmanager
+    def stage(self, name: str, overwrite: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """(folder to write into, facts for the run card). The stage appears whole, or not at all; with overwrite the
+        later stages, which were made from the old one, are removed."""
+        before = STAGES[: STAGES.index(name)]
+        for earlier in before:
+            if not self.done(earlier) and not (earlier == "suggest" and name in ("correct", "evaluate")) and not (
+                earlier == "correct" and name == "evaluate"
+            ):
+                raise OutputError(f"{self.folder} has no {FOLDERS[earlier]}/ yet, which {name} needs. Run:  llm4dsr {earlier} --run {self.folder}")
+        if self.done(name) and not overwrite:
+            raise OutputError(f"{self.path(name)} exists already. Add --overwrite to make it again.")
+        part = self.folder / f".{FOLDERS[name]}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be written to: {error.strerror}. Choose another folder.") from None
+        facts: dict[str, Any] = {}
+        started = time.monotonic()
+        try:
+            yield part, facts
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            if name == "prepare" and not any(self.folder.iterdir()):
+                self.folder.rmdir()
+            raise
+        for later in STAGES[STAGES.index(name) :]:
+            shutil.rmtree(self.path(later), ignore_errors=True)
+        if name == "prepare":
+            _write_text(self.folder / CONFIG, yaml.safe_dump(_plain(self.config.to_dict()), sort_keys=False))
+        os.replace(part, self.path(name))
+        self._card(name, {"seconds": round(time.monotonic() - started, 1), "peak_memory_mb": peak_memory_mb(), **facts})
+
+    def _card(self, name: str, facts: dict[str, Any]) -> None:
+        card = self.card()
+        card |= {"config": self.config.to_dict(), "seed": self.config.seed, "versions": versions(), "command": " ".join(sys.argv)}
+        stages = card.setdefault("stages", {})
+        for later in STAGES[STAGES.index(name) :]:
+            stages.pop(later, None)
+        stages[name] = facts
+        _write_text(self.folder / CARD, json.dumps(card, indent=1))
+
+    def card(self) -> dict[str, Any]:
+        path = self.folder / CARD
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, data: str | Path | Data, overwrite: bool = False) -> None:
+        with self.stage("prepare", overwrite) as (out, facts):
+            loaded = data if isinstance(data, Data) else read_data(data)
+            if self.config.limit:
+                limited = {k: limit_windows(w, self.config.limit, self.config.seed) for k, w in loaded.splits.items()}
+                loaded = Data(loaded.catalogue, limited, loaded.report)
+            loaded.write(out)
+            facts |= {"items": len(loaded.catalogue), "dropped": loaded.report,
+                      "windows": {k: len(w) for k, w in loaded.splits.items()}}  # fmt: skip
+
+    def train(self, progress: Progress | None = None, overwrite: bool = False) -> None:
+        with self.stage("train", overwrite) as (out, facts):
+            data = self.data()
+            denoiser = Denoiser(self.config).fit(data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), progress)
+            denoiser.save_pretrained(out)
+            for fold in range(self.config.train.folds if self.config.train.folds > 1 else 0):
+                rest = np.flatnonzero(self._folds(data.splits[c.TRAIN]) != fold)
+                other = Denoiser(self.config).fit(data.splits[c.TRAIN].take(rest), data.catalogue, data.splits[c.VALID].histories(), progress)
+                other.save_pretrained(out / f"fold_{fold}")
+            facts |= {"loss": denoiser.curve, "prompt_hash": denoiser.builder.hash, "eta_auto": denoiser.eta,
+                      "noise_rate_estimate": denoiser.calibrator.noise_rate, "ece_before": denoiser.calibrator.ece_before,
+                      "ece_after": denoiser.calibrator.ece_after,
+                      "parameters": sum(p.numel() for p in denoiser.model.parameters())}  # fmt: skip
+
+    def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
+        with self.stage("score", overwrite) as (out, facts):
+            data, denoiser = self.data(), Denoiser.from_pretrained(self.path("train"))
+            for name, windows in self._judged(data).items():
+                if name == c.TRAIN and self.config.train.folds > 1:
+                    folds = self._folds(windows)
+                    parts = [Denoiser.from_pretrained(self.path("train") / f"fold_{k}").score(windows.take(np.flatnonzero(folds == k)), progress)
+                             for k in range(self.config.train.folds)]  # fmt: skip
+                    scores = pl.concat(parts).sort(c.WINDOW, c.POSITION)
+                else:
+                    scores = denoiser.score(windows, progress)
+                write_parquet(scores, out / f"{name}.parquet")
+                facts[name] = len(scores)
+            facts["train_scores"] = "out of fold" if self.config.train.folds > 1 else "in sample"
+
+    def decide(self, policy: str | None = None, eta: float | None = None, cap: int | None = None, overwrite: bool = False) -> None:
+        with self.stage("decide", overwrite) as (out, facts):
+            denoiser = Denoiser.from_pretrained(self.path("train"))
+            denoiser.config = self.config
+            for name in c.SPLITS:
+                scores = pl.read_parquet(self.path("score") / f"{name}.parquet")
+                flagged = denoiser.decide(scores, policy, eta, cap, is_train=name == c.TRAIN)
+                write_parquet(flagged, out / f"{name}.parquet")
+                mean = flagged[c.NOISE_PROBABILITY].mean()
+                facts[name] = {"flagged": len(flagged), "share": len(flagged) / max(1, len(scores)), "expected_precision": mean}
+            facts |= {"policy": policy or self.config.decide.policy, "eta": denoiser.eta if eta is None else eta}
+
+    def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
+        with self.stage("suggest", overwrite) as (out, facts):
+            denoiser = Denoiser.from_pretrained(self.path("train"))
+            denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
+            for name, windows in self._judged(self.data()).items():
+                found = denoiser.suggest(windows, self.decisions()[name], progress)
+                write_parquet(found, out / f"{name}.parquet")
+                facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
+
+    def correct(self, action: str | None = None, overwrite: bool = False) -> None:
+        action = action or self.config.correct.action
+        with self.stage("correct", overwrite) as (out, facts):
+            data, tables = self.data(), self.tables()
+            for name, windows in data.splits.items():
+                decided = evaluation._decided(tables.decisions[name], windows, name == c.TRAIN and not self.config.correct.train_targets)
+                result = apply(windows, decided, tables.suggestions.get(name), data.catalogue, action, target_fixed=name != c.TRAIN)
+                write_parquet(result.windows.to_frame(data.catalogue), out / f"{name}.parquet")
+                write_parquet(result.edits, out / f"{name}_edits.parquet")
+                facts[name] = {"windows": len(result.windows), "edits": dict(result.edits[c.ACTION].value_counts().iter_rows())}
+
+    def evaluate(self, progress: Progress | None = None, overwrite: bool = False, seeds: int | None = None) -> str:
+        """Returns the result table as text."""
+        settings = replace(self.config.evaluate, seeds=seeds or self.config.evaluate.seeds)
+        with self.stage("evaluate", overwrite) as (out, facts):
+            data, tables = self.data(), self.tables()
+            actions = ("replace", "drop") if tables.suggestions else ("drop",)
+            if self.config.correct.action == "downweight":
+                actions += ("downweight",)
+            found = {
+                name: evaluation.detection(pl.read_parquet(self.path("score") / f"{name}.parquet"), tables.decisions[name], w)
+                for name, w in data.splits.items() if _has_truth(w)
+            }  # fmt: skip
+            compared = evaluation.rows(data.splits, tables, data.catalogue, actions, self.config.correct.train_targets)
+            results = evaluation.compare(compared, len(data.catalogue), settings, self.config.seed, progress)
+            lines = evaluation.summary(results)
+            write_parquet(results, out / "results.parquet")
+            write_parquet(lines, out / "summary.parquet")
+            text = result_table(lines, found, settings.k, settings.seeds)
+            _write_text(out / "results.md", text)
+            facts |= {"detection": found, "summary": lines.to_dicts(), "sasrec": asdict(settings.sasrec)}
+        return text
+
+    # -- what stages read --------------------------------------------------------------------------------------------
+
+    def data(self) -> Data:
+        return read_data(self.path("prepare"))
+
+    def _judged(self, data: Data) -> dict[str, Windows]:
+        """Training windows whole, evaluation windows without their target: it is never scored nor touched."""
+        return {k: w if k == c.TRAIN else w.histories() for k, w in data.splits.items()}
+
+    def _folds(self, windows: Windows) -> Any:
+        users = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
+        return users % self.config.train.folds
+
+    def decisions(self) -> dict[str, pl.DataFrame]:
+        return {name: pl.read_parquet(self.path("decide") / f"{name}.parquet") for name in c.SPLITS}
+
+    def tables(self) -> evaluation.Tables:
+        folder = self.path("suggest")
+        found = {n: pl.read_parquet(folder / f"{n}.parquet") for n in c.SPLITS} if folder.is_dir() else {}
+        return evaluation.Tables(self.decisions(), found)
+
+
+def _has_truth(windows: Windows) -> bool:
+    """True where a noise mask with both kinds is known for what is judged."""
+    if windows.noise_mask is None:
+        return False
+    inner = windows.histories()
+    assert inner.noise_mask is not None
+    known = inner.noise_mask[inner.present]
+    return bool(known.any() and not known.all())
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: safe YAML knows no tuples."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def peak_memory_mb() -> int:
+    """Largest resident size of this process so far, in MB (ru_maxrss is in KiB on Linux, in bytes on macOS)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)

@@ -1,0 +1,36 @@
+"""The readable result: Markdown tables for the terminal and the run folder."""
+
+from __future__ import annotations
+
+import math
+
+import polars as pl
+
+
+def result_table(summary: pl.DataFrame, detection: dict[str, dict[str, float]], k: int, seeds: int) -> str:
+    """Markdown of `evaluate.summary` and of `evaluate.detection` per split (empty where no truth is known)."""
+    lines = []
+    if detection:
+        lines += ["### Noise found (against the known mask)", "",
+                  "| split | AUROC | AP | noise | flagged | precision | stated precision | recall | ECE |",
+                  "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        for name, d in detection.items():
+            lines.append(
+                f"| {name} | {d['auroc']:.3f} | {d['average_precision']:.3f} | {d['noise']:.1%} | {d['flagged']:.1%} | "
+                f"{d['precision']:.1%} | {d['stated_precision']:.1%} | {d['recall']:.1%} | {d['ece']:.3f} |"
+            )
+        lines.append("")
+    lines += [f"### SASRec on test, {seeds} seed(s), whole catalogue ranked", "",
+              f"| trained and tested on | NDCG@{k} | HR@{k} | NDCG gain | p | share of the oracle's gain |",
+              "|---|---|---|---|---|---|"]  # fmt: skip
+    for row in summary.iter_rows(named=True):
+        gain = "" if row["row"] == "original" else f"{row['ndcg_gain_percent']:+.1f} %"
+        p = "" if math.isnan(row["ndcg_p"]) else f"{row['ndcg_p']:.3f}"
+        share = "" if row["row"] == "original" or math.isnan(row["share_of_oracle_gain"]) else f"{row['share_of_oracle_gain']:.0%}"
+        lines.append(f"| {row['row']} | {_mean(row, 'ndcg')} | {_mean(row, 'hit_rate')} | {gain} | {p} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(row: dict[str, float], metric: str) -> str:
+    half = row[f"{metric}_half_width"]
+    return f"{row[metric]:.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}")
