@@ -36,8 +36,8 @@ _INTERESTS: Final = {
     "model railways": _Interest(
         "Tillworth, Harrowgate, Brightwater",
         "Branch Line, Harbour Junction, Alpine Express, Heritage Steam, City Tram",
-        "Tank Locomotive, Coal Wagon, Signal Box, Curved Track Pack, Station Platform, Passenger Coach, Level Crossing, "
-        "Diesel Shunter, Goods Shed, Turntable Kit",
+        "Tank Locomotive, Coal Wagon, Signal Box, Curved Track Pack, Station Platform, Passenger Coach, "
+        "Level Crossing, Diesel Shunter, Goods Shed, Turntable Kit",
         "00 Gauge, N Gauge, H0 Gauge, Weathered, Starter Pack",
     ),
     "watercolour": _Interest(
@@ -106,13 +106,14 @@ _INTERESTS: Final = {
 _COMMON: Final = (
     "Blue, Red, Green, Yellow, Purple, Natural Wood, Gift Box, Travel Case, Travel Tin, Deluxe, Large, Small, "
     "Pack of 2, Pack of 6, Limited Edition, Ages 6 Up, New Edition, Refill"
-).split(", ")
+)
 
 _SIZES: Final = {  # interests, series of each, titles of a series, users
-    "full": (10, 12, 6, 3000),
+    "full": (10, 12, 6, 3200),
     "tiny": (4, 3, 5, 150),
 }
 _CONTINUE, _STAY, _FROM_START = 0.65, 0.75, 0.7  # next of the series; same interest; a new series from its first title
+_WAYS = (0.4, 0.4, 0.2)  # share of "Brand Line Product", "Product by Brand, Line" and "Line: Product"
 _RELISTED = 0.08  # share of series whose last title is listed under the title of its first
 
 
@@ -135,7 +136,7 @@ def make_demo(
 ) -> Demo:
     """The same shop and the same users for the same arguments.
 
-    size: "full" has 720 items and 3,000 users, "tiny" (for tests) 60 items and 150 users. noise: probability in [0, 1]
+    size: "full" has 720 items and 3,200 users, "tiny" (for tests) 60 items and 150 users. noise: probability in [0, 1]
     that an interaction is replaced, once per user and before windows are cut; test targets are the true ones.
     """
     if size not in _SIZES:
@@ -178,9 +179,9 @@ def write_demo(folder: str | Path, seed: int = 0, size: Literal["full", "tiny"] 
 
 
 def _titles(interest: _Interest, n_series: int, n_parts: int, rng: np.random.Generator) -> list[str]:
-    """n_series * n_parts titles, series after series: "Brand Line Product, Detail, Detail"."""
-    brands, lines, products, details = (
-        text.split(", ") for text in (interest.brands, interest.lines, interest.products, interest.details)
+    """n_series * n_parts titles, series after series, in the three ways in which shops write them."""
+    brands, lines, products, details, common = (
+        text.split(", ") for text in (interest.brands, interest.lines, interest.products, interest.details, _COMMON)
     )
     pairs = [(brand, line) for brand in brands for line in lines]
     out = []
@@ -188,9 +189,10 @@ def _titles(interest: _Interest, n_series: int, n_parts: int, rng: np.random.Gen
         brand, line = pairs[pair]
         series = []
         for product in rng.permutation(products)[:n_parts]:
+            ways = (f"{brand} {line} {product}", f"{product} by {brand}, {line}", f"{line}: {product}")
             ending = [rng.choice(details)] if rng.random() < 0.6 else []
-            ending += list(rng.choice(_COMMON, size=2 if rng.random() < 0.4 else 1, replace=False))
-            series.append(f"{brand} {line} {product}, {', '.join(ending)}")
+            ending += list(rng.choice(common, size=2 if rng.random() < 0.5 else 1, replace=False))
+            series.append(", ".join([rng.choice(ways, p=_WAYS), *ending]))
         if rng.random() < _RELISTED:
             series[-1] = series[0]
         out += series
@@ -206,7 +208,7 @@ def _history(shop: IntArray, rng: np.random.Generator) -> IntArray:
     )
     share = rng.dirichlet(np.full(len(mine), 2.0))
     liking = 1.0 / np.arange(1, n_series + 1) ** 0.9  # the first series of an interest sell best
-    length = 6 + int(rng.binomial(8, 0.7))
+    length = 6 + int(rng.binomial(8, 0.75))
     bought: list[int] = []
     last: dict[int, tuple[int, int]] = {}  # interest -> (series, part) bought last
     interest = int(rng.choice(mine, p=share))

@@ -25,8 +25,7 @@ from llm4dsr.metrics import ndcg
 
 LOGITS = 4_000_000  # scores held at once, in training and in ranking: bounds the memory, and stays near the cache
 VALIDATION_K = 20
-MASKED = -1e9
-SHIFT = 1.0
+INITIAL = 0.02  # standard deviation of the vectors at the start; larger ones drown the first epochs in noise
 
 
 class SASRec(nn.Module):
@@ -34,8 +33,13 @@ class SASRec(nn.Module):
 
     def __init__(self, n_items: int, config: SASRecConfig) -> None:
         super().__init__()
-        if config.hidden_size % max(config.heads, 1) or config.heads < 1:
-            raise ConfigError(f"hidden_size {config.hidden_size} must be a multiple of heads {config.heads}.")
+        for name in ("hidden_size", "heads", "history", "batch_size", "negatives"):
+            if getattr(config, name) < 1:
+                raise ConfigError(f"SASRec: {name} = {getattr(config, name)}; expected 1 or more.")
+        if config.hidden_size % config.heads:
+            raise ConfigError(f"SASRec: hidden_size {config.hidden_size} must be a multiple of heads {config.heads}.")
+        if not 0 <= config.dropout < 1:
+            raise ConfigError(f"SASRec: dropout = {config.dropout}; expected a number from 0 to below 1.")
         self.n_items, self.config = n_items, config
         size = config.hidden_size
         self.items = nn.Embedding(n_items + 1, size, padding_idx=n_items)
@@ -44,7 +48,7 @@ class SASRec(nn.Module):
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(config.dropout)
         for table in (self.items, self.positions):
-            nn.init.normal_(table.weight, std=size**-0.5)
+            nn.init.normal_(table.weight, std=INITIAL)
         with torch.no_grad():
             self.items.weight[n_items] = 0
 
@@ -58,12 +62,14 @@ class SASRec(nn.Module):
         return F.embedding(torch.where(items == PAD, self.n_items, items), self.items.weight, self.n_items)
 
     def forward(self, items: Tensor) -> Tensor:
-        """items [B, L ≤ history], right-padded with PAD -> states [B, L, d]; state t has seen the items 0 … t only."""
-        return self.encode(self.vectors(items))
+        """items [B, L ≤ history], right-padded with PAD -> states [B, L, d]; state t has seen no item after t."""
+        return self.encode(self.vectors(items), items)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """vectors [B, L, d] -> states [B, L, d]."""
-        x = self.dropout(x + self.positions.weight[: x.shape[1]])
+    def encode(self, x: Tensor, items: Tensor) -> Tensor:
+        """vectors [B, L, d] of items [B, L] -> states [B, L, d]. Positions count back from the newest item (0)."""
+        lengths = (items != PAD).sum(1, keepdim=True)
+        back = (lengths - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)  # [B, L]
+        x = self.dropout(x + F.embedding(back, self.positions.weight))
         for block in self.blocks:
             x = block(x)
         out: Tensor = self.norm(x)
@@ -89,7 +95,7 @@ class Dropout(nn.Module):
             return x
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         kept = draws.view(torch.int16)[: x.numel()].view_as(x) >= round(self.rate * 2**16) - 2**15
-        return x * kept * (1 / (1 - self.rate))
+        return x * kept.to(x.dtype).mul_(1 / (1 - self.rate))
 
 
 class Block(nn.Module):
@@ -156,7 +162,7 @@ def train_sasrec(
         for epoch in range(config.epochs):
             model.train()
             total = 0.0
-            batches = torch.randperm(len(inputs)).split(config.batch_size)
+            batches = torch.split(torch.randperm(len(inputs)), config.batch_size)
             for rows in batches:
                 total += _step(model, optimizer, inputs[rows], targets[rows], weights[rows])
             curve.append(ndcg(rank_targets(model, histories, wanted), VALIDATION_K))
@@ -191,7 +197,7 @@ def rank_targets(model: SASRec, histories: Windows, targets: IntArray) -> IntArr
             wanted = torch.from_numpy(targets[part]).to(device)
             scores = model.last_states(torch.from_numpy(items[part]).to(device)) @ model.item_vectors.T  # [B, N]
             # Counting what is below, and not what is above, also ranks a target last whose score is not a number.
-            below = (scores < scores.gather(1, wanted.unsqueeze(1))).sum(1)
+            below = torch.count_nonzero(scores < scores.gather(1, wanted.unsqueeze(1)), dim=1)
             ranks[part] = (model.n_items - below).cpu().numpy()
     model.train(was_training)
     return ranks
@@ -213,9 +219,8 @@ def _examples(windows: Windows, config: SASRecConfig) -> tuple[Tensor, Tensor, T
     if config.supervise == "last":
         last = (targets != PAD).sum(1, keepdims=True) - 1
         targets[np.arange(config.history) != last] = PAD
-    return (
-        torch.from_numpy(items[:, :-1].copy()), torch.from_numpy(targets), torch.from_numpy(weights[:, 1:]).float()
-    )  # fmt: skip
+    inputs = np.where(items[:, 1:] != PAD, items[:, :-1], PAD)  # the last item is a target only
+    return torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(weights[:, 1:]).float()
 
 
 def _step(model: SASRec, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor) -> float:
@@ -223,11 +228,11 @@ def _step(model: SASRec, optimizer: torch.optim.Optimizer, inputs: Tensor, targe
     config = model.config
     negatives = torch.randint(model.n_items, (config.negatives,))  # [M] one draw for the whole batch
     width = {"full": model.n_items, "sampled": config.negatives, "bce": 1}[config.loss]
-    per_row = -(-int((targets != PAD).sum()) // len(targets)) * width
-    count = (targets != PAD).sum()
+    count = int((targets != PAD).sum())
+    per_row = -(-count // len(targets)) * width
     total = 0.0
     optimizer.zero_grad()
-    for rows in torch.arange(len(inputs)).split(max(1, LOGITS // per_row)):
+    for rows in torch.split(torch.arange(len(inputs)), max(1, LOGITS // per_row)):
         here = targets[rows] != PAD  # [B, history]
         losses = _losses(model, inputs[rows], targets[rows], negatives)
         loss = (losses * weights[rows][here]).sum() / count
@@ -248,14 +253,15 @@ def _losses(model: SASRec, inputs: Tensor, targets: Tensor, negatives: Tensor) -
         negatives = negatives + (negatives >= wanted)  # [P] uniform over all items but the wanted one
     # One look-up for all, as the gradient of each look-up is a matrix as large as the item table
     parts = [inputs.numel(), len(wanted), len(negatives)]
-    read, liked, disliked = model.vectors(torch.cat([inputs.flatten(), wanted, negatives])).split(parts)
-    states = model.encode(read.view(*inputs.shape, -1))[here]  # [P, d]
+    read, liked, disliked = torch.split(model.vectors(torch.cat([inputs.flatten(), wanted, negatives])), parts)
+    states = model.encode(read.view(*inputs.shape, -1), inputs)[here]  # [P, d]
     positive = (states * liked).sum(1)  # [P]
     if model.config.loss == "bce":
         return F.softplus(-positive) + F.softplus((states * disliked).sum(1))
-    scores = (states @ disliked.T).masked_fill(negatives == wanted.unsqueeze(1), MASKED)  # [P, M]
-    scores = scores + SHIFT * math.log(model.n_items / len(negatives))  # the draw stands for the whole catalogue
-    return torch.cat([positive.unsqueeze(1), scores], 1).logsumexp(1) - positive
+    scores = (states @ disliked.T).masked_fill(negatives == wanted.unsqueeze(1), -math.inf)  # [P, M]
+    scores = scores + math.log(model.n_items / len(negatives))  # the draw stands for the whole catalogue
+    losses: Tensor = torch.cat([positive.unsqueeze(1), scores], 1).logsumexp(1) - positive
+    return losses
 
 
 def _recent(values: npt.NDArray[Any], lengths: IntArray, count: int, fill: float) -> npt.NDArray[Any]:

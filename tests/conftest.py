@@ -1,0 +1,30 @@
+"""What several test files need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llm4dsr.data import Data
+from llm4dsr.demo import make_demo
+
+
+@pytest.fixture(scope="session")
+def tiny_demo() -> Data:
+    """The windows of the tiny demo: 60 items, 150 users. Shared by all tests, so do not change it."""
+    return make_demo(seed=0, size="tiny").data
+
+
+@pytest.fixture(scope="session")
+def toys_path() -> Path:
+    """`…/toys` in the shared data folder, to be given to `read_data`; skips where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    given = os.environ.get("LLM4DSR_SHARED_DATA")
+    for folder in (beside, Path(given) if given else beside):
+        if (folder / "toys_items.parquet").is_file():
+            return folder / "toys"
+    pytest.skip(
+        f"no Toys data: neither {beside} nor LLM4DSR_SHARED_DATA ({given or 'not set'}) holds toys_items.parquet"
+    )

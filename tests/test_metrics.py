@@ -1,0 +1,117 @@
+"""Every expected value here is worked out by hand in the comment beside it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from llm4dsr import metrics
+from llm4dsr.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([4, 3, 2, 1], 1.0),  # both noises before both clean ones
+        ([1, 2, 3, 4], 0.0),  # the other way round
+        ([4, 2, 3, 1], 0.75),  # pairs (4,3) (4,1) (2,1) right, (2,3) wrong
+        ([5, 5, 5, 5], 0.5),  # a constant score knows nothing: each pair counts ½
+    ],
+)
+def test_auroc_counts_ordered_pairs(scores: list[int], expected: float) -> None:
+    assert metrics.auroc(scores, [1, 1, 0, 0]) == pytest.approx(expected)
+
+
+def test_average_precision_is_the_mean_precision_at_each_noise() -> None:
+    assert metrics.average_precision([4, 3, 2, 1], [0, 1, 0, 1]) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert metrics.average_precision([1] * 10, [1] + [0] * 9) == pytest.approx(0.1)  # chance is the noise rate
+
+
+def test_detection_metrics_take_matrices() -> None:
+    scores, noise = np.array([[4, 3], [2, 1]]), np.array([[True, False], [True, False]])
+    assert metrics.auroc(scores, noise) == 0.75
+    assert metrics.precision_recall(scores > 2, noise) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("metric", [metrics.auroc, metrics.average_precision])
+@pytest.mark.parametrize(("noise", "said"), [([0, 0], "clean"), ([1, 1], "noisy"), ([0, 1, 0], "2 and 3 entries")])
+def test_detection_metrics_say_what_they_need(metric, noise, said) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(DataError, match=said):
+        metric([0.1, 0.2], noise)
+
+
+def test_scores_that_are_not_numbers_are_refused() -> None:
+    with pytest.raises(DataError, match="1 of 2"):
+        metrics.auroc([0.1, math.nan], [0, 1])
+
+
+def test_precision_recall() -> None:
+    # flagged: 1 1 1 0 0; of the 3 flags 2 are right; of the 4 noises 2 are found
+    assert metrics.precision_recall([1, 1, 1, 0, 0], [1, 1, 0, 1, 1]) == (2 / 3, 0.5)
+    precision, recall = metrics.precision_recall([0, 0], [0, 1])
+    assert math.isnan(precision)  # nothing flagged
+    assert recall == 0
+
+
+def test_calibration_error_weighs_bins_by_their_size() -> None:
+    # bin [0, ½): three cases, mean probability 0.2, mean outcome ⅓; bin [½, 1]: one case, 1.0 against 1
+    assert metrics.expected_calibration_error([0.1, 0.2, 0.3, 1.0], [0, 0, 1, 1], bins=2) == pytest.approx(
+        3 / 4 * (1 / 3 - 0.2)
+    )
+    assert metrics.expected_calibration_error([0.0, 1.0], [0, 1]) == 0
+    assert metrics.expected_calibration_error([0.0, 1.0], [1, 0]) == 1
+    with pytest.raises(DataError, match=r"\[0, 1\]"):
+        metrics.expected_calibration_error([1.2], [1])
+
+
+def test_ranking_metrics() -> None:
+    ranks = np.array([1, 2, 20, 21])
+    assert metrics.hit_rate(ranks, 20) == 0.75
+    assert metrics.hit_rate(ranks, 1) == 0.25
+    assert metrics.ndcg(ranks, 20) == pytest.approx((1 + 1 / math.log2(3) + 1 / math.log2(21)) / 4)
+    assert metrics.ndcg(ranks, 1) == 0.25
+    assert math.isnan(metrics.hit_rate([], 20))
+    assert math.isnan(metrics.ndcg([], 20))
+
+
+def test_ties_count_within_a_window_and_not_in_padding() -> None:
+    scores = np.array([[0.5, 0.1, 0.5, 0.5], [0.5, 0.1, 0.0, 0.0]])
+    present = np.array([[True, True, True, True], [True, True, False, False]])
+    assert metrics.tie_rate(scores, present) == 3 / 6  # the 0.5 of the second window has no equal there
+    assert metrics.tie_rate(scores) == 5 / 8  # two zeros more, where the padding counts
+    assert math.isnan(metrics.tie_rate(scores, np.zeros_like(present)))
+
+
+def test_mean_interval_is_students() -> None:
+    # s = √(Σ(v - 3)² / 4) = √2.5; t with 4 degrees of freedom at 97.5 % = 2.776445
+    assert metrics.mean_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 2.776445 * math.sqrt(2.5 / 5)), rel=1e-6)
+    _, narrow = metrics.mean_interval([1, 2, 3, 4, 5], confidence=0.5)
+    assert narrow == pytest.approx(0.740697 * math.sqrt(0.5), rel=1e-5)
+    mean, half = metrics.mean_interval([7])
+    assert mean == 7
+    assert math.isnan(half)
+
+
+def test_paired_difference() -> None:
+    # differences 1, 2, 3: mean 2, error 1/√3, t = 2√3; with 2 degrees of freedom p = 1 - t / √(t² + 2) = 1 - √(12/14)
+    mean, half, p = metrics.paired_difference([3, 5, 7], [2, 3, 4])
+    assert (mean, half) == pytest.approx((2, 4.302653 / math.sqrt(3)), rel=1e-6)
+    assert p == pytest.approx(1 - math.sqrt(12 / 14))
+
+
+def test_paired_difference_goes_by_pairs_and_by_sign() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 10, 20)  # the seeds differ far more than the two methods
+    better = base + 0.1 + rng.normal(0, 0.01, 20)
+    mean, _, p = metrics.paired_difference(better, base)
+    assert mean == pytest.approx(0.1, abs=0.01)
+    assert p < 1e-6
+    assert metrics.paired_difference(base, better)[0] == -mean
+
+
+def test_paired_difference_without_doubt_or_without_data() -> None:
+    assert metrics.paired_difference([1, 2, 3], [1, 2, 3]) == (0, 0, 1)
+    assert metrics.paired_difference([2, 3, 4], [1, 2, 3]) == (1, 0, 0)
+    assert math.isnan(metrics.paired_difference([1], [0])[2])
+    with pytest.raises(DataError):
+        metrics.paired_difference([1, 2], [1])
