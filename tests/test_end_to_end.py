@@ -38,7 +38,9 @@ def test_a_run_goes_through_all_stages(tmp_path):
 @pytest.mark.parametrize("answer", ["title", "position"])
 def test_saved_and_loaded_denoisers_score_the_same(tmp_path, items, answer):
     data = make_demo(size="tiny").data
-    config = Config.from_dict({**TINY, "model": {**TINY["model"], "items": items, "answer": answer}, "train": {"epochs": 1, "samples": 40}})
+    config = Config.from_dict(
+        {**TINY, "model": {**TINY["model"], "items": items, "answer": answer}, "train": {"epochs": 1, "samples": 40}}
+    )
     denoiser = Denoiser(config).fit(data.splits["train"], data.catalogue, data.splits["valid"].histories())
     denoiser.save_pretrained(tmp_path / "model")
     histories = data.splits["test"].histories()

@@ -24,7 +24,9 @@ PAD = -1  # fills the end of a row of `Windows.items`
 
 
 def clean_title(title: str) -> str:
-    """Title as it may stand between double quotes in a prompt: entities undone, one line, no `"`, no control characters.
+    """Title as it may stand between double quotes in a prompt.
+
+    Entities are undone; it has one line, no `"` and no control characters.
 
     >>> clean_title('Mega  Bloks &quot;Pirates&quot;\\n12 pc')
     "Mega Bloks 'Pirates' 12 pc"
@@ -92,6 +94,15 @@ class Catalogue:
                 "Add them to the items table, or remove these interactions."
             ) from None
 
+    def ids_of(self, rows: IntArray) -> pl.Series:
+        """The user's ids of catalogue rows; null for -1."""
+        known = pl.Series(rows >= 0)
+        return pl.select(pl.when(known).then(self.ids.gather(np.where(rows >= 0, rows, 0)))).to_series()
+
+    def titles_of(self, rows: IntArray) -> pl.Series:
+        """Titles of catalogue rows; null for -1."""
+        return pl.Series([self.titles[row] if row >= 0 else None for row in rows], dtype=pl.String)
+
     def to_frame(self) -> pl.DataFrame:
         return pl.DataFrame({c.ITEM: self.ids, c.TITLE: self.titles, c.CANONICAL: self.ids.gather(self.canonical)})
 
@@ -121,6 +132,11 @@ class Windows:
     def present(self) -> BoolArray:
         """[W, L] True where there is an item."""
         return np.arange(self.items.shape[1])[None, :] < self.lengths[:, None]
+
+    def row(self, index: int) -> list[int]:
+        """Catalogue rows of one window, oldest first, without padding."""
+        items: list[int] = self.items[index, : self.lengths[index]].tolist()
+        return items
 
     def take(self, rows: npt.NDArray[Any]) -> Windows:
         def pick(a: Any) -> Any:
@@ -173,7 +189,8 @@ class Windows:
                 raise DataError(f"{where} has the columns {frame.columns}, but {name!r} is missing.")
         if not isinstance(frame[c.ITEMS].dtype, pl.List):
             raise DataError(
-                f"{c.ITEMS!r} in {where} has the type {frame[c.ITEMS].dtype}; expected a list of item ids, oldest first."
+                f"{c.ITEMS!r} in {where} has the type {frame[c.ITEMS].dtype}; "
+                "expected a list of item ids, oldest first."
             )
         lengths = frame[c.ITEMS].list.len().fill_null(0).cast(pl.Int64).to_numpy()
         for count, name in ((0, "an empty history"), (1, "a history of one item")):
@@ -217,7 +234,9 @@ class Windows:
         def lists(values: pl.Series) -> pl.Series:
             offsets = np.repeat(np.arange(len(self)), self.lengths)
             grouped = pl.DataFrame({"row": offsets, "v": values}).group_by("row", maintain_order=True).agg("v")
-            whole = pl.DataFrame({"row": np.arange(len(self))}).join(grouped, on="row", how="left", maintain_order="left")
+            whole = pl.DataFrame({"row": np.arange(len(self))}).join(
+                grouped, on="row", how="left", maintain_order="left"
+            )
             return whole["v"].fill_null(pl.lit([], dtype=whole["v"].dtype))
 
         data: dict[str, Any] = {

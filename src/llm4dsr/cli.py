@@ -30,7 +30,13 @@ Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 @contextlib.contextmanager
 def bar() -> Iterator[Any]:
     """A progress callback with count, elapsed time and time left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
 
@@ -68,7 +74,10 @@ def _stages(run: Run, data: Any) -> None:
 
 def _show(run: Run) -> None:
     console.print(Markdown((run.path("evaluate") / "results.md").read_text(encoding="utf-8")))
-    console.print(f"Corrected histories: {escape(str(run.path('correct')))}   run card: {escape(str(run.folder / 'run_card.json'))}")
+    console.print(
+        f"Corrected histories: {escape(str(run.path('correct')))}   "
+        f"run card: {escape(str(run.folder / 'run_card.json'))}"
+    )
 
 
 @app.command()
@@ -96,9 +105,14 @@ def run(
 
 
 @app.command()
-def prepare(data: Annotated[Path, typer.Option(help="Folder with the data.")], out: Annotated[Path, typer.Option(help="Run folder to make.")],
-            model: Annotated[str | None, typer.Option(help="'embedded', a hub name, or a local path.")] = None,
-            config: Recipe = None, limit: Annotated[int | None, typer.Option()] = None, seed: Seed = None) -> None:  # fmt: skip
+def prepare(
+    data: Annotated[Path, typer.Option(help="Folder with the data.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    model: Annotated[str | None, typer.Option(help="'embedded', a hub name, or a local path.")] = None,
+    config: Recipe = None,
+    limit: Annotated[int | None, typer.Option()] = None,
+    seed: Seed = None,
+) -> None:
     """Read the data and write windows."""
     Run.create(out, _config(config, model, limit, seed)).prepare(data)
 
@@ -118,8 +132,13 @@ def score(run: RunFolder, overwrite: Overwrite = False) -> None:
 
 
 @app.command()
-def decide(run: RunFolder, policy: Annotated[str | None, typer.Option()] = None, eta: Annotated[float | None, typer.Option()] = None,
-           cap: Annotated[int | None, typer.Option()] = None, overwrite: Overwrite = False) -> None:  # fmt: skip
+def decide(
+    run: RunFolder,
+    policy: Annotated[str | None, typer.Option()] = None,
+    eta: Annotated[float | None, typer.Option()] = None,
+    cap: Annotated[int | None, typer.Option()] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Which interactions count as noise, by η."""
     Run(run).decide(policy, eta, cap, overwrite)
 

@@ -15,6 +15,7 @@ CANONICAL: Final = "canonical_id"  # smallest-index item with the same title; eq
 WINDOW: Final = "window_id"
 ITEMS: Final = "item_ids"  # list, oldest first; the last one is the target
 CLEAN_ITEMS: Final = "clean_item_ids"  # known truth, for measuring only
+CLEAN_ITEM: Final = "clean_item_id"  # the same in an interaction log, one per row
 NOISE_MASK: Final = "noise_mask"  # list of 0/1, known truth, for measuring only
 WEIGHTS: Final = "weights"  # list of float in [0, 1], written by the "downweight" correction
 

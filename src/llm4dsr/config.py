@@ -150,7 +150,9 @@ class Config:
     def from_yaml(cls, path: str | Path) -> Config:
         path = Path(path)
         if not path.is_file():
-            raise ConfigError(f"No recipe at {path}. Give the path of a YAML file; see the recipes folder for examples.")
+            raise ConfigError(
+                f"No recipe at {path}. Give the path of a YAML file; see the recipes folder for examples."
+            )
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:

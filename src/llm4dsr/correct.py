@@ -33,7 +33,9 @@ def correct(windows: Windows, flagged: BoolArray, probability: FloatArray, sugge
     if action not in c.ACTIONS:
         raise ConfigError(f"correct.action = {action!r}; expected one of {', '.join(c.ACTIONS)}.")
     if action == "replace" and suggestions is None:
-        raise ConfigError("correct.action = 'replace' needs suggestions: run the suggest stage, or use drop or downweight.")
+        raise ConfigError(
+            "correct.action = 'replace' needs suggestions: run the suggest stage, or use drop or downweight."
+        )
     rows, positions = np.nonzero(flagged)
     if target_fixed and (positions == windows.lengths[rows] - 1).any():
         raise AssertionError("a target of an evaluation window was flagged; targets are never touched")
@@ -75,27 +77,27 @@ def _left(values: FloatArray, stay: BoolArray, width: int) -> FloatArray:
     return out
 
 
-def _ids(catalogue: Catalogue, rows: np.ndarray) -> pl.Series:  # type: ignore[type-arg]
-    """User's ids of catalogue rows; null for -1."""
-    index = pl.Series(np.where(rows >= 0, rows, 0))
-    return pl.select(pl.when(pl.Series(rows >= 0)).then(catalogue.ids.gather(index))).to_series()
-
-
 def _edits(windows, rows, positions, probability, suggestions, kept, taken, catalogue) -> pl.DataFrame:  # type: ignore[no-untyped-def]
     users = windows.user_ids.gather(rows)
     suggested = np.full(len(rows), -1) if suggestions is None else suggestions.items
-    titles = [catalogue.titles[i] if i >= 0 else None for i in suggested]
     return pl.DataFrame(
         {
-            c.WINDOW: windows.window_ids[rows], c.USER: users, c.POSITION: positions,
+            c.WINDOW: windows.window_ids[rows],
+            c.USER: users,
+            c.POSITION: positions,
             c.ITEM: catalogue.ids.gather(windows.items[rows, positions]),
-            c.TITLE: pl.Series([catalogue.titles[i] for i in windows.items[rows, positions]], dtype=pl.String),
+            c.TITLE: catalogue.titles_of(windows.items[rows, positions]),
             c.NOISE_PROBABILITY: probability[rows, positions],
-            c.SUGGESTED: _ids(catalogue, suggested), c.SUGGESTED_TITLE: pl.Series(titles, dtype=pl.String),
-            c.GENERATED: pl.Series([] if suggestions is None else suggestions.generated, dtype=pl.String)
-            if suggestions is not None else pl.Series([None] * len(rows), dtype=pl.String),
-            c.GROUNDING: pl.Series(["none"] * len(rows) if suggestions is None else suggestions.grounding, dtype=pl.String),
+            c.SUGGESTED: catalogue.ids_of(suggested),
+            c.SUGGESTED_TITLE: catalogue.titles_of(suggested),
+            c.GENERATED: pl.Series(
+                [None] * len(rows) if suggestions is None else suggestions.generated, dtype=pl.String
+            ),
+            c.GROUNDING: pl.Series(
+                ["none"] * len(rows) if suggestions is None else suggestions.grounding, dtype=pl.String
+            ),
             c.DISTANCE: np.full(len(rows), np.nan) if suggestions is None else suggestions.distance,
-            c.ACTION: pl.Series(taken.tolist(), dtype=pl.String), c.KEPT: _ids(catalogue, kept),
+            c.ACTION: pl.Series(taken.tolist(), dtype=pl.String),
+            c.KEPT: catalogue.ids_of(kept),
         }
-    )  # fmt: skip
+    )

@@ -16,7 +16,6 @@ from llm4dsr import columns as c
 from llm4dsr.catalogue import PAD, Catalogue, IntArray, Windows
 from llm4dsr.errors import DataError, OutputError
 
-CLEAN_ITEM: Final = "clean_item_id"  # in an interaction log: what stood there before noise was added, if known
 MIN_HISTORY: Final = 4  # fewer items show no interest that another could fail to fit
 FORMATS: Final = (".parquet", ".csv", ".jsonl")
 LOG: Final = "interactions"
@@ -213,7 +212,7 @@ def make_windows(
     catalogue = Catalogue.from_frame(items)
     log, report = _usable_rows(interactions)
     rows = catalogue.index(log[c.ITEM].to_list(), "the interactions")
-    clean = catalogue.index(log[CLEAN_ITEM].to_list(), CLEAN_ITEM) if CLEAN_ITEM in log.columns else None
+    clean = catalogue.index(log[c.CLEAN_ITEM].to_list(), c.CLEAN_ITEM) if c.CLEAN_ITEM in log.columns else None
     users = log.with_row_index("row").select(pl.col("row").first().over(c.USER))["row"].to_numpy().astype(np.int64)
 
     keep = _k_core(users, rows, k_core)
@@ -264,7 +263,7 @@ def _usable_rows(interactions: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, in
     for name in needed:
         if name not in interactions.columns:
             raise DataError(f"The interactions have the columns {interactions.columns}, but {name!r} is missing.")
-    truth = [name for name in (c.NOISE_MASK, CLEAN_ITEM) if name in interactions.columns]
+    truth = [name for name in (c.NOISE_MASK, c.CLEAN_ITEM) if name in interactions.columns]
     log = interactions.select(*needed, *truth)
     time = pl.col(c.TIME)
     kind = log.schema[c.TIME]
@@ -281,9 +280,9 @@ def _usable_rows(interactions: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, in
     if c.NOISE_MASK in truth and not set(log[c.NOISE_MASK].unique()) <= {0, 1}:
         found = log[c.NOISE_MASK].unique().head(5).to_list()
         raise DataError(f"{c.NOISE_MASK!r} of the interactions holds {found}; expected 0 or 1 in each row.")
-    if CLEAN_ITEM in truth and c.NOISE_MASK not in truth:
-        with _as_data_error(f"{CLEAN_ITEM!r} and {c.ITEM!r} cannot be compared", "Give both the same type."):
-            log = log.with_columns(pl.col(c.ITEM).ne_missing(pl.col(CLEAN_ITEM)).alias(c.NOISE_MASK))
+    if c.CLEAN_ITEM in truth and c.NOISE_MASK not in truth:
+        with _as_data_error(f"{c.CLEAN_ITEM!r} and {c.ITEM!r} cannot be compared", "Give both the same type."):
+            log = log.with_columns(pl.col(c.ITEM).ne_missing(pl.col(c.CLEAN_ITEM)).alias(c.NOISE_MASK))
     full = log.drop_nulls([*needed, "seconds"])
     once = full.unique(needed, keep="first", maintain_order=True)
     if once.is_empty():

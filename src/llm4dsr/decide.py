@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm4dsr.catalogue import BoolArray, FloatArray
+from llm4dsr.catalogue import BoolArray, FloatArray, IntArray
 from llm4dsr.config import DecideConfig
 from llm4dsr.errors import ConfigError
 
@@ -38,7 +38,7 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
     if policy in ("percentile", "rate"):
         level = eta if policy == "percentile" else 1 - eta
         with np.errstate(invalid="ignore"):
-            return allowed & (log_odds > np.nanquantile(log_odds, level))
+            return np.asarray(allowed & (log_odds > np.nanquantile(log_odds, level)))
     rows, cols = np.nonzero(allowed)
     order = np.argsort(-log_odds[rows, cols], kind="stable")
     p = probability[rows[order], cols[order]]
@@ -51,10 +51,16 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
 
 def _within_cap(log_odds: FloatArray, cap: int) -> BoolArray:
     present = np.isfinite(log_odds)
-    order = np.argsort(np.where(present, -log_odds, np.inf), axis=1, kind="stable")
+    allowed: BoolArray = present & (ranks(log_odds) <= np.minimum(cap, present.sum(axis=1) - 1)[:, None])
+    return allowed
+
+
+def ranks(log_odds: FloatArray) -> IntArray:
+    """[W, L] 1 = the most suspicious interaction of its window; ties by age, absent positions (NaN) last."""
+    order = np.argsort(np.where(np.isfinite(log_odds), -log_odds, np.inf), axis=1, kind="stable")
     rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(log_odds.shape[1])[None, :], axis=1)
-    return present & (rank < np.minimum(cap, present.sum(axis=1) - 1)[:, None])
+    np.put_along_axis(rank, order, np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape), axis=1)
+    return rank
 
 
 def choose_probability(calibrated_noise: FloatArray, calibrated_untouched: FloatArray) -> float:

@@ -16,7 +16,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.catalogue import IntArray
-from llm4dsr.data import CLEAN_ITEM, Data, make_windows
+from llm4dsr.data import Data, make_windows
 from llm4dsr.errors import DataError
 from llm4dsr.noise import add_noise
 
@@ -164,7 +164,7 @@ def make_demo(
                 for s, h in zip(starts, histories, strict=True)
             ]),
             c.NOISE_MASK: np.concatenate(masks).astype(np.int8),
-            CLEAN_ITEM: ids[np.concatenate(histories)],
+            c.CLEAN_ITEM: ids[np.concatenate(histories)],
         }
     )  # fmt: skip
     data = make_windows(log, items, k_core=0)

@@ -1,11 +1,11 @@
 """The public class: fit, score, decide, suggest, correct. Each call answers one question and returns a table.
 
-    from llm4dsr import Denoiser
-    denoiser = Denoiser().fit(histories, items)       # histories: user_id, window_id, item_ids; items: item_id, title
-    scores = denoiser.score(histories)                # how likely is each interaction noise?
-    flagged = denoiser.decide(scores)                 # which ones count as noise? move η without scoring again
-    suggestions = denoiser.suggest(histories, flagged)
-    result = denoiser.correct(histories)              # all of it: corrected histories and the list of edits
+from llm4dsr import Denoiser
+denoiser = Denoiser().fit(histories, items)       # histories: user_id, window_id, item_ids; items: item_id, title
+scores = denoiser.score(histories)                # how likely is each interaction noise?
+flagged = denoiser.decide(scores)                 # which ones count as noise? move η without scoring again
+suggestions = denoiser.suggest(histories, flagged)
+result = denoiser.correct(histories)              # all of it: corrected histories and the list of edits
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import dataclasses
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 
-from llm4dsr import calibrate, columns as c, correct as correcting, decide as deciding
+from llm4dsr import calibrate
+from llm4dsr import columns as c
+from llm4dsr import correct as correcting
+from llm4dsr import decide as deciding
 from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, Windows
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.data import write_parquet
@@ -33,6 +36,7 @@ from llm4dsr.task import replace
 from llm4dsr.tune import Progress, tune, warm_up
 from llm4dsr.vectors import title_vectors
 
+T = TypeVar("T")
 FORMAT = 1  # of a saved denoiser; another number is refused
 CARD = "denoiser.json"
 VALID_SHARE = 0.1  # of the windows, held out for calibration where no validation windows are given
@@ -67,9 +71,13 @@ class Denoiser:
         catalogue = items if isinstance(items, Catalogue) else Catalogue.from_frame(_frame(items))
         windows = as_windows(histories, catalogue)
         if len(windows) < 10:
-            raise DataError(f"{len(windows)} window(s) to learn from; at least 10 are needed, some thousands are useful.")
+            raise DataError(
+                f"{len(windows)} window(s) to learn from; at least 10 are needed, some thousands are useful."
+            )
         if len(catalogue) < 4:
-            raise DataError(f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another.")
+            raise DataError(
+                f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another."
+            )
         if valid is None:
             users = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
             held = np.random.default_rng(config.seed).random(users.max() + 1)[users] < VALID_SHARE
@@ -82,7 +90,9 @@ class Denoiser:
         if config.model.items == "vector":
             if progress:
                 progress(0, 1, "title vectors")
-            vectors = title_vectors(catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed)
+            vectors = title_vectors(
+                catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
+            )
         lm, tokenizer = self._language_model(catalogue)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -141,14 +151,11 @@ class Denoiser:
     def _score_frame(self, windows: Windows, log_odds: FloatArray) -> pl.DataFrame:
         present = windows.present
         rows, positions = np.nonzero(present)
-        order = np.argsort(np.where(present, -log_odds, np.inf), axis=1, kind="stable")
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape), axis=1)
         return pl.DataFrame(
             {
                 c.WINDOW: windows.window_ids[rows], c.POSITION: positions,
                 c.ITEM: self.catalogue.ids.gather(windows.items[present]), c.LOG_ODDS: log_odds[present],
-                c.NOISE_PROBABILITY: self.calibrator(log_odds[present]), c.RANK: rank[present],
+                c.NOISE_PROBABILITY: self.calibrator(log_odds[present]), c.RANK: deciding.ranks(log_odds)[present],
             }
         )  # fmt: skip
 
@@ -157,7 +164,11 @@ class Denoiser:
         """The rows of `scores` that count as noise. Defaults come from config.decide; see `decide.decide` for the
         policies. is_train: False takes config's η and cap for evaluation histories. Raises ConfigError."""
         automatic = deciding.settings(self.config.decide, self.eta, is_train)
-        policy, eta, cap = policy or automatic[0], automatic[1] if eta is None else eta, automatic[2] if cap is None else cap
+        policy, eta, cap = (
+            policy or automatic[0],
+            automatic[1] if eta is None else eta,
+            automatic[2] if cap is None else cap,
+        )
         if policy == "auto":
             policy, eta = "probability", self.eta
         ids, rows = np.unique(scores[c.WINDOW].to_numpy(), return_inverse=True)
@@ -171,19 +182,23 @@ class Denoiser:
     def suggest(self, histories: Any, decisions: pl.DataFrame, progress: Progress | None = None) -> pl.DataFrame:
         """One row per flagged interaction: what the model suggests in its place and how that item was found."""
         windows = as_windows(histories, self.catalogue)
-        found = suggest(self.model, self.builder, windows, matrix(decisions, windows, None), self.catalogue, self.config, progress)
+        found = suggest(
+            self.model, self.builder, windows, matrix(decisions, windows, None), self.catalogue, self.config, progress
+        )
         return self._suggestion_frame(windows, found)
 
     def _suggestion_frame(self, windows: Windows, found: Suggestions) -> pl.DataFrame:
         return pl.DataFrame(
             {
-                c.WINDOW: windows.window_ids[found.rows], c.POSITION: found.positions,
-                c.SUGGESTED: correcting._ids(self.catalogue, found.items),
-                c.SUGGESTED_TITLE: pl.Series([self.catalogue.titles[i] if i >= 0 else None for i in found.items], dtype=pl.String),
-                c.GENERATED: pl.Series(found.generated, dtype=pl.String), c.GROUNDING: pl.Series(found.grounding, dtype=pl.String),
+                c.WINDOW: windows.window_ids[found.rows],
+                c.POSITION: found.positions,
+                c.SUGGESTED: self.catalogue.ids_of(found.items),
+                c.SUGGESTED_TITLE: self.catalogue.titles_of(found.items),
+                c.GENERATED: pl.Series(found.generated, dtype=pl.String),
+                c.GROUNDING: pl.Series(found.grounding, dtype=pl.String),
                 c.DISTANCE: found.distance,
             }
-        )  # fmt: skip
+        )
 
     def correct(self, histories: Any, decisions: pl.DataFrame | None = None, suggestions: pl.DataFrame | None = None,
                 action: str | None = None, target_fixed: bool = False) -> correcting.Corrected:  # fmt: skip
@@ -219,15 +234,21 @@ class Denoiser:
         """Raises ModelError where the folder holds no denoiser, or one of another format."""
         folder = Path(folder)
         if not (folder / CARD).is_file():
-            raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
+            raise ModelError(
+                f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained."
+            )
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         if card["format"] != FORMAT:
-            raise ModelError(f"{folder} has the format {card['format']}; this version reads {FORMAT}. Tune the model again.")
+            raise ModelError(
+                f"{folder} has the format {card['format']}; this version reads {FORMAT}. Tune the model again."
+            )
         out = cls(Config.from_dict(card["config"], str(folder / CARD)))
         out.calibrator, out.eta, out.curve = calibrate.Calibrator(**card["calibrator"]), card["eta"], card["curve"]
         out._catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet"))
         out._model = NoiseLM.load(folder, out.config.model).eval()
-        out._builder = PromptBuilder(out._model.tokenizer, out._catalogue.titles, out.config.model, out.config.train.max_tokens)
+        out._builder = PromptBuilder(
+            out._model.tokenizer, out._catalogue.titles, out.config.model, out.config.train.max_tokens
+        )
         if out._builder.hash != card["prompt_hash"]:
             raise ModelError(f"{folder} was tuned with another prompt ({card['prompt_hash']}). Tune the model again.")
         return out
@@ -275,7 +296,9 @@ def matrix(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
     try:
         at = ([row[w] for w in table[c.WINDOW].to_list()], table[c.POSITION].to_numpy())
     except KeyError as missing:
-        raise DataError(f"The table names {c.WINDOW} {missing.args[0]}, which is not among the histories given.") from None
+        raise DataError(
+            f"The table names {c.WINDOW} {missing.args[0]}, which is not among the histories given."
+        ) from None
     if column is None:
         mask: BoolArray = np.zeros(windows.items.shape, dtype=bool)
         mask[at] = True
@@ -305,9 +328,11 @@ def _frame(table: Any) -> pl.DataFrame:
     raise DataError(f"Got a {type(table).__name__}; expected a Polars or pandas table.")
 
 
-def _fitted(part: Any) -> Any:
+def _fitted(part: T | None) -> T:
     if part is None:
-        raise ModelError("This denoiser has not been fitted. Call fit(histories, items), or load one with from_pretrained.")
+        raise ModelError(
+            "This denoiser has not been fitted. Call fit(histories, items), or load one with from_pretrained."
+        )
     return part
 
 

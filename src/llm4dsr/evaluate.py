@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from llm4dsr import columns as c, metrics
+from llm4dsr import columns as c
+from llm4dsr import metrics
 from llm4dsr.catalogue import BoolArray, Catalogue, Windows
 from llm4dsr.config import EvaluateConfig
-from llm4dsr.correct import correct
+from llm4dsr.correct import Corrected, correct
 from llm4dsr.denoiser import apply, matrix
 from llm4dsr.sasrec import rank_targets, train_sasrec
 from llm4dsr.suggest import Suggestions
@@ -42,22 +43,28 @@ def detection(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Windows) -
     precision, recall = metrics.precision_recall(flagged[scored], truth)
     stated = float(probability[flagged].mean()) if flagged.any() else float("nan")
     return {
-        "auroc": metrics.auroc(log_odds[scored], truth), "average_precision": metrics.average_precision(log_odds[scored], truth),
-        "precision": precision, "recall": recall, "stated_precision": stated, "flagged": float(flagged[scored].mean()),
-        "noise": float(truth.mean()), "ece": metrics.expected_calibration_error(probability[scored], truth),
+        "auroc": metrics.auroc(log_odds[scored], truth),
+        "average_precision": metrics.average_precision(log_odds[scored], truth),
+        "precision": precision,
+        "recall": recall,
+        "stated_precision": stated,
+        "flagged": float(flagged[scored].mean()),
+        "noise": float(truth.mean()),
+        "ece": metrics.expected_calibration_error(probability[scored], truth),
         "ties": metrics.tie_rate(log_odds, scored),
-    }  # fmt: skip
+    }
 
 
-def rows(splits: Splits, tables: Tables, catalogue: Catalogue, actions: tuple[str, ...], train_targets: bool) -> dict[str, Splits]:
-    """name → the splits that this row trains, chooses and tests on."""
+def rows(
+    splits: Splits, tables: Tables, catalogue: Catalogue, actions: tuple[str, ...], train_targets: bool
+) -> dict[str, Splits]:
+    """Name → the splits that this row trains, chooses and tests on."""
     out = {ORIGINAL: splits}
     for action in actions:
         out[f"corrected ({action})"] = {
-            name: apply(windows, _decided(tables.decisions[name], windows, name == c.TRAIN and not train_targets),
-                        tables.suggestions.get(name), catalogue, action, target_fixed=name != c.TRAIN).windows
+            name: corrected(name, windows, tables, catalogue, action, train_targets).windows
             for name, windows in splits.items()
-        }  # fmt: skip
+        }
     if all(w.noise_mask is not None for w in splits.values()):
         out[ORACLE_DROP] = {n: _oracle(w, catalogue, "drop", n != c.TRAIN) for n, w in splits.items()}
         if all(w.clean_items is not None for w in splits.values()):
@@ -65,11 +72,14 @@ def rows(splits: Splits, tables: Tables, catalogue: Catalogue, actions: tuple[st
     return out
 
 
-def _decided(decisions: pl.DataFrame, windows: Windows, spare_targets: bool) -> pl.DataFrame:
-    if not spare_targets:
-        return decisions
-    last = pl.DataFrame({c.WINDOW: windows.window_ids, c.POSITION: windows.lengths - 1})
-    return decisions.join(last, on=[c.WINDOW, c.POSITION], how="anti", maintain_order="left")
+def corrected(name: str, windows: Windows, tables: Tables, catalogue: Catalogue, action: str,
+              train_targets: bool) -> Corrected:  # fmt: skip
+    """A split corrected by its tables; train_targets: whether the targets of training windows may be edited."""
+    decisions = tables.decisions[name]
+    if name == c.TRAIN and not train_targets:
+        last = pl.DataFrame({c.WINDOW: windows.window_ids, c.POSITION: windows.lengths - 1})
+        decisions = decisions.join(last, on=[c.WINDOW, c.POSITION], how="anti", maintain_order="left")
+    return apply(windows, decisions, tables.suggestions.get(name), catalogue, action, target_fixed=name != c.TRAIN)
 
 
 def _oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: bool) -> Windows:
@@ -94,14 +104,17 @@ def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, s
             progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
     """Trains the recommender for each row and seed; one tidy table: row, seed, ndcg, hit_rate, valid_ndcg, epochs,
     seconds."""
-    out, total = [], len(compared) * config.seeds
+    out: list[dict[str, object]] = []
+    total = len(compared) * config.seeds
     for s in range(config.seeds):
         for name, splits in compared.items():
             done = len(out)
 
             def report(step: int, steps: int, doing: str, done: int = done, name: str = name) -> None:
                 if progress:
-                    progress(done * 1000 + min(999, 1000 * step // max(1, steps)), total * 1000, f"SASRec on {name}: {doing}")
+                    progress(
+                        done * 1000 + min(999, 1000 * step // max(1, steps)), total * 1000, f"SASRec on {name}: {doing}"
+                    )
 
             trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.sasrec, seed + s, report)
             ranks = rank_targets(trained.model, splits[c.TEST].histories(), splits[c.TEST].targets())
@@ -121,7 +134,9 @@ def summary(results: pl.DataFrame) -> pl.DataFrame:
     base = results.filter(pl.col("row") == ORIGINAL)
     names = results["row"].unique(maintain_order=True).to_list()
     means = {n: float(results.filter(pl.col("row") == n)["ndcg"].mean()) for n in names}  # type: ignore[arg-type]
-    ceiling = max((means[n] for n in (ORACLE_DROP, ORACLE_RESTORE) if n in means), default=float("nan")) - means[ORIGINAL]
+    ceiling = (
+        max((means[n] for n in (ORACLE_DROP, ORACLE_RESTORE) if n in means), default=float("nan")) - means[ORIGINAL]
+    )
     lines = []
     for name in names:
         row = results.filter(pl.col("row") == name)
@@ -129,9 +144,14 @@ def summary(results: pl.DataFrame) -> pl.DataFrame:
         for metric in ("ndcg", "hit_rate"):
             mean, half = metrics.mean_interval(row[metric].to_list())
             several = len(row) > 1 and name != ORIGINAL
-            line |= {metric: mean, f"{metric}_half_width": half,
-                     f"{metric}_gain_percent": 100 * (mean / max(float(base[metric].mean()), 1e-12) - 1),  # type: ignore[arg-type]
-                     f"{metric}_p": metrics.paired_difference(row[metric].to_list(), base[metric].to_list())[2] if several else float("nan")}  # fmt: skip
+            line |= {
+                metric: mean,
+                f"{metric}_half_width": half,
+                f"{metric}_gain_percent": 100 * (mean / max(float(base[metric].mean()), 1e-12) - 1),  # type: ignore[arg-type]
+                f"{metric}_p": metrics.paired_difference(row[metric].to_list(), base[metric].to_list())[2]
+                if several
+                else float("nan"),
+            }
         line["share_of_oracle_gain"] = (means[name] - means[ORIGINAL]) / ceiling if ceiling > 0 else float("nan")
         lines.append(line)
     return pl.DataFrame(lines)

@@ -162,7 +162,7 @@ def _with_adapter(lm: Any, source: str, base: str) -> Any:
 
 
 def verify_weights(folder: Path) -> None:
-    """Raises ModelError where saved weights are missing, empty or not finite (adapters saved empty are a known trap)."""
+    """Raises ModelError where saved weights are missing, empty (a known trap with adapters) or not finite."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{folder} holds no *.safetensors weights.")

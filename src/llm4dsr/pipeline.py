@@ -24,11 +24,12 @@ import polars as pl
 import torch
 import yaml
 
-from llm4dsr import columns as c, evaluate as evaluation
+from llm4dsr import columns as c
+from llm4dsr import evaluate as evaluation
 from llm4dsr.catalogue import Windows
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data, write_parquet
-from llm4dsr.denoiser import Denoiser, apply, versions
+from llm4dsr.denoiser import Denoiser, versions
 from llm4dsr.errors import OutputError
 from llm4dsr.report import result_table
 from llm4dsr.tune import Progress
@@ -36,6 +37,8 @@ from llm4dsr.tune import Progress
 STAGES = ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate")
 FOLDERS = {"prepare": "windows", "train": "model", "score": "scores", "decide": "decisions", "suggest": "suggestions",
            "correct": "corrected", "evaluate": "evaluation"}  # fmt: skip
+# What a stage cannot do without. Suggestions are only for replacing; evaluation applies the decisions itself.
+NEEDS = {name: [s for s in STAGES[: STAGES.index(name)] if s not in ("suggest", "correct")] for name in STAGES}
 CARD, CONFIG = "run_card.json", "config.yaml"
 
 
@@ -47,7 +50,9 @@ class Run:
         stored = self.folder / CONFIG
         if config is None:
             if not stored.is_file():
-                raise OutputError(f"{self.folder} is not a run folder (no {CONFIG}). Start with:  llm4dsr prepare --data … --out …")
+                raise OutputError(
+                    f"{self.folder} is not a run folder (no {CONFIG}). Start with:  llm4dsr prepare --data … --out …"
+                )
             config = Config.from_yaml(stored)
         self.config = config
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
@@ -70,12 +75,12 @@ class Run:
     def stage(self, name: str, overwrite: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
         """(folder to write into, facts for the run card). The stage appears whole, or not at all; with overwrite the
         later stages, which were made from the old one, are removed."""
-        before = STAGES[: STAGES.index(name)]
-        for earlier in before:
-            if not self.done(earlier) and not (earlier == "suggest" and name in ("correct", "evaluate")) and not (
-                earlier == "correct" and name == "evaluate"
-            ):
-                raise OutputError(f"{self.folder} has no {FOLDERS[earlier]}/ yet, which {name} needs. Run:  llm4dsr {earlier} --run {self.folder}")
+        for earlier in NEEDS[name]:
+            if not self.done(earlier):
+                raise OutputError(
+                    f"{self.folder} has no {FOLDERS[earlier]}/ yet, which {name} needs. "
+                    f"Run:  llm4dsr {earlier} --run {self.folder}"
+                )
         if self.done(name) and not overwrite:
             raise OutputError(f"{self.path(name)} exists already. Add --overwrite to make it again.")
         part = self.folder / f".{FOLDERS[name]}.part"
@@ -102,7 +107,12 @@ class Run:
 
     def _card(self, name: str, facts: dict[str, Any]) -> None:
         card = self.card()
-        card |= {"config": self.config.to_dict(), "seed": self.config.seed, "versions": versions(), "command": " ".join(sys.argv)}
+        card |= {
+            "config": self.config.to_dict(),
+            "seed": self.config.seed,
+            "versions": versions(),
+            "command": " ".join(sys.argv),
+        }
         stages = card.setdefault("stages", {})
         for later in STAGES[STAGES.index(name) :]:
             stages.pop(later, None)
@@ -128,16 +138,25 @@ class Run:
     def train(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         with self.stage("train", overwrite) as (out, facts):
             data = self.data()
-            denoiser = Denoiser(self.config).fit(data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), progress)
+            denoiser = Denoiser(self.config).fit(
+                data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), progress
+            )
             denoiser.save_pretrained(out)
             for fold in range(self.config.train.folds if self.config.train.folds > 1 else 0):
                 rest = np.flatnonzero(self._folds(data.splits[c.TRAIN]) != fold)
-                other = Denoiser(self.config).fit(data.splits[c.TRAIN].take(rest), data.catalogue, data.splits[c.VALID].histories(), progress)
+                other = Denoiser(self.config).fit(
+                    data.splits[c.TRAIN].take(rest), data.catalogue, data.splits[c.VALID].histories(), progress
+                )
                 other.save_pretrained(out / f"fold_{fold}")
-            facts |= {"loss": denoiser.curve, "prompt_hash": denoiser.builder.hash, "eta_auto": denoiser.eta,
-                      "noise_rate_estimate": denoiser.calibrator.noise_rate, "ece_before": denoiser.calibrator.ece_before,
-                      "ece_after": denoiser.calibrator.ece_after,
-                      "parameters": sum(p.numel() for p in denoiser.model.parameters())}  # fmt: skip
+            facts |= {
+                "loss": denoiser.curve,
+                "prompt_hash": denoiser.builder.hash,
+                "eta_auto": denoiser.eta,
+                "noise_rate_estimate": denoiser.calibrator.noise_rate,
+                "ece_before": denoiser.calibrator.ece_before,
+                "ece_after": denoiser.calibrator.ece_after,
+                "parameters": sum(p.numel() for p in denoiser.model.parameters()),
+            }
 
     def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         with self.stage("score", overwrite) as (out, facts):
@@ -145,8 +164,12 @@ class Run:
             for name, windows in self._judged(data).items():
                 if name == c.TRAIN and self.config.train.folds > 1:
                     folds = self._folds(windows)
-                    parts = [Denoiser.from_pretrained(self.path("train") / f"fold_{k}").score(windows.take(np.flatnonzero(folds == k)), progress)
-                             for k in range(self.config.train.folds)]  # fmt: skip
+                    parts = [
+                        Denoiser.from_pretrained(self.path("train") / f"fold_{k}").score(
+                            windows.take(np.flatnonzero(folds == k)), progress
+                        )
+                        for k in range(self.config.train.folds)
+                    ]
                     scores = pl.concat(parts).sort(c.WINDOW, c.POSITION)
                 else:
                     scores = denoiser.score(windows, progress)
@@ -154,7 +177,9 @@ class Run:
                 facts[name] = len(scores)
             facts["train_scores"] = "out of fold" if self.config.train.folds > 1 else "in sample"
 
-    def decide(self, policy: str | None = None, eta: float | None = None, cap: int | None = None, overwrite: bool = False) -> None:
+    def decide(
+        self, policy: str | None = None, eta: float | None = None, cap: int | None = None, overwrite: bool = False
+    ) -> None:
         with self.stage("decide", overwrite) as (out, facts):
             denoiser = Denoiser.from_pretrained(self.path("train"))
             denoiser.config = self.config
@@ -163,7 +188,11 @@ class Run:
                 flagged = denoiser.decide(scores, policy, eta, cap, is_train=name == c.TRAIN)
                 write_parquet(flagged, out / f"{name}.parquet")
                 mean = flagged[c.NOISE_PROBABILITY].mean()
-                facts[name] = {"flagged": len(flagged), "share": len(flagged) / max(1, len(scores)), "expected_precision": mean}
+                facts[name] = {
+                    "flagged": len(flagged),
+                    "share": len(flagged) / max(1, len(scores)),
+                    "expected_precision": mean,
+                }
             facts |= {"policy": policy or self.config.decide.policy, "eta": denoiser.eta if eta is None else eta}
 
     def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
@@ -180,24 +209,31 @@ class Run:
         with self.stage("correct", overwrite) as (out, facts):
             data, tables = self.data(), self.tables()
             for name, windows in data.splits.items():
-                decided = evaluation._decided(tables.decisions[name], windows, name == c.TRAIN and not self.config.correct.train_targets)
-                result = apply(windows, decided, tables.suggestions.get(name), data.catalogue, action, target_fixed=name != c.TRAIN)
+                result = evaluation.corrected(
+                    name, windows, tables, data.catalogue, action, self.config.correct.train_targets
+                )
                 write_parquet(result.windows.to_frame(data.catalogue), out / f"{name}.parquet")
                 write_parquet(result.edits, out / f"{name}_edits.parquet")
-                facts[name] = {"windows": len(result.windows), "edits": dict(result.edits[c.ACTION].value_counts().iter_rows())}
+                facts[name] = {
+                    "windows": len(result.windows),
+                    "edits": dict(result.edits[c.ACTION].value_counts().iter_rows()),
+                }
 
     def evaluate(self, progress: Progress | None = None, overwrite: bool = False, seeds: int | None = None) -> str:
         """Returns the result table as text."""
         settings = replace(self.config.evaluate, seeds=seeds or self.config.evaluate.seeds)
         with self.stage("evaluate", overwrite) as (out, facts):
             data, tables = self.data(), self.tables()
-            actions = ("replace", "drop") if tables.suggestions else ("drop",)
+            actions: tuple[str, ...] = ("replace", "drop") if tables.suggestions else ("drop",)
             if self.config.correct.action == "downweight":
                 actions += ("downweight",)
             found = {
-                name: evaluation.detection(pl.read_parquet(self.path("score") / f"{name}.parquet"), tables.decisions[name], w)
-                for name, w in data.splits.items() if _has_truth(w)
-            }  # fmt: skip
+                name: evaluation.detection(
+                    pl.read_parquet(self.path("score") / f"{name}.parquet"), tables.decisions[name], w
+                )
+                for name, w in data.splits.items()
+                if _has_truth(w)
+            }
             compared = evaluation.rows(data.splits, tables, data.catalogue, actions, self.config.correct.train_targets)
             results = evaluation.compare(compared, len(data.catalogue), settings, self.config.seed, progress)
             lines = evaluation.summary(results)

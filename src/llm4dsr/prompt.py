@@ -69,17 +69,17 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: Any, titles: Sequence[str], config: ModelConfig, max_tokens: int = 512) -> None:
         self.config, self.max_tokens = config, max_tokens
-        self._encode = lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._tokenizer = tokenizer
         bos = getattr(tokenizer, "bos_token_id", None)
-        self.head = ([] if bos is None else [bos]) + self._encode(INSTRUCTION) + self._encode(ITEMS)
-        self.noise, self.suggested = self._encode(NOISE), self._encode(SUGGESTED)
-        self.open, self.close, self.separator = self._encode(OPEN), self._encode(CLOSE), self._encode(SEPARATOR)
+        self.head = ([] if bos is None else [bos]) + self.encode(INSTRUCTION) + self.encode(ITEMS)
+        self.noise, self.suggested = self.encode(NOISE), self.encode(SUGGESTED)
+        self.open, self.close, self.separator = self.encode(OPEN), self.encode(CLOSE), self.encode(SEPARATOR)
         self.titles: list[list[int]] = []
         if config.items == "text" or config.answer == "title":
             encoded = tokenizer([*titles, NO_NOISE], add_special_tokens=False)["input_ids"]
             self.titles = [list(ids) + self.close for ids in encoded]
         self.no_noise = len(titles)  # row of the pseudo-title in self.titles
-        self.markers: list[list[int]] = [self._encode(m) for m in MARKERS]
+        self.markers: list[list[int]] = [self.encode(m) for m in MARKERS]
         if config.answer == "position" or config.items == "vector":
             long = [m for m, ids in zip(MARKERS, self.markers, strict=True) if len(ids) != 1]
             if long:
@@ -87,9 +87,13 @@ class PromptBuilder:
                     f"The tokenizer splits the position marker {long[0]!r} into several tokens; answer: position and "
                     "items: vector need one token each. Use items: text with answer: title, or another model."
                 )
-        self.yes, self.no = self._encode(YES)[0], self._encode(NO)[0]
+        self.yes, self.no = self.encode(YES)[0], self.encode(NO)[0]
         if self.yes == self.no and config.answer == "position":
             raise ModelError("The tokenizer has one token for 'yes' and 'no'; use answer: title with this model.")
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of one piece of a prompt."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _item(self, out: Tokens, position: int, row: int) -> None:
         if self.config.items == "vector":

@@ -26,7 +26,11 @@ def result_table(summary: pl.DataFrame, detection: dict[str, dict[str, float]], 
     for row in summary.iter_rows(named=True):
         gain = "" if row["row"] == "original" else f"{row['ndcg_gain_percent']:+.1f} %"
         p = "" if math.isnan(row["ndcg_p"]) else f"{row['ndcg_p']:.3f}"
-        share = "" if row["row"] == "original" or math.isnan(row["share_of_oracle_gain"]) else f"{row['share_of_oracle_gain']:.0%}"
+        share = (
+            ""
+            if row["row"] == "original" or math.isnan(row["share_of_oracle_gain"])
+            else f"{row['share_of_oracle_gain']:.0%}"
+        )
         lines.append(f"| {row['row']} | {_mean(row, 'ndcg')} | {_mean(row, 'hit_rate')} | {gain} | {p} | {share} |")
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -10,8 +12,9 @@ from llm4dsr.config import Config
 from llm4dsr.model import NoiseLM
 from llm4dsr.prompt import PromptBuilder, Tokens
 from llm4dsr.tree import WindowTree, sequence_log_probs
-from llm4dsr.tune import Progress, collate, precision, token_batches, verdicts
+from llm4dsr.tune import Progress, collate, precision, read_states, token_batches, verdicts
 
+Scored = Iterator[tuple[list[int], list[FloatArray]]]  # a group of prompts and the log-odds of each
 CHUNK = 4096  # windows whose prompts are held in memory at once
 
 
@@ -27,7 +30,7 @@ def score_windows(model: NoiseLM, builder: PromptBuilder, windows: Windows, cata
     model.eval()
     for start in range(0, len(windows), CHUNK):
         part = range(start, min(start + CHUNK, len(windows)))
-        prompts = [builder.prompt(windows.items[w, : windows.lengths[w]].tolist()) for w in part]
+        prompts = [builder.prompt(windows.row(w)) for w in part]
         scorer = _positions if config.model.answer == "position" else _titles
         done = 0
         for group, values in scorer(model, builder, windows, prompts, start, catalogue, config):
@@ -39,33 +42,41 @@ def score_windows(model: NoiseLM, builder: PromptBuilder, windows: Windows, cata
     return out
 
 
-def _positions(model, builder, windows, prompts, start, catalogue, config):  # type: ignore[no-untyped-def]
+def _positions(model: NoiseLM, builder: PromptBuilder, windows: Windows, prompts: list[Tokens], start: int,
+               catalogue: Catalogue, config: Config) -> Scored:  # fmt: skip
     for group in token_batches([len(p) for p in prompts], config.train.batch_tokens):
         rows = [prompts[i] for i in group]
         with torch.inference_mode(), precision(config.model.dtype, model.device):
             hidden = model.hidden(*collate(rows, model.device))
-            at, col = zip(*((i, t) for i, r in enumerate(rows) for t in r.read), strict=True)
-            no, yes = verdicts(model, builder, hidden[list(at), list(col)]).unbind(-1)
+            no, yes = verdicts(model, builder, read_states(hidden, rows)).unbind(-1)
         flat = (yes - no).cpu().numpy()
         yield group, np.split(flat, np.cumsum([len(r.read) for r in rows])[:-1])
 
 
-def _titles(model, builder, windows, prompts, start, catalogue, config):  # type: ignore[no-untyped-def]
+def _titles(model: NoiseLM, builder: PromptBuilder, windows: Windows, prompts: list[Tokens], start: int,
+            catalogue: Catalogue, config: Config) -> Scored:  # fmt: skip
     trees: list[WindowTree] = []
     columns: list[list[int]] = []  # for each window, the sequence of its tree that stands for each position
     for i in range(len(prompts)):
         rows = catalogue.canonical[windows.items[start + i, : windows.lengths[start + i]]]
         unique, inverse = np.unique(rows, return_inverse=True)
-        sequences = [builder.titles[r] for r in unique] + ([builder.titles[builder.no_noise]] if config.task.none else [])
+        sequences = [builder.titles[r] for r in unique] + (
+            [builder.titles[builder.no_noise]] if config.task.none else []
+        )
         trees.append(WindowTree.of(sequences))
         columns.append(inverse.tolist())
     sizes = [len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True)]
     for group in token_batches(sizes, config.train.batch_tokens // 4):  # the tree's mask takes memory too
-        rows_: list[Tokens] = [prompts[i] for i in group]
         first = config.score.mode == "first-token"
         with precision(config.model.dtype, model.device):
-            log_probs = sequence_log_probs(model, rows_, [trees[i] for i in group], first)
-        yield group, [_title_odds(np.array(v), columns[i], bool(config.task.none)) for i, v in zip(group, log_probs, strict=True)]
+            log_probs = sequence_log_probs(model, [prompts[i] for i in group], [trees[i] for i in group], first)
+        yield (
+            group,
+            [
+                _title_odds(np.array(v), columns[i], bool(config.task.none))
+                for i, v in zip(group, log_probs, strict=True)
+            ],
+        )
 
 
 def _title_odds(log_probs: FloatArray, columns: list[int], none: bool) -> FloatArray:

@@ -17,7 +17,7 @@ from torch import Tensor
 from llm4dsr.catalogue import BoolArray, Catalogue, IntArray, Windows
 from llm4dsr.config import Config
 from llm4dsr.model import NoiseLM
-from llm4dsr.prompt import PromptBuilder
+from llm4dsr.prompt import PromptBuilder, Tokens
 from llm4dsr.tree import CatalogueTree, decode
 from llm4dsr.tune import Progress, collate, precision, token_batches
 
@@ -47,11 +47,14 @@ def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: B
         return out
     state = _Work(model, builder, windows, catalogue, config, out)
     by_vector = config.model.items == "vector"
-    one_pass = by_vector and config.model.answer == "position"  # all flags of a window are read from one prompt
-    prompts = [
-        builder.prompt(state.window(i)) if one_pass else builder.suggestion_prompt(state.window(i), int(positions[i]))
-        for i in range(count)
-    ]
+    if by_vector and config.model.answer == "position":  # all flags of a window are read from one prompt
+        flags = np.split(np.arange(count), np.flatnonzero(np.diff(rows)) + 1)
+        prompts = [builder.prompt(state.window(f[0])) for f in flags]
+        reads = [[prompt.read[positions[i]] for i in f] for prompt, f in zip(prompts, flags, strict=True)]
+    else:
+        flags = [np.array([i]) for i in range(count)]
+        prompts = [builder.suggestion_prompt(state.window(i), int(positions[i])) for i in range(count)]
+        reads = [[len(prompt) - 1] for prompt in prompts]
     tree = None
     if not by_vector:
         tree = CatalogueTree(builder.titles[: len(catalogue)], catalogue.canonical.tolist())
@@ -61,15 +64,16 @@ def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: B
         with torch.inference_mode(), precision(config.model.dtype, model.device):
             if by_vector:
                 hidden = model.hidden(*collate([prompts[i] for i in group], model.device))
-                at = [prompts[i].read[positions[i]] if one_pass else len(prompts[i]) - 1 for i in group]
-                state.nearest_vector(group, hidden[list(range(len(group))), at])
+                at = [(b, t) for b, p in enumerate(group) for t in reads[p]]
+                flagged_here = [int(i) for p in group for i in flags[p]]
+                state.nearest_vector(flagged_here, hidden[[b for b, _ in at], [t for _, t in at]])
             else:
                 assert tree is not None
                 limit = tree if config.suggest.mode == "constrained" else None
                 written = decode(model, [prompts[i] for i in group], limit, [state.excluded(i) for i in group],
                                  builder.close, config.suggest.max_new_tokens)  # fmt: skip
                 state.ground(group, written, tree, constrained=limit is not None)
-        done += len(group)
+        done += sum(len(flags[p]) for p in group)
         if progress:
             progress(done, count, "suggest")
     return out
@@ -86,9 +90,7 @@ class _Work:
     _title_embeddings: Tensor | None = None
 
     def window(self, i: int) -> list[int]:
-        row = self.out.rows[i]
-        items: list[int] = self.windows.items[row, : self.windows.lengths[row]].tolist()
-        return items
+        return self.windows.row(self.out.rows[i])
 
     def excluded(self, i: int) -> list[int]:
         """Canonical rows of the window's items, the noisy one among them."""
@@ -112,7 +114,7 @@ class _Work:
             elif not constrained:
                 stray.append(i)
         if stray:
-            texts = self._embed([self.builder._encode(self.out.generated[i] or "") or self.builder.open for i in stray])
+            texts = self._embed([self.builder.encode(self.out.generated[i] or "") or self.builder.open for i in stray])
             self._take(stray, torch.cdist(texts, self._titles()), "nearest_embedding")
 
     def _take(self, group: list[int], distance: Tensor, how: str) -> None:
@@ -133,8 +135,6 @@ class _Work:
 
     def _embed(self, texts: list[list[int]]) -> Tensor:
         """[n, H] last layer at the last token, of the base model without its adapter (published grounding)."""
-        from llm4dsr.prompt import Tokens
-
         out: list[Any] = [None] * len(texts)
         tokens = [Tokens(ids=t, slots=[-1] * len(t)) for t in texts]
         adapter_off = self.model.lm.disable_adapter if hasattr(self.model.lm, "peft_config") else torch.no_grad

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from llm4dsr.model import NoiseLM
 from llm4dsr.prompt import Tokens
@@ -67,10 +66,14 @@ def sequence_log_probs(model: NoiseLM, prompts: Sequence[Tokens], trees: Sequenc
     dtype = model.base.get_input_embeddings().weight.dtype
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
     device = model.device
-    hidden = model.hidden(ids.to(device), slots.to(device), attention_mask=mask.to(device), position_ids=places.to(device))
+    hidden = model.hidden(
+        ids.to(device), slots.to(device), attention_mask=mask.to(device), position_ids=places.to(device)
+    )
     out = []
     for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
-        at = torch.arange(len(prompt) - 1, len(prompt) + len(tree.tokens), device=device)  # prompt's end, then the nodes
+        at = torch.arange(
+            len(prompt) - 1, len(prompt) + len(tree.tokens), device=device
+        )  # prompt's end, then the nodes
         log_probs = model.logits(hidden[b, at]).log_softmax(dim=-1)  # [1 + nodes, vocabulary]
         steps = [path[:1] if first_token else path for path in tree.paths]
         out.append([float(sum(log_probs[parent + 1, token] for parent, token in path)) for path in steps])

@@ -86,7 +86,9 @@ def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Ca
                 scaler.scale(part).backward()  # type: ignore[no-untyped-call]
                 loss += float(part.detach())
             if not np.isfinite(loss):
-                raise ModelError("The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32.")
+                raise ModelError(
+                    "The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32."
+                )
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             scaler.step(optimizer)
@@ -119,8 +121,17 @@ def _losses(model: NoiseLM, builder: PromptBuilder, batch: Windows, catalogue: C
         with precision(config.model.dtype, model.device):
             ids, slots = collate([rows[i] for i in group], model.device)
             hidden = model.hidden(ids, slots)  # [B, T, H]
-            yield _loss(model, builder, hidden, ids, [rows[i] for i in group],
-                        with_changes(batch.take(np.array(group)), noise_mask=chosen[group]), negatives, counts, config)  # fmt: skip
+            yield _loss(
+                model,
+                builder,
+                hidden,
+                ids,
+                [rows[i] for i in group],
+                with_changes(batch.take(np.array(group)), noise_mask=chosen[group]),
+                negatives,
+                counts,
+                config,
+            )
 
 
 def _loss_start(row: Tokens, config: Config) -> int:
@@ -133,10 +144,12 @@ def _loss(model: NoiseLM, builder: PromptBuilder, hidden: Tensor, ids: Tensor, r
     loss = hidden.new_zeros((), dtype=torch.float32)
     position, vector = config.model.answer == "position", config.model.items == "vector"
     if position:
-        at, col = zip(*((i, t) for i, r in enumerate(rows) for t in r.read), strict=True)
-        judged = hidden[list(at), list(col)]  # [positions, H]
+        judged = read_states(hidden, rows)
         is_noise = torch.from_numpy(batch.noise_mask[batch.present]).to(hidden.device)
-        loss = loss + F.cross_entropy(verdicts(model, builder, judged), is_noise.long(), reduction="sum") / counts["verdicts"]
+        loss = (
+            loss
+            + F.cross_entropy(verdicts(model, builder, judged), is_noise.long(), reduction="sum") / counts["verdicts"]
+        )
     if vector:
         if position:
             read, truth = judged[is_noise], batch.items[batch.noise_mask]
@@ -150,10 +163,20 @@ def _loss(model: NoiseLM, builder: PromptBuilder, hidden: Tensor, ids: Tensor, r
     if not position or not vector or config.task.whole_prompt_loss:
         spans = [(i, t) for i, r in enumerate(rows) for t in range(_loss_start(r, config), len(r))]
         if spans:
-            at, col = (list(x) for x in zip(*spans, strict=True))
-            logits = model.logits(hidden[at, [t - 1 for t in col]])
-            loss = loss + F.cross_entropy(logits, ids[at, col], reduction="sum") / counts["answer"]
+            loss = loss + _next_token_loss(model, hidden, ids, spans) / counts["answer"]
     return loss
+
+
+def _next_token_loss(model: NoiseLM, hidden: Tensor, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+    """Summed cross-entropy of the tokens at (row, column) `spans`, each given what stands before it."""
+    at, col = [i for i, _ in spans], [t for _, t in spans]
+    return F.cross_entropy(model.logits(hidden[at, [t - 1 for t in col]]), ids[at, col], reduction="sum")
+
+
+def read_states(hidden: Tensor, rows: Sequence[Tokens]) -> Tensor:
+    """[positions, H] the states at which the verdicts of all rows are read, row after row."""
+    at = [(i, t) for i, row in enumerate(rows) for t in row.read]
+    return hidden[[i for i, _ in at], [t for _, t in at]]
 
 
 def verdicts(model: NoiseLM, builder: PromptBuilder, hidden: Tensor) -> Tensor:
@@ -183,18 +206,17 @@ def warm_up(model: NoiseLM, builder: PromptBuilder, windows: Windows, config: Co
     for epoch in range(config.model.warmup_epochs):
         order = rng.permutation(len(windows))
         for step in range(steps):
-            rows = [builder.prompt(windows.items[i, : windows.lengths[i]].tolist())
-                    for i in order[step * size : (step + 1) * size]]  # fmt: skip
+            rows = [builder.prompt(windows.row(i)) for i in order[step * size : (step + 1) * size]]
             count = sum(len(r) - 1 for r in rows)
             for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
                 part = [rows[i] for i in group]
                 ids, slots = collate(part, model.device)
                 spans = [(i, t) for i, r in enumerate(part) for t in range(1, len(r))]
-                at, col = (list(x) for x in zip(*spans, strict=True))
-                logits = model.logits(model.hidden(ids, slots)[at, [t - 1 for t in col]])
-                (F.cross_entropy(logits, ids[at, col], reduction="sum") / count).backward()  # type: ignore[no-untyped-call]
+                (_next_token_loss(model, model.hidden(ids, slots), ids, spans) / count).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.trainable(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             if progress:
-                progress(epoch * steps + step + 1, steps * config.model.warmup_epochs, "warm up on titles and histories")
+                progress(
+                    epoch * steps + step + 1, steps * config.model.warmup_epochs, "warm up on titles and histories"
+                )

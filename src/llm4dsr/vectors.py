@@ -67,9 +67,9 @@ def _companions(words: Any, windows: Windows, size: int, seed: int) -> npt.NDArr
     bought = sp.csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=shape)
     # Long histories have many pairs; each history gets about one vote per item.
     bought = sp.diags(1 / np.sqrt(np.maximum(1, np.asarray(bought.sum(axis=1)).ravel()))) @ bought
-    together = (bought.T @ bought).tolil()
-    together.setdiag(0)
-    counts = (words.T @ together.tocsr() @ words).tocoo()
+    together = (bought.T @ bought).tocsr()
+    together -= sp.diags(together.diagonal())  # an item is no company for itself
+    counts = (words.T @ together @ words).tocoo()
     totals = np.asarray(counts.sum(axis=1)).ravel()
     expected = totals[counts.row] * totals[counts.col] / max(totals.sum(), 1e-9)
     pmi = np.log(np.maximum(counts.data, 1e-12) / np.maximum(expected, 1e-12))
