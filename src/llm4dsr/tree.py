@@ -91,10 +91,14 @@ class CatalogueTree:
         self.children: list[dict[int, int]] = [{}]
         self.leaves = [0]  # titles below a node
         self.item = [-1]  # canonical row that ends at a node
+        # Two titles may share all tokens in a tokenizer that drops characters: one leaf, the first row's.
+        first: dict[tuple[int, ...], int] = {}
         for row in sorted(set(canonical)):
+            first.setdefault(tuple(titles[row]), row)
+        for tokens, row in first.items():
             node = 0
             self.leaves[0] += 1
-            for token in titles[row]:
+            for token in tokens:
                 if token not in self.children[node]:
                     self.children[node][token] = len(self.children)
                     self.children.append({})
@@ -102,16 +106,15 @@ class CatalogueTree:
                     self.item.append(-1)
                 node = self.children[node][token]
                 self.leaves[node] += 1
-            if self.item[node] < 0:  # two titles may share all tokens in a tokenizer that drops characters
-                self.item[node] = row
+            self.item[node] = row
 
     def closed(self, excluded: Sequence[int]) -> dict[int, int]:
         """node → number of excluded titles below it."""
         out: dict[int, int] = {}
-        for row in set(excluded):
+        for tokens in {tuple(self.titles[row]) for row in excluded}:
             node = 0
             out[0] = out.get(0, 0) + 1
-            for token in self.titles[row]:
+            for token in tokens:
                 node = self.children[node][token]
                 out[node] = out.get(node, 0) + 1
         return out
