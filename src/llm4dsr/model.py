@@ -209,7 +209,8 @@ def embedded_lm(titles: list[str], config: ModelConfig, max_tokens: int, seed: i
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     raw.train_from_iterator(titles if config.items == "text" or config.answer == "title" else [], trainer)
-    raw.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in PHRASES])
+    # single_word: else " A" would be cut out of a title such as "Toy Airplane". Not special: decoding keeps them.
+    raw.add_tokens([AddedToken(p, single_word=True, normalized=False) for p in PHRASES])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>", pad_token="<pad>")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

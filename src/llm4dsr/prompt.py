@@ -45,7 +45,7 @@ PHRASES = (INSTRUCTION, ITEMS, NOISE, SUGGESTED, YES, NO, *MARKERS)  # one token
 class Tokens:
     """A prompt under construction. ids, slots: same length; slots holds a catalogue row where a title vector is added
     to the token's embedding, else -1. read: for each position of the window, the token at which its verdict (and in
-    vector mode the vector of its replacement) is read. answer: where the answer starts, for the loss."""
+    vector mode the vector of its replacement) is read. answer: where the answer starts, for the next-token loss."""
 
     ids: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
@@ -76,7 +76,8 @@ class PromptBuilder:
         self.open, self.close, self.separator = self.encode(OPEN), self.encode(CLOSE), self.encode(SEPARATOR)
         self.titles: list[list[int]] = []
         if config.items == "text" or config.answer == "title":
-            encoded = tokenizer([*titles, NO_NOISE], add_special_tokens=False)["input_ids"]
+            # split_special_tokens: a title such as "</s>" is text like any other, not the end of it.
+            encoded = tokenizer([*titles, NO_NOISE], add_special_tokens=False, split_special_tokens=True)["input_ids"]
             self.titles = [list(ids) + self.close for ids in encoded]
         self.no_noise = len(titles)  # row of the pseudo-title in self.titles
         self.markers: list[list[int]] = [self.encode(m) for m in MARKERS]
@@ -167,9 +168,10 @@ class PromptBuilder:
             if self.config.items == "text":
                 for i, row in enumerate(replacements):
                     out.add((self.separator if i else []) + self.open + self.titles[row])
-        elif self.config.items == "text" and noisy:
-            out.answer = len(out)
-            out.add(self.suggested + self.markers[noisy[0]] + self.open + self.titles[replacements[0]])
+        elif self.config.items == "text":
+            out.answer = len(out)  # the repeated list says nothing; its verdicts have a loss of their own
+            if noisy:
+                out.add(self.suggested + self.markers[noisy[0]] + self.open + self.titles[replacements[0]])
         return out
 
     @property
