@@ -27,18 +27,22 @@ def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.rand
 def replace(items: IntArray, chosen: BoolArray, catalogue: Catalogue, rng: np.random.Generator) -> IntArray:
     """[B, L] a copy of `items` with an item drawn uniformly from the catalogue at each chosen position.
 
-    A draw that carries a title already in the window is drawn again: it would not be foreign.
+    A draw that carries a title already in the window is drawn again: it would not be foreign. Where no item of the
+    catalogue is foreign, the position stays as it is.
     """
     out = items.copy()
     canonical = np.append(catalogue.canonical, PAD)  # row PAD = -1 stays PAD
     todo = chosen.copy()
-    for _ in range(20):  # in a catalogue of a handful of items a foreign one may not exist
+    for _ in range(20):
         rows, cols = np.nonzero(todo)
         if not len(rows):
-            break
+            return out
         drawn = rng.integers(0, len(catalogue), size=len(rows))
         out[rows, cols] = drawn
         clash = (canonical[items[rows]] == canonical[drawn][:, None]).any(axis=1)
         todo = np.zeros_like(chosen)
         todo[rows[clash], cols[clash]] = True
+    for row, col in np.argwhere(todo):  # a small catalogue: draw among the foreign items, if there is any
+        foreign = np.flatnonzero(~np.isin(catalogue.canonical, canonical[items[row]]))
+        out[row, col] = rng.choice(foreign) if len(foreign) else items[row, col]
     return out
