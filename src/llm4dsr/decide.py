@@ -21,7 +21,7 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
     - "probability": flag where the probability of noise is at least η;
     - "precision": flag as many as possible while the mean probability of the flagged is at least η, so that η is the
       expected share of rightly flagged ones;
-    - "rate": flag this share of the split's interactions.
+    - "rate": flag this share of the split's interactions, the most suspicious first; fewer where the cap is too low.
 
     Raises ConfigError for an unknown policy or an η outside [0, 1].
     """
@@ -35,15 +35,17 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
     if policy == "probability":
         with np.errstate(invalid="ignore"):
             return allowed & (probability >= eta)
-    if policy in ("percentile", "rate"):
-        level = eta if policy == "percentile" else 1 - eta
+    if policy == "percentile":
         with np.errstate(invalid="ignore"):
-            return np.asarray(allowed & (log_odds > np.nanquantile(log_odds, level)))
+            return np.asarray(allowed & (log_odds > np.nanquantile(log_odds, eta)))
     rows, cols = np.nonzero(allowed)
     order = np.argsort(-log_odds[rows, cols], kind="stable")
-    p = probability[rows[order], cols[order]]
-    enough = np.flatnonzero(np.cumsum(p) / np.arange(1, len(p) + 1) >= eta)
-    taken = order[: enough[-1] + 1] if len(enough) else order[:0]
+    if policy == "rate":
+        taken = order[: round(eta * int(np.isfinite(log_odds).sum()))]
+    else:
+        p = probability[rows[order], cols[order]]
+        enough = np.flatnonzero(np.cumsum(p) / np.arange(1, len(p) + 1) >= eta)
+        taken = order[: enough[-1] + 1] if len(enough) else order[:0]
     out = np.zeros(log_odds.shape, dtype=bool)
     out[rows[taken], cols[taken]] = True
     return out
