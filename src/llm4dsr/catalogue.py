@@ -143,9 +143,7 @@ class Windows:
             return None if a is None else a[rows]
 
         return Windows(
-            self.items[rows], self.lengths[rows], self.window_ids[rows],
-            pl.Series(self.user_ids.name, self.user_ids.to_numpy()[rows])
-            if len(self.user_ids) else self.user_ids,
+            self.items[rows], self.lengths[rows], self.window_ids[rows], self.user_ids.gather(rows),
             self.timestamps[rows], pick(self.noise_mask), pick(self.clean_items), pick(self.weights),
         )  # fmt: skip
 
