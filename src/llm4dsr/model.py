@@ -17,12 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm4dsr.config import EMBEDDED, ModelConfig
-from llm4dsr.errors import ModelError
+from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.prompt import PHRASES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROJECTOR_FILE = "projector.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+_EXPECTED = (
+    "Give a hub name that can be reached, a local folder with config.json, *.safetensors and a tokenizer, "
+    f"or {EMBEDDED!r}."
+)
 
 
 class NoiseLM(nn.Module):
@@ -82,6 +86,7 @@ class NoiseLM(nn.Module):
             own = {f"{name}.{k}": v.contiguous() for name, m in (("into", self.into), ("out", self.out))
                    for k, v in m.state_dict().items()}  # fmt: skip
             save_file({**own, "vectors": self.vectors.contiguous()}, folder / PROJECTOR_FILE)
+            verify_weights(folder)
         verify_weights(folder / "lm")
 
     @classmethod
@@ -92,11 +97,15 @@ class NoiseLM(nn.Module):
             return cls(lm, tokenizer)
         if not path.is_file():
             raise ModelError(f"{folder} lacks {PROJECTOR_FILE}, which a model with items: vector needs. Tune it again.")
+        verify_weights(folder)
         weights = load_file(path)
-        model = cls(lm, tokenizer, weights.pop("vectors").numpy())
-        for name in ("into", "out"):
-            part = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
-            getattr(model, name).load_state_dict(part)
+        try:
+            model = cls(lm, tokenizer, weights.pop("vectors").numpy())
+            for name in ("into", "out"):
+                part = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+                getattr(model, name).load_state_dict(part)
+        except (KeyError, RuntimeError) as error:
+            raise ModelError(f"{path} does not fit the model: {_last_line(error)}. Tune the model again.") from None
         return model.to(model.device)
 
 
@@ -112,12 +121,14 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = device or pick_device()
-    adapter = Path(source) / ADAPTER_CONFIG
-    base = source
-    if adapter.is_file():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    source = _absolute(source)
+    base, adapter = source, (Path(source) / ADAPTER_CONFIG).is_file()
+    if adapter:
+        base = _base_of(Path(source))
     elif Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise ModelError(f"{source} exists but holds no config.json: not a transformers checkpoint or adapter.")
+    elif not Path(source).exists() and (Path(source).is_absolute() or source.startswith(".")):
+        raise ModelError(f"There is no model at {source}. {_EXPECTED}")
     kwargs: dict[str, Any] = {"dtype": DTYPES[config.dtype], "use_safetensors": True, "trust_remote_code": False}
     if config.load_in != "full":
         if device == "cpu":
@@ -127,38 +138,69 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
         kwargs["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{config.load_in}": True})
         kwargs["device_map"] = {"": 0}
     try:
-        lm = AutoModelForCausalLM.from_pretrained(base, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(source if adapter.is_file() else base)
+        lm, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
+        has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(source if adapter and has_tokenizer else base)
     except Exception as error:  # transformers raises many kinds; a person needs one line
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"No causal language model could be loaded from {base!r}: {first} Give a hub name that can be reached, a "
-            f"local folder with config.json and *.safetensors, or {EMBEDDED!r}."
-        ) from None
+        raise ModelError(f"No causal language model could be loaded from {base!r}: {first} {_EXPECTED}") from None
+    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(report["missing_keys"])
+        raise ModelError(f"{base} lacks {len(missing)} of the model's weights, for example {missing[0]}. {_EXPECTED}")
     if config.load_in == "full":
         lm = lm.to(device)
-    if adapter.is_file():
+    if adapter:
         lm = _with_adapter(lm, source, base)
     return lm, tokenizer
 
 
+def _absolute(source: str) -> str:
+    """A local path in full, because an adapter records the path of its base; a hub name as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(path) if source.startswith("~") else source
+
+
+def _base_of(adapter: Path) -> str:
+    """Where the base of a local adapter is, as the adapter says."""
+    try:
+        base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{adapter / ADAPTER_CONFIG} does not say of which base it is the adapter. Tune it again.")
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise ModelError(
+            f"The adapter at {adapter} needs its base, and there is nothing at {base}. Put the base back there, or "
+            f"write where it is now into base_model_name_or_path of {adapter / ADAPTER_CONFIG}."
+        )
+    return base
+
+
 def _with_adapter(lm: Any, source: str, base: str) -> Any:
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     verify_weights(Path(source))
     named = {name for name, _ in lm.named_parameters()}
-    stored = {k.removeprefix("base_model.model.") for k in load_file(Path(source) / "adapter_model.safetensors")}
-    targets = {k.split(".lora_")[0] + ".weight" for k in stored if ".lora_" in k}
+    stored = {k for path in Path(source).glob("*.safetensors") for k in load_file(path)}
+    targets = {k.removeprefix("base_model.model.").split(".lora_")[0] + ".weight" for k in stored if ".lora_" in k}
     strangers = sorted(targets - named)
     try:
         if strangers:
-            raise RuntimeError(f"it has weights for {strangers[0]}, which the base lacks")
-        return PeftModel.from_pretrained(lm, source, is_trainable=True)
+            raise ValueError(f"it has weights for {strangers[0]}, which the base lacks.")
+        out = PeftModel.from_pretrained(lm, source, is_trainable=True)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(
-            f"The adapter at {source} does not belong to its base {base!r}: {reason} Use the base that it was tuned on."
+            f"The adapter at {source} does not belong to its base {base!r}: {_last_line(error)} "
+            "Use the base that it was tuned on."
         ) from None
+    missing = sorted(set(get_peft_model_state_dict(out, save_embedding_layers=False)) - stored)
+    if missing:  # peft only warns, and goes on with an adapter that does nothing there
+        raise ModelError(f"The adapter at {source} lacks {len(missing)} weights, for example {missing[0]}. Tune again.")
+    return out
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def verify_weights(folder: Path) -> None:
@@ -198,6 +240,11 @@ def embedded_lm(titles: list[str], config: ModelConfig, max_tokens: int, seed: i
 
     Each fixed phrase of the prompt is one token, so that a window costs little more than its items.
     """
+    if config.tuning == "lora":  # its base is saved nowhere either
+        raise ConfigError(
+            f"model.tuning = 'lora' leaves the base as it is, but the base of {EMBEDDED!r} knows nothing yet. "
+            "Use tuning: full, or another model.source."
+        )
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
