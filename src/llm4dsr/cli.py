@@ -24,7 +24,7 @@ console = Console()
 RunFolder = Annotated[Path, typer.Option("--run", help="The run folder.")]
 Overwrite = Annotated[bool, typer.Option(help="Make the stage again; later stages are removed.")]
 Recipe = Annotated[Path | None, typer.Option("--config", help="A YAML recipe.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     model: Annotated[str | None, typer.Option(help="'embedded', a hub name, or a local path.")] = None,
     config: Recipe = None,
-    limit: Annotated[int | None, typer.Option(help="Use only so many windows of each split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Use only so many windows of each split.")] = None,
     seed: Seed = None,
     resume: Annotated[bool, typer.Option(help="Go on with a run: finished stages are kept.")] = False,
 ) -> None:
@@ -110,7 +110,7 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     model: Annotated[str | None, typer.Option(help="'embedded', a hub name, or a local path.")] = None,
     config: Recipe = None,
-    limit: Annotated[int | None, typer.Option()] = None,
+    limit: Annotated[int | None, typer.Option(min=0)] = None,
     seed: Seed = None,
 ) -> None:
     """Read the data and write windows."""
@@ -136,7 +136,7 @@ def decide(
     run: RunFolder,
     policy: Annotated[str | None, typer.Option()] = None,
     eta: Annotated[float | None, typer.Option()] = None,
-    cap: Annotated[int | None, typer.Option()] = None,
+    cap: Annotated[int | None, typer.Option(min=0)] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Which interactions count as noise, by η."""
@@ -157,7 +157,9 @@ def correct(run: RunFolder, action: Annotated[str | None, typer.Option()] = None
 
 
 @app.command()
-def evaluate(run: RunFolder, seeds: Annotated[int | None, typer.Option()] = None, overwrite: Overwrite = False) -> None:
+def evaluate(
+    run: RunFolder, seeds: Annotated[int | None, typer.Option(min=1)] = None, overwrite: Overwrite = False
+) -> None:
     """SASRec on original, corrected and oracle data."""
     with bar() as progress:
         Run(run).evaluate(progress, overwrite, seeds)
@@ -168,7 +170,8 @@ def main() -> None:
     try:
         app()
     except LLM4DSRError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}")
+        # soft_wrap: a path or a command in the message can be copied whole
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

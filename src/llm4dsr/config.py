@@ -175,6 +175,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _build(typing.cast(type, hint), value if value is not None else {}, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
+        if value is False and "off" in args:  # YAML reads the bare word off as false
+            value = "off"
         if value not in args:
             raise ConfigError(f"{where} = {value!r}; expected one of {', '.join(map(str, args))}.")
         return value
