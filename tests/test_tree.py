@@ -168,14 +168,15 @@ def test_decoding_is_greedy_inside_the_tree():
 
 
 def test_free_decoding_is_plain_greedy_and_ends_at_the_limit():
-    prompt = BUILDER.suggestion_prompt([0, 3], 1)
-    (written,) = decode(MODEL, [prompt], None, [[]], BUILDER.close, 5)
-    tokens = list(prompt.ids)
-    for token in written:
-        with torch.inference_mode():
-            assert token == int(MODEL.lm(torch.tensor([tokens])).logits[0, -1].argmax())
-        tokens.append(token)
-    assert len(written) == 5 or written[-1:] == BUILDER.close or written[-1] == MODEL.tokenizer.eos_token_id
+    """Prompts of different lengths in one batch: their padding must not be seen."""
+    prompts = [BUILDER.suggestion_prompt(w, 1) for w in ([0, 3], [0, 1, 2, 3, 4, 5, 6, 7], [6, 7, 2], [4, 5])]
+    for prompt, written in zip(prompts, decode(MODEL, prompts, None, [[]] * 4, BUILDER.close, 8), strict=True):
+        tokens = list(prompt.ids)
+        for token in written:
+            with torch.inference_mode():
+                assert token == int(MODEL.lm(torch.tensor([tokens])).logits[0, -1].argmax())
+            tokens.append(token)
+        assert len(written) == 8 or written[-1:] == BUILDER.close or written[-1] == MODEL.tokenizer.eos_token_id
 
 
 def test_titles_that_a_tokenizer_cannot_tell_apart_are_one():
