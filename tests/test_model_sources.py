@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory, tiny_demo) -> Path:
 
 def configured(source: Path | str, items: str = "text", answer: str = "title", tuning: str = "lora", **more) -> Config:
     model = {"source": str(source), "items": items, "answer": answer, "tuning": tuning, "vector_size": 16, **more}
-    train = {"epochs": 1, "samples": 40, "batch_windows": 20, "learning_rate": 0.01}
+    train = {"folds": 1, "epochs": 1, "samples": 40, "batch_windows": 20, "learning_rate": 0.01}
     return Config.from_dict({"threads": 1, "model": model, "train": train, "score": {"calibration_draws": 1}})
 
 

@@ -27,6 +27,9 @@ class ModelConfig:
     source: str = EMBEDDED  # "embedded", a hub name, or a local path
     items: Literal["text", "vector"] = "vector"  # quoted title, or one soft token per item
     answer: Literal["title", "position"] = "position"  # name the noisy title (published), or judge each position
+    # "full": vector items judged by position see what follows them too; all else is read causally whatever stands here
+    attention: Literal["causal", "full"] = "full"
+    company: bool = True  # soft tokens also carry which items other users have together; vector items only
     title_vectors: Literal["catalogue", "minilm", "catalogue+minilm"] = "catalogue"  # minilm: extra llm4dsr[minilm]
     vector_size: int = 256  # columns kept of each block of title vectors
     tuning: Literal["lora", "full"] = "full"
@@ -66,7 +69,11 @@ class TrainConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     suggestion_weight: float = 0.2  # weight of the suggestion's loss in vector mode
-    folds: int = 1  # >1: score the training windows out of fold, at that many times the cost
+    # Models that are each tuned without a part of the users and score that part: nobody's history is learnt by heart.
+    folds: int = 2  # 1 = a single model (published); K of them cost K - 1 times as much
+    trim: float = (
+        0.05  # share of untouched interactions, the most suspicious of a step, that teach nothing (epoch 2 on)
+    )
 
 
 @dataclass(frozen=True)

@@ -24,20 +24,22 @@ from llm4dsr import calibrate
 from llm4dsr import columns as c
 from llm4dsr import correct as correcting
 from llm4dsr import decide as deciding
-from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, Windows
+from llm4dsr.batch import Progress
+from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, IntArray, Windows
+from llm4dsr.company import Company, Hashes, user_hashes
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.data import write_parquet
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
-from llm4dsr.prompt import PromptBuilder
+from llm4dsr.prompt import PromptBuilder, judged_in_place
 from llm4dsr.score import score_windows
-from llm4dsr.suggest import Suggestions, suggest
+from llm4dsr.suggest import Blend, Suggestions, fit_blend, suggest
 from llm4dsr.task import replace
-from llm4dsr.tune import Progress, tune, warm_up
+from llm4dsr.tune import tune, warm_up
 from llm4dsr.vectors import title_vectors
 
 T = TypeVar("T")
-FORMAT = 1  # of a saved denoiser; another number is refused
+FORMAT = 2  # of a saved denoiser; another number is refused
 CARD = "denoiser.json"
 VALID_SHARE = 0.1  # of the windows, held out for calibration where no validation windows are given
 
@@ -54,9 +56,11 @@ class Denoiser:
         self.calibrator = calibrate.Calibrator()
         self.eta = 0.5  # probability at which the policy "auto" flags
         self.curve: list[float] = []  # mean tuning loss of each epoch
+        self.blend = Blend()  # how vector suggestions are ranked
         self._catalogue: Catalogue | None = None
-        self._model: NoiseLM | None = None
+        self._models: list[NoiseLM] | None = None  # one per fold
         self._builder: PromptBuilder | None = None
+        self._seen: Hashes = np.empty(0, np.uint64)  # of the users that the models were tuned on
 
     # -- fit ---------------------------------------------------------------------------------------------------------
 
@@ -86,34 +90,51 @@ class Denoiser:
             windows, validation = windows.take(np.flatnonzero(~held)), windows.take(np.flatnonzero(held))
         else:
             validation = as_windows(valid, catalogue)
-        vectors = None
+        vectors = company = None
         if config.model.items == "vector":
             if progress:
                 progress(0, 1, "title vectors")
             vectors = title_vectors(
                 catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
             )
-        lm, tokenizer = self._language_model(catalogue)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            model = NoiseLM(lm, tokenizer, vectors).to(pick_device())
-        builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens)
-        if config.model.source == EMBEDDED and config.model.items == "text" and config.model.warmup_epochs:
-            warm_up(model, builder, windows, config, progress)
-        if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
-                model.lm = add_lora(model.lm, config.model)
-        self.curve = tune(model, builder, windows, catalogue, config, progress)
-        self._catalogue, self._model, self._builder = catalogue, model, builder
+            company = Company.of(windows, len(catalogue)) if config.model.company else None
+        folds = self._fold_of(windows)
+        models, self.curve = [], []
+        for fold in range(max(1, config.train.folds)):
+            part = windows if config.train.folds <= 1 else windows.take(np.flatnonzero(folds != fold))
+            if not len(part):
+                raise DataError(f"With train.folds = {config.train.folds} a fold has no user left to learn from.")
+            of = f" {fold + 1} of {config.train.folds}" if config.train.folds > 1 else ""
+            model, self._builder = self._start(catalogue, part, vectors, company, fold, progress)
+            self.curve += tune(model, self._builder, part, catalogue, config, progress, f"tune{of}")
+            models.append(model)
+        self._catalogue, self._models, self._seen = catalogue, models, np.unique(user_hashes(windows.user_ids))
         self._calibrate(validation, progress)
         return self
 
-    def _language_model(self, catalogue: Catalogue) -> tuple[Any, Any]:
-        config = self.config
+    def _start(self, catalogue: Catalogue, windows: Windows, vectors: Any, company: Company | None, fold: int,
+               progress: Progress | None) -> tuple[NoiseLM, PromptBuilder]:  # fmt: skip
+        """A model that is ready to be tuned, and the builder of its prompts."""
+        config, seed = self.config, self.config.seed + fold
         if config.model.source == EMBEDDED:
-            return embedded_lm(catalogue.titles, config.model, config.train.max_tokens, config.seed)
-        return load_lm(config.model.source, config.model)
+            lm, tokenizer = embedded_lm(catalogue.titles, config.model, config.train.max_tokens, seed)
+        else:
+            lm, tokenizer = load_lm(config.model.source, config.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = NoiseLM(lm, tokenizer, vectors, company is not None, judged_in_place(config.model))
+            model = model.to(pick_device())
+            builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens, company)
+            if config.model.source == EMBEDDED and config.model.items == "text" and config.model.warmup_epochs:
+                warm_up(model, builder, windows, config, progress)
+            if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
+                model.lm = add_lora(model.lm, config.model)
+        return model, builder
+
+    def _fold_of(self, windows: Windows) -> IntArray:
+        """[W] the fold that holds a window's user; the same for a user everywhere."""
+        folds = max(1, self.config.train.folds)
+        return (user_hashes(windows.user_ids) >> np.uint64(8)).astype(np.int64) % folds
 
     def _calibrate(self, windows: Windows, progress: Progress | None) -> None:
         """Self-made noise in validation gives the map to probabilities and the automatic η; no label is read."""
@@ -131,6 +152,10 @@ class Denoiser:
             foreign = dataclasses.replace(windows, items=replace(windows.items, chosen, self.catalogue, rng))
             made.append(self._log_odds(foreign, progress, f"calibrate: noise {draw + 1}")[chosen])
             made_half.append(half)
+            if not draw and config.model.items == "vector":
+                rows = np.concatenate([rows for rows, members in self._shares(windows) if 0 in members])
+                self.blend = fit_blend(self.model, self.builder, foreign.take(rows), chosen[rows],
+                                       windows.items[rows][chosen[rows]], config)  # fmt: skip
         present = windows.present
         noise, plain = np.concatenate(made), untouched[present]
         plain_half = np.broadcast_to(half[:, None], present.shape)[present]
@@ -143,7 +168,9 @@ class Denoiser:
         """One row per interaction: window_id, position (0 = oldest), item_id, log_odds, noise_probability in [0, 1]
         (higher = more likely noise), rank in the window (1 = most suspicious).
 
-        Scores of windows that the model was tuned on are in-sample; `train.folds` gives out-of-fold ones in a run.
+        With `train.folds` > 1 a user that the models were tuned on is scored by the model that never saw this user
+        (out of sample), any other user by the mean log-odds of all models. With one fold, scores of histories that the
+        model was tuned on are in sample, and too low where noise was learnt by heart.
         """
         windows = as_windows(histories, self.catalogue)
         return self._score_frame(windows, self._log_odds(windows, progress, "score"))
@@ -182,10 +209,14 @@ class Denoiser:
     def suggest(self, histories: Any, decisions: pl.DataFrame, progress: Progress | None = None) -> pl.DataFrame:
         """One row per flagged interaction: what the model suggests in its place and how that item was found."""
         windows = as_windows(histories, self.catalogue)
-        found = suggest(
-            self.model, self.builder, windows, matrix(decisions, windows, None), self.catalogue, self.config, progress
-        )
-        return self._suggestion_frame(windows, found)
+        flagged = matrix(decisions, windows, None)
+        tables = []
+        for rows, members in self._shares(windows):
+            model, part = self._models[members[0]], windows.take(rows)  # type: ignore[index]
+            found = suggest(model, self.builder, part, flagged[rows], self.catalogue, self.config, self.blend, progress)
+            tables.append(self._suggestion_frame(part, found))
+        order = pl.DataFrame({c.WINDOW: windows.window_ids}).with_row_index("order")
+        return pl.concat(tables).join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")
 
     def _suggestion_frame(self, windows: Windows, found: Suggestions) -> pl.DataFrame:
         return pl.DataFrame(
@@ -221,11 +252,16 @@ class Denoiser:
     def save_pretrained(self, folder: str | Path) -> None:
         """Weights (safetensors), tokenizer, catalogue, calibration, configuration and versions, in one folder."""
         folder = Path(folder)
-        self.model.save(folder)
+        for model, place in zip(_fitted(self._models), self._places(folder), strict=True):
+            model.save(place)
         write_parquet(self.catalogue.to_frame(), folder / "items.parquet")
+        write_parquet(pl.DataFrame({"hash": self._seen}), folder / "users.parquet")
+        if self.builder.company is not None:
+            self.builder.company.save(folder)
         card = {
             "format": FORMAT, "prompt_hash": self.builder.hash, "eta": self.eta, "curve": self.curve,
-            "calibrator": dataclasses.asdict(self.calibrator), "config": self.config.to_dict(), "versions": versions(),
+            "calibrator": dataclasses.asdict(self.calibrator), "blend": dataclasses.asdict(self.blend),
+            "config": self.config.to_dict(), "versions": versions(),
         }  # fmt: skip
         (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
 
@@ -245,22 +281,46 @@ class Denoiser:
         out = cls(Config.from_dict(card["config"], str(folder / CARD)))
         out.calibrator, out.eta, out.curve = calibrate.Calibrator(**card["calibrator"]), card["eta"], card["curve"]
         out._catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet"))
-        out._model = NoiseLM.load(folder, out.config.model).eval()
+        out.blend, out._seen = Blend(**card["blend"]), pl.read_parquet(folder / "users.parquet")["hash"].to_numpy()
+        out._models = [NoiseLM.load(place, out.config.model).eval() for place in out._places(folder)]
+        with_company = out.config.model.items == "vector" and out.config.model.company
         out._builder = PromptBuilder(
-            out._model.tokenizer, out._catalogue.titles, out.config.model, out.config.train.max_tokens
-        )
+            out._models[0].tokenizer, out._catalogue.titles, out.config.model, out.config.train.max_tokens,
+            Company.load(folder) if with_company else None,
+        )  # fmt: skip
         if out._builder.hash != card["prompt_hash"]:
             raise ModelError(f"{folder} was tuned with another prompt ({card['prompt_hash']}). Tune the model again.")
         return out
 
+    def _places(self, folder: Path) -> list[Path]:
+        folds = self.config.train.folds
+        return [folder] if folds <= 1 else [folder / f"fold_{k}" for k in range(folds)]
+
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _log_odds(self, windows: Windows, progress: Progress | None, doing: str) -> FloatArray:
-        return score_windows(self.model, self.builder, windows, self.catalogue, self.config, progress, doing)
+        out = np.full(windows.items.shape, np.nan)
+        models = _fitted(self._models)
+        for rows, members in self._shares(windows):
+            part = windows.take(rows)
+            scores = [score_windows(models[m], self.builder, part, self.catalogue, self.config, progress, doing)
+                      for m in members]  # fmt: skip
+            out[rows] = np.mean(scores, axis=0)
+        return out
+
+    def _shares(self, windows: Windows) -> list[tuple[IntArray, list[int]]]:
+        """(rows, members) which models judge which windows: never one that was tuned on that user, if there is one."""
+        count = len(_fitted(self._models))
+        if count == 1:
+            return [(np.arange(len(windows)), [0])]
+        seen, folds = np.isin(user_hashes(windows.user_ids), self._seen), self._fold_of(windows)
+        shares = [(np.flatnonzero(seen & (folds == k)), [k]) for k in range(count)]
+        shares.append((np.flatnonzero(~seen), list(range(count))))
+        return [(rows, members) for rows, members in shares if len(rows)]
 
     @property
     def model(self) -> NoiseLM:
-        return _fitted(self._model)
+        return _fitted(self._models)[0]
 
     @property
     def builder(self) -> PromptBuilder:

@@ -13,13 +13,13 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr import metrics
+from llm4dsr.batch import Progress
 from llm4dsr.catalogue import BoolArray, Catalogue, Windows
 from llm4dsr.config import EvaluateConfig
 from llm4dsr.correct import Corrected, correct
 from llm4dsr.denoiser import apply, matrix
 from llm4dsr.sasrec import rank_targets, train_sasrec
 from llm4dsr.suggest import Suggestions
-from llm4dsr.tune import Progress
 
 ORIGINAL = "original"
 ORACLE_DROP, ORACLE_RESTORE = "oracle (drop)", "oracle (restore)"

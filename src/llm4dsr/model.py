@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llm4dsr.batch import Batch
+from llm4dsr.company import EVIDENCE
 from llm4dsr.config import EMBEDDED, ModelConfig
 from llm4dsr.errors import ConfigError, ModelError
-from llm4dsr.prompt import PHRASES
+from llm4dsr.prompt import PHRASES, judged_in_place
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROJECTOR_FILE = "projector.safetensors"
@@ -32,9 +34,11 @@ _EXPECTED = (
 class NoiseLM(nn.Module):
     """A causal LM with its tokenizer, and with vector items the two projectors and the title vectors [N, V]."""
 
-    def __init__(self, lm: Any, tokenizer: Any, vectors: npt.NDArray[np.float32] | None = None) -> None:
+    def __init__(self, lm: Any, tokenizer: Any, vectors: npt.NDArray[np.float32] | None = None,
+                 evidence: bool = False, full_attention: bool = False) -> None:  # fmt: skip
         super().__init__()
-        self.lm, self.tokenizer = lm, tokenizer
+        self.lm, self.tokenizer, self.full_attention = lm, tokenizer, full_attention
+        self.parts = [] if vectors is None else ["into", "out"]
         self.register_buffer("vectors", None if vectors is None else torch.from_numpy(vectors), persistent=False)
         self.vectors: Tensor | None
         if vectors is not None:
@@ -44,6 +48,11 @@ class NoiseLM(nn.Module):
             scale = float(self.base.get_input_embeddings().weight.detach().float().std())
             nn.init.normal_(self.into.weight, std=scale * (2 / size) ** 0.5)
             nn.init.zeros_(self.into.bias)
+            if evidence:
+                self.parts.append("company")
+                self.company = nn.Linear(EVIDENCE, hidden)
+                nn.init.normal_(self.company.weight, std=scale)
+                nn.init.zeros_(self.company.bias)
 
     @property
     def base(self) -> Any:
@@ -54,19 +63,29 @@ class NoiseLM(nn.Module):
     def device(self) -> torch.device:
         return torch.device(self.base.get_input_embeddings().weight.device)
 
-    def embed(self, ids: Tensor, slots: Tensor) -> Tensor:
-        """ids, slots [B, T] → input embeddings [B, T, H]; a title vector is added where slots >= 0."""
+    def embed(self, ids: Tensor, slots: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """ids, slots [B, T] → input embeddings [B, T, H]; a title vector, and the evidence where there is some, is
+        added where slots >= 0."""
         embeds: Tensor = self.base.get_input_embeddings()(ids)
         if self.vectors is not None:
             filled = slots >= 0
             soft = self.into(self.vectors[slots[filled]])  # [filled, H]
+            if evidence is not None:
+                soft = soft + self.company(evidence)
             embeds = embeds.index_put(torch.where(filled), soft.to(embeds.dtype), accumulate=True)
         return embeds
 
-    def hidden(self, ids: Tensor, slots: Tensor, **kwargs: Any) -> Tensor:
+    def hidden(self, batch: Batch, **kwargs: Any) -> Tensor:
         """[B, T, H] last hidden states. Rows are right-padded: under causal attention no mask is needed."""
         kwargs.setdefault("use_cache", False)
-        state: Tensor = self.base.base_model(inputs_embeds=self.embed(ids, slots), **kwargs).last_hidden_state
+        embeds = self.embed(batch.ids, batch.slots, batch.evidence)
+        if self.full_attention:
+            size = batch.ids.shape[1]
+            seen = torch.arange(size, device=self.device)[None, :] < batch.lengths[:, None]  # [B, T]
+            blocked = torch.zeros(seen.shape, dtype=embeds.dtype, device=self.device)
+            blocked = blocked.masked_fill(~seen, torch.finfo(embeds.dtype).min)
+            kwargs["attention_mask"] = blocked[:, None, None, :].expand(-1, 1, size, -1)  # [B, 1, T, T]
+        state: Tensor = self.base.base_model(inputs_embeds=embeds, **kwargs).last_hidden_state
         return state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -83,8 +102,8 @@ class NoiseLM(nn.Module):
         self.lm.save_pretrained(folder / "lm", safe_serialization=True)
         self.tokenizer.save_pretrained(folder / "lm")
         if self.vectors is not None:
-            own = {f"{name}.{k}": v.contiguous() for name, m in (("into", self.into), ("out", self.out))
-                   for k, v in m.state_dict().items()}  # fmt: skip
+            own = {f"{name}.{k}": v.contiguous() for name in self.parts
+                   for k, v in getattr(self, name).state_dict().items()}  # fmt: skip
             save_file({**own, "vectors": self.vectors.contiguous()}, folder / PROJECTOR_FILE)
             verify_weights(folder)
         verify_weights(folder / "lm")
@@ -100,8 +119,9 @@ class NoiseLM(nn.Module):
         verify_weights(folder)
         weights = load_file(path)
         try:
-            model = cls(lm, tokenizer, weights.pop("vectors").numpy())
-            for name in ("into", "out"):
+            vectors = weights.pop("vectors").numpy()
+            model = cls(lm, tokenizer, vectors, config.company, judged_in_place(config))
+            for name in model.parts:
                 part = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
                 getattr(model, name).load_state_dict(part)
         except (KeyError, RuntimeError) as error:

@@ -19,20 +19,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 import yaml
 
 from llm4dsr import columns as c
 from llm4dsr import evaluate as evaluation
+from llm4dsr.batch import Progress
 from llm4dsr.catalogue import Windows
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data, write_parquet
 from llm4dsr.denoiser import Denoiser, versions
 from llm4dsr.errors import OutputError
 from llm4dsr.report import result_table
-from llm4dsr.tune import Progress
 
 STAGES = ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate")
 FOLDERS = {"prepare": "windows", "train": "model", "score": "scores", "decide": "decisions", "suggest": "suggestions",
@@ -142,12 +141,6 @@ class Run:
                 data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), progress
             )
             denoiser.save_pretrained(out)
-            for fold in range(self.config.train.folds if self.config.train.folds > 1 else 0):
-                rest = np.flatnonzero(self._folds(data.splits[c.TRAIN]) != fold)
-                other = Denoiser(self.config).fit(
-                    data.splits[c.TRAIN].take(rest), data.catalogue, data.splits[c.VALID].histories(), progress
-                )
-                other.save_pretrained(out / f"fold_{fold}")
             facts |= {
                 "loss": denoiser.curve,
                 "prompt_hash": denoiser.builder.hash,
@@ -156,23 +149,14 @@ class Run:
                 "ece_before": denoiser.calibrator.ece_before,
                 "ece_after": denoiser.calibrator.ece_after,
                 "parameters": sum(p.numel() for p in denoiser.model.parameters()),
+                "blend": asdict(denoiser.blend),
             }
 
     def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         with self.stage("score", overwrite) as (out, facts):
             data, denoiser = self.data(), Denoiser.from_pretrained(self.path("train"))
             for name, windows in self._judged(data).items():
-                if name == c.TRAIN and self.config.train.folds > 1:
-                    folds = self._folds(windows)
-                    parts = [
-                        Denoiser.from_pretrained(self.path("train") / f"fold_{k}").score(
-                            windows.take(np.flatnonzero(folds == k)), progress
-                        )
-                        for k in range(self.config.train.folds)
-                    ]
-                    scores = pl.concat(parts).sort(c.WINDOW, c.POSITION)
-                else:
-                    scores = denoiser.score(windows, progress)
+                scores = denoiser.score(windows, progress)
                 write_parquet(scores, out / f"{name}.parquet")
                 facts[name] = len(scores)
             facts["train_scores"] = "out of fold" if self.config.train.folds > 1 else "in sample"
@@ -252,10 +236,6 @@ class Run:
     def _judged(self, data: Data) -> dict[str, Windows]:
         """Training windows whole, evaluation windows without their target: it is never scored nor touched."""
         return {k: w if k == c.TRAIN else w.histories() for k, w in data.splits.items()}
-
-    def _folds(self, windows: Windows) -> Any:
-        users = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
-        return users % self.config.train.folds
 
     def decisions(self) -> dict[str, pl.DataFrame]:
         return {name: pl.read_parquet(self.path("decide") / f"{name}.parquet") for name in c.SPLITS}

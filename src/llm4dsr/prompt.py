@@ -10,10 +10,13 @@ Two options shape it (ModelConfig):
   projected title vector, as LLaRA (arXiv 2312.02445) does.
 - answer: "title" names the noisy titles (published, arXiv 2408.08208 section 4); "position" repeats the list after
   `Noise Items:` and reads a yes/no verdict at each entry in one pass, so that probabilities are exact and never tie.
+  Vector items that see each other in both directions (attention: full) need no second list: each is judged where it
+  stands.
 
     <instruction>\\nItems: "t1", "t2"\\nNoise Items: "t2"\\nSuggested Replacements: "y"      text, title (published)
     <instruction>\\nItems: A "t1", B "t2"\\nNoise Items: A B\\nSuggested Replacements: B "y"  text, position
-    <instruction>\\nItems: [A+v1] [B+v2]\\nNoise Items: [A+v1] [B+v2]                        vector, position
+    <instruction>\\nItems: [A+v1] [B+v2]\\nNoise Items: [A+v1] [B+v2]                        vector, position, causal
+    <instruction>\\nItems: [A+v1] [B+v2]                                                    vector, position, full
 """
 
 from __future__ import annotations
@@ -23,6 +26,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from llm4dsr.catalogue import Windows
+from llm4dsr.company import Company
 from llm4dsr.config import ModelConfig
 from llm4dsr.errors import ConfigError, ModelError
 
@@ -45,12 +53,14 @@ PHRASES = (INSTRUCTION, ITEMS, NOISE, SUGGESTED, YES, NO, *MARKERS)  # one token
 class Tokens:
     """A prompt under construction. ids, slots: same length; slots holds a catalogue row where a title vector is added
     to the token's embedding, else -1. read: for each position of the window, the token at which its verdict (and in
-    vector mode the vector of its replacement) is read. answer: where the answer starts, for the next-token loss."""
+    vector mode the vector of its replacement) is read. answer: where the answer starts, for the next-token loss.
+    evidence: [slots >= 0, EVIDENCE] what is added to each soft token beside its title, or None."""
 
     ids: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
     answer: int = 0
+    evidence: npt.NDArray[np.float32] | None = None
 
     def add(self, ids: Sequence[int], slot: int = -1) -> None:
         self.ids.extend(ids)
@@ -63,12 +73,14 @@ class Tokens:
 class PromptBuilder:
     """Builds token sequences for windows of catalogue rows.
 
-    titles: the cleaned titles of the catalogue, by row. tokenizer: any tokenizer of transformers.
+    titles: the cleaned titles of the catalogue, by row. tokenizer: any tokenizer of transformers. company: counts
+    that soft tokens carry beside the title (items: vector), or None.
     Raises ModelError where the tokenizer cannot express the markers as single tokens.
     """
 
-    def __init__(self, tokenizer: Any, titles: Sequence[str], config: ModelConfig, max_tokens: int = 512) -> None:
-        self.config, self.max_tokens = config, max_tokens
+    def __init__(self, tokenizer: Any, titles: Sequence[str], config: ModelConfig, max_tokens: int = 512,
+                 company: Company | None = None) -> None:  # fmt: skip
+        self.config, self.max_tokens, self.company = config, max_tokens, company
         self._tokenizer = tokenizer
         bos = getattr(tokenizer, "bos_token_id", None)
         self.head = ([] if bos is None else [bos]) + self.encode(INSTRUCTION) + self.encode(ITEMS)
@@ -104,31 +116,47 @@ class PromptBuilder:
             out.add(self.markers[position])
         out.add(self.open + self.titles[row])
 
-    def prompt(self, window: Sequence[int]) -> Tokens:
+    def evidence(self, windows: Windows) -> list[npt.NDArray[np.float32] | None]:
+        """For each window its [items, EVIDENCE] for the soft tokens, or None where there are none."""
+        if self.company is None or self.config.items != "vector":
+            return [None] * len(windows)
+        table = self.company.evidence(windows)
+        return [table[i, :n] for i, n in enumerate(windows.lengths)]
+
+    def prompts(self, windows: Windows) -> list[Tokens]:
+        """`prompt` of each window."""
+        return [self.prompt(windows.row(i), e) for i, e in enumerate(self.evidence(windows))]
+
+    def prompt(self, window: Sequence[int], evidence: npt.NDArray[np.float32] | None = None) -> Tokens:
         """Everything before the answer of a window (catalogue rows, oldest first), as scored.
 
         answer: title ends just before the noisy title's first token; answer: position ends with the repeated list.
+        evidence: [items, EVIDENCE], for vector items.
         """
         if len(window) > len(MARKERS) and (self.config.answer == "position" or self.config.items == "vector"):
             raise ConfigError(
                 f"A window has {len(window)} items; answers by position and vector items go up to {len(MARKERS)}. "
                 "Prepare shorter windows, or use items: text with answer: title."
             )
-        out = Tokens()
+        out, full = Tokens(), judged_in_place(self.config)
         out.add(self.head)
         for position, row in enumerate(window):
             if position and self.config.items == "text":
                 out.add(self.separator)
             self._item(out, position, row)
-        out.add(self.noise)
+            if full:
+                out.read.append(len(out) - 1)
         if self.config.answer == "title":
-            out.add(self.open)
-            out.answer = len(out)
-        else:
-            out.answer = len(out)
+            out.add(self.noise + self.open)
+        elif not full:
+            out.add(self.noise)
+        out.answer = len(out)
+        if self.config.answer == "position" and not full:
             for position, row in enumerate(window):
                 out.add(self.markers[position], slot=row if self.config.items == "vector" else -1)
                 out.read.append(len(out) - 1)
+        if evidence is not None:
+            out.evidence = np.concatenate([evidence] * (sum(s >= 0 for s in out.slots) // max(1, len(window))))
         if len(out) > self.max_tokens:
             raise ConfigError(
                 f"A prompt has {len(out)} tokens, more than train.max_tokens = {self.max_tokens}. Raise it, prepare "
@@ -136,10 +164,11 @@ class PromptBuilder:
             )
         return out
 
-    def suggestion_prompt(self, window: Sequence[int], position: int) -> Tokens:
+    def suggestion_prompt(self, window: Sequence[int], position: int,
+                          evidence: npt.NDArray[np.float32] | None = None) -> Tokens:  # fmt: skip
         """The prompt that continues with the replacement's title (text items), or whose last token holds the vector
         of the replacement (vector items with answer: title)."""
-        out = self.prompt(window)
+        out = self.prompt(window, evidence)
         if self.config.answer == "title":
             out.add(self.titles[window[position]])
         out.add(self.suggested)
@@ -149,13 +178,14 @@ class PromptBuilder:
             out.add(self.open)
         return out
 
-    def training(self, window: Sequence[int], noisy: Sequence[int], replacements: Sequence[int]) -> Tokens:
+    def training(self, window: Sequence[int], noisy: Sequence[int], replacements: Sequence[int],
+                 evidence: npt.NDArray[np.float32] | None = None) -> Tokens:  # fmt: skip
         """Prompt and answer of one training window.
 
         noisy: replaced positions, ascending (may be empty: the window was left whole). replacements: the rows that
         stood there. `answer` is the first token of the answer: its loss starts there.
         """
-        out = self.prompt(window)
+        out = self.prompt(window, evidence)
         if self.config.answer == "title":
             for i, position in enumerate(noisy):
                 if i:
@@ -177,5 +207,11 @@ class PromptBuilder:
     @property
     def hash(self) -> str:
         """Short hash of the prompt's wording and options; saved with every result."""
-        parts = "\x00".join((*PHRASES, OPEN, CLOSE, SEPARATOR, NO_NOISE, self.config.items, self.config.answer))
+        form = (self.config.items, self.config.answer, str(judged_in_place(self.config)))
+        parts = "\x00".join((*PHRASES, OPEN, CLOSE, SEPARATOR, NO_NOISE, *form))
         return hashlib.sha256(parts.encode()).hexdigest()[:12]
+
+
+def judged_in_place(config: ModelConfig) -> bool:
+    """Whether items see each other in both directions. Anything that is decoded token by token cannot."""
+    return config.attention == "full" and config.items == "vector" and config.answer == "position"

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from llm4dsr.batch import Progress, collate, precision, token_batches
 from llm4dsr.catalogue import Catalogue, FloatArray, Windows
 from llm4dsr.config import Config
 from llm4dsr.model import NoiseLM
 from llm4dsr.prompt import PromptBuilder, Tokens
 from llm4dsr.tree import WindowTree, sequence_log_probs
-from llm4dsr.tune import Progress, collate, precision, read_states, token_batches, verdicts
+from llm4dsr.tune import read_states, verdicts
 
 Scored = Iterator[tuple[list[int], list[FloatArray]]]  # a group of prompts and the log-odds of each
 CHUNK = 4096  # windows whose prompts are held in memory at once
@@ -29,8 +30,7 @@ def score_windows(model: NoiseLM, builder: PromptBuilder, windows: Windows, cata
     out = np.full(windows.items.shape, np.nan)
     model.eval()
     for start in range(0, len(windows), CHUNK):
-        part = range(start, min(start + CHUNK, len(windows)))
-        prompts = [builder.prompt(windows.row(w)) for w in part]
+        prompts = builder.prompts(windows.take(np.arange(start, min(start + CHUNK, len(windows)))))
         scorer = _positions if config.model.answer == "position" else _titles
         done = 0
         for group, values in scorer(model, builder, windows, prompts, start, catalogue, config):
@@ -47,7 +47,7 @@ def _positions(model: NoiseLM, builder: PromptBuilder, windows: Windows, prompts
     for group in token_batches([len(p) for p in prompts], config.train.batch_tokens):
         rows = [prompts[i] for i in group]
         with torch.inference_mode(), precision(config.model.dtype, model.device):
-            hidden = model.hidden(*collate(rows, model.device))
+            hidden = model.hidden(collate(rows, model.device))
             no, yes = verdicts(model, builder, read_states(hidden, rows)).unbind(-1)
         flat = (yes - no).cpu().numpy()
         yield group, np.split(flat, np.cumsum([len(r.read) for r in rows])[:-1])

@@ -5,6 +5,7 @@ Never the noisy item itself, never an item of the window, whatever the mode; ite
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm4dsr.batch import Progress, collate, precision, token_batches
 from llm4dsr.catalogue import BoolArray, Catalogue, IntArray, Windows
 from llm4dsr.config import Config
 from llm4dsr.model import NoiseLM
 from llm4dsr.prompt import PromptBuilder, Tokens
 from llm4dsr.tree import CatalogueTree, decode
-from llm4dsr.tune import Progress, collate, precision, token_batches
+
+LOGITS = 30_000_000  # items × flags that are held at once when the blend is fitted
 
 
 @dataclass
@@ -35,10 +38,27 @@ class Suggestions:
     distance: npt.NDArray[np.float64]
 
 
+@dataclass
+class Blend:
+    """What a suggestion is ranked by, for vector items: score = cosine · (cosine of title vector and predicted vector)
+    + company · log(1 + 10 · support by the window's other items) + popularity · log(1 + users who have the item)."""
+
+    cosine: float = 1.0
+    company: float = 0.0
+    popularity: float = 0.0
+
+    def __call__(self, cosine: Tensor, support: Tensor | None, popularity: Tensor | None) -> Tensor:
+        """cosine, support: [G, N]; popularity: [N]. The last two are None where no company was counted."""
+        score = self.cosine * cosine
+        if support is not None and popularity is not None:
+            score = score + self.company * torch.log1p(10 * support) + self.popularity * torch.log1p(popularity)
+        return score
+
+
 def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: BoolArray, catalogue: Catalogue,
-            config: Config, progress: Progress | None = None) -> Suggestions:  # fmt: skip
-    """Suggestions for the flagged [W, L] interactions only. items: vector takes the catalogue item whose title vector
-    is nearest (cosine) to the predicted one; items: text decodes a title, by default inside the catalogue's tree."""
+            config: Config, blend: Blend | None = None, progress: Progress | None = None) -> Suggestions:  # fmt: skip
+    """Suggestions for the flagged [W, L] interactions only. items: vector takes the catalogue item that `blend` ranks
+    first; items: text decodes a title, by default inside the catalogue's tree."""
     model.eval()
     rows, positions = np.nonzero(flagged)
     count = len(rows)
@@ -46,37 +66,87 @@ def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: B
     if not count:
         return out
     state = _Work(model, builder, windows, catalogue, config, out)
-    by_vector = config.model.items == "vector"
-    if by_vector and config.model.answer == "position":  # all flags of a window are read from one prompt
-        flags = np.split(np.arange(count), np.flatnonzero(np.diff(rows)) + 1)
-        prompts = [builder.prompt(state.window(f[0])) for f in flags]
-        reads = [[prompt.read[positions[i]] for i in f] for prompt, f in zip(prompts, flags, strict=True)]
-    else:
-        flags = [np.array([i]) for i in range(count)]
-        prompts = [builder.suggestion_prompt(state.window(i), int(positions[i])) for i in range(count)]
-        reads = [[len(prompt) - 1] for prompt in prompts]
-    tree = None
-    if not by_vector:
-        tree = CatalogueTree(builder.titles[: len(catalogue)], catalogue.canonical.tolist())
+    if config.model.items == "vector":
+        for group, cosine, support in _likeness(model, builder, windows, flagged, config):
+            popularity = None if builder.company is None else torch.from_numpy(builder.company.popularity)
+            score = (blend or Blend())(cosine, support, popularity)
+            state.take(group, -score, "nearest_vector", 1 - cosine)
+            if progress:
+                progress(int(group[-1]) + 1, count, "suggest")
+        return out
+    evidence = builder.evidence(windows.take(rows))
+    prompts = [builder.suggestion_prompt(state.window(i), int(positions[i]), evidence[i]) for i in range(count)]
+    tree = CatalogueTree(builder.titles[: len(catalogue)], catalogue.canonical.tolist())
+    limit = tree if config.suggest.mode == "constrained" else None
     done = 0
-    budget = config.train.batch_tokens // (1 if by_vector else 4)
-    for group in token_batches([len(p) for p in prompts], budget):
+    for flags in token_batches([len(p) for p in prompts], config.train.batch_tokens // 4):
         with torch.inference_mode(), precision(config.model.dtype, model.device):
-            if by_vector:
-                hidden = model.hidden(*collate([prompts[i] for i in group], model.device))
-                at = [(b, t) for b, p in enumerate(group) for t in reads[p]]
-                flagged_here = [int(i) for p in group for i in flags[p]]
-                state.nearest_vector(flagged_here, hidden[[b for b, _ in at], [t for _, t in at]])
-            else:
-                assert tree is not None
-                limit = tree if config.suggest.mode == "constrained" else None
-                written = decode(model, [prompts[i] for i in group], limit, [state.excluded(i) for i in group],
-                                 builder.close, config.suggest.max_new_tokens)  # fmt: skip
-                state.ground(group, written, tree, constrained=limit is not None)
-        done += sum(len(flags[p]) for p in group)
+            written = decode(model, [prompts[i] for i in flags], limit, [state.excluded(i) for i in flags],
+                             builder.close, config.suggest.max_new_tokens)  # fmt: skip
+            state.ground(flags, written, tree, constrained=limit is not None)
+        done += len(flags)
         if progress:
             progress(done, count, "suggest")
     return out
+
+
+def fit_blend(model: NoiseLM, builder: PromptBuilder, windows: Windows, chosen: BoolArray, originals: IntArray,
+              config: Config) -> Blend:  # fmt: skip
+    """The weights under which the items that stood at the `chosen` [W, L] positions before they were replaced are the
+    most likely choice out of the whole catalogue (multinomial logit). originals: [chosen.sum()] catalogue rows."""
+    if builder.company is None:
+        return Blend()
+    assert model.vectors is not None
+    most = max(50, LOGITS // len(model.vectors))
+    popularity = torch.log1p(torch.from_numpy(builder.company.popularity).float())
+    columns, truth = [], []
+    for group, cosine, support in _likeness(model, builder, windows, chosen, config):
+        assert support is not None
+        columns.append(torch.stack([cosine, torch.log1p(10 * support), popularity.expand_as(cosine)]))
+        truth.append(torch.from_numpy(originals[group]))
+        if sum(len(t) for t in truth) >= most:
+            break
+    features, wanted = torch.cat(columns, dim=1)[:, :most].clone(), torch.cat(truth)[:most]  # [3, n, N], [n]
+    weights = torch.tensor([10.0, 1.0, 0.1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=30, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        value = F.cross_entropy(torch.tensordot(weights, features, dims=1), wanted)
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return Blend(*weights.detach().tolist())
+
+
+def _likeness(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: BoolArray,
+              config: Config) -> Iterator[tuple[IntArray, Tensor, Tensor | None]]:  # fmt: skip
+    """(which flags, in the order of np.nonzero(flagged); [G, N] cosine of every title vector with the predicted one;
+    [G, N] support by the items of the window that are not flagged)."""
+    assert model.vectors is not None
+    rows, positions = np.nonzero(flagged)
+    vectors = F.normalize(model.vectors, dim=-1)
+    size = max(1, LOGITS // 8 // len(vectors))
+    for start in range(0, len(rows), size):
+        group = np.arange(start, min(start + size, len(rows)))
+        some = windows.take(rows[group])
+        if config.model.answer == "position":
+            prompts = builder.prompts(some)
+            reads = [prompt.read[p] for prompt, p in zip(prompts, positions[group], strict=True)]
+        else:
+            evidence = builder.evidence(some)
+            prompts = [builder.suggestion_prompt(some.row(i), int(p), evidence[i])
+                       for i, p in enumerate(positions[group])]  # fmt: skip
+            reads = [len(prompt) - 1 for prompt in prompts]
+        with torch.inference_mode(), precision(config.model.dtype, model.device):
+            hidden = model.hidden(collate(prompts, model.device))[range(len(group)), reads]
+            cosine = F.normalize(model.out(hidden.float()), dim=-1) @ vectors.T
+        support = None
+        if builder.company is not None:
+            mates = some.present & ~flagged[rows[group]]
+            support = torch.from_numpy(builder.company.support(some, mates)).float()
+        yield group, cosine.cpu(), support
 
 
 @dataclass
@@ -97,11 +167,6 @@ class _Work:
         rows: list[int] = self.catalogue.canonical[self.window(i)].tolist()
         return rows
 
-    def nearest_vector(self, group: list[int], hidden: Tensor) -> None:
-        assert self.model.vectors is not None
-        similarity = F.normalize(self.model.out(hidden.float()), dim=-1) @ F.normalize(self.model.vectors, dim=-1).T
-        self._take(group, 1 - similarity, "nearest_vector")  # [G, N] cosine distance
-
     def ground(self, group: list[int], written: list[list[int]], tree: CatalogueTree, constrained: bool) -> None:
         stray = []
         for i, tokens in zip(group, written, strict=True):
@@ -115,18 +180,19 @@ class _Work:
                 stray.append(i)
         if stray:
             texts = self._embed([self.builder.encode(self.out.generated[i] or "") or self.builder.open for i in stray])
-            self._take(stray, torch.cdist(texts, self._titles()), "nearest_embedding")
+            self.take(stray, torch.cdist(texts, self._titles()), "nearest_embedding")
 
-    def _take(self, group: list[int], distance: Tensor, how: str) -> None:
-        """Nearest allowed canonical item by a distance matrix [G, N]."""
-        distance = distance.clone()
-        distance[:, torch.from_numpy(self.catalogue.canonical != np.arange(len(self.catalogue)))] = torch.inf
+    def take(self, group: Sequence[int] | IntArray, cost: Tensor, how: str, shown: Tensor | None = None) -> None:
+        """The allowed canonical item of the least cost [G, N]; `shown` [G, N] is what the table tells as distance."""
+        cost = cost.clone()
+        cost[:, torch.from_numpy(self.catalogue.canonical != np.arange(len(self.catalogue)))] = torch.inf
         for g, i in enumerate(group):
-            distance[g, self.excluded(i)] = torch.inf
-        value, item = distance.min(dim=1)
+            cost[g, self.excluded(i)] = torch.inf
+        value, item = cost.min(dim=1)
+        distance = (cost if shown is None else shown).gather(1, item[:, None])[:, 0]
         for g, i in enumerate(group):
             if torch.isfinite(value[g]):
-                self.out.items[i], self.out.distance[i], self.out.grounding[i] = int(item[g]), float(value[g]), how
+                self.out.items[i], self.out.distance[i], self.out.grounding[i] = int(item[g]), float(distance[g]), how
 
     def _titles(self) -> Tensor:
         if self._title_embeddings is None:
@@ -140,7 +206,7 @@ class _Work:
         adapter_off = self.model.lm.disable_adapter if hasattr(self.model.lm, "peft_config") else torch.no_grad
         with adapter_off():
             for group in token_batches([len(t) for t in tokens], self.config.train.batch_tokens):
-                hidden = self.model.hidden(*collate([tokens[i] for i in group], self.model.device))
+                hidden = self.model.hidden(collate([tokens[i] for i in group], self.model.device))
                 for g, i in enumerate(group):
                     out[i] = hidden[g, len(tokens[i]) - 1].float()
         return torch.stack(out)

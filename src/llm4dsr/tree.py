@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from llm4dsr.batch import Batch, evidence_of
 from llm4dsr.model import NoiseLM
 from llm4dsr.prompt import Tokens
 
@@ -66,9 +67,8 @@ def sequence_log_probs(model: NoiseLM, prompts: Sequence[Tokens], trees: Sequenc
     dtype = model.base.get_input_embeddings().weight.dtype
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
     device = model.device
-    hidden = model.hidden(
-        ids.to(device), slots.to(device), attention_mask=mask.to(device), position_ids=places.to(device)
-    )
+    batch = Batch(ids.to(device), slots.to(device), evidence_of(prompts, device), torch.full((len(prompts),), size))
+    hidden = model.hidden(batch, attention_mask=mask.to(device), position_ids=places.to(device))
     out = []
     for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
         at = torch.arange(
@@ -148,7 +148,7 @@ def decode(model: NoiseLM, prompts: Sequence[Tokens], trees: CatalogueTree | Non
     for b, p in enumerate(prompts):
         ids[b, width - len(p) :], slots[b, width - len(p) :] = torch.tensor(p.ids), torch.tensor(p.slots)
         mask[b, width - len(p) :] = 1
-    ids, slots, mask = ids.to(device), slots.to(device), mask.to(device)
+    ids, slots, mask, evidence = ids.to(device), slots.to(device), mask.to(device), evidence_of(prompts, device)
     nodes = [0] * len(prompts)
     closed = [trees.closed(e) if trees else {} for e in excluded]
     written: list[list[int]] = [[] for _ in prompts]
@@ -156,7 +156,8 @@ def decode(model: NoiseLM, prompts: Sequence[Tokens], trees: CatalogueTree | Non
     cache = None
     while not all(done):
         places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        state = model.base.base_model(inputs_embeds=model.embed(ids, slots), attention_mask=mask, position_ids=places,
+        embeds = model.embed(ids, slots, evidence)
+        state = model.base.base_model(inputs_embeds=embeds, attention_mask=mask, position_ids=places,
                                       past_key_values=cache, use_cache=True)  # fmt: skip
         cache = state.past_key_values
         logits = model.logits(state.last_hidden_state[:, -1])  # [B, vocabulary]
@@ -175,6 +176,6 @@ def decode(model: NoiseLM, prompts: Sequence[Tokens], trees: CatalogueTree | Non
                 ended = written[b][-len(stop) :] == list(stop) or token == model.tokenizer.eos_token_id
                 done[b] = ended or len(written[b]) >= max_new_tokens
         ids = torch.tensor([[w[-1] if w else 0] for w in written], device=device)  # finished rows idle along
-        slots = torch.full_like(ids, -1)
+        slots, evidence = torch.full_like(ids, -1), None
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     return written

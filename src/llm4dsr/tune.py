@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace as with_changes
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm4dsr.batch import Progress, collate, precision, token_batches
 from llm4dsr.catalogue import Catalogue, IntArray, Windows
 from llm4dsr.config import Config
 from llm4dsr.errors import ModelError
@@ -19,45 +18,17 @@ from llm4dsr.model import NoiseLM
 from llm4dsr.prompt import PromptBuilder, Tokens
 from llm4dsr.task import draw_positions, replace
 
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is going on
-
 NEGATIVES = 512  # catalogue items that a suggested vector is told apart from, shared by a step
 TEMPERATURE = 0.05  # of the cosine similarity in that loss
 
 
-def collate(rows: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
-    """ids, slots [B, T], right-padded. The padding's value does not matter: attention is causal."""
-    width = max(len(r) for r in rows)
-    ids, slots = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -1)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row.ids)
-        slots[i, : len(row)] = torch.tensor(row.slots)
-    return ids.to(device), slots.to(device)
-
-
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in groups of similar length, each of at most `budget` tokens with its padding (or a single row)."""
-    group: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if group and (len(group) + 1) * lengths[group[0]] > budget:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
-
-
-def precision(dtype: str, device: torch.device) -> Any:
-    """Mixed precision where it pays: half-precision models on CUDA."""
-    if device.type == "cuda" and dtype != "fp32":
-        return torch.autocast("cuda", dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)
-    return contextlib.nullcontext()
-
-
 def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Catalogue, config: Config,
-         progress: Progress | None = None) -> list[float]:  # fmt: skip
+         progress: Progress | None = None, doing: str = "tune") -> list[float]:  # fmt: skip
     """Tunes `model` in place on whole windows (target included); returns the mean loss of each epoch.
 
+    From the second epoch on, the share `train.trim` of a step's untouched interactions that look most like noise has
+    no say (answer: position): much of it is noise indeed, and would be taught as what belongs. Small-loss selection,
+    as in co-teaching (Han et al., 2018).
     Raises ModelError if the loss stops being a number.
     """
     settings, rng = config.train, np.random.default_rng(config.seed)
@@ -82,7 +53,8 @@ def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Ca
         for step in range(steps):
             batch = windows.take(order[step * settings.batch_windows : (step + 1) * settings.batch_windows])
             loss = 0.0
-            for part in _losses(model, builder, batch, catalogue, config, rng):
+            trim = settings.trim if epoch else 0.0
+            for part in _losses(model, builder, batch, catalogue, config, rng, trim):
                 scaler.scale(part).backward()  # type: ignore[no-untyped-call]
                 loss += float(part.detach())
             if not np.isfinite(loss):
@@ -97,40 +69,42 @@ def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Ca
             schedule.step()
             losses.append(loss)
             if progress:
-                progress(epoch * steps + step + 1, total, f"tune, loss {np.mean(losses):.3f}")
+                progress(epoch * steps + step + 1, total, f"{doing}, loss {np.mean(losses):.3f}")
         curve.append(float(np.mean(losses)))
     model.eval()
     return curve
 
 
 def _losses(model: NoiseLM, builder: PromptBuilder, batch: Windows, catalogue: Catalogue, config: Config,
-            rng: np.random.Generator) -> Iterator[Tensor]:  # fmt: skip
+            rng: np.random.Generator, trim: float) -> Iterator[Tensor]:  # fmt: skip
     """The step's loss in parts (one forward pass each) that add up to its mean over windows' answers."""
     chosen = draw_positions(batch.lengths, batch.items.shape[1], config.task, rng)
     corrupted = replace(batch.items, chosen, catalogue, rng)
     rows = []
+    evidence = builder.evidence(with_changes(batch, items=corrupted))
     for i, n in enumerate(batch.lengths):
         noisy = np.flatnonzero(chosen[i]).tolist()
         if config.model.answer == "position" and len(noisy) > 1 and config.model.items == "text":
             noisy = [int(rng.choice(noisy))]  # one suggestion per prompt, as when suggesting
-        rows.append(builder.training(corrupted[i, :n].tolist(), noisy, batch.items[i, noisy].tolist()))
+        rows.append(builder.training(corrupted[i, :n].tolist(), noisy, batch.items[i, noisy].tolist(), evidence[i]))
     negatives = rng.integers(0, len(catalogue), size=NEGATIVES)
     counts = {"verdicts": int(batch.lengths.sum()), "replaced": max(1, int(chosen.sum())),
               "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
     for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
         with precision(config.model.dtype, model.device):
-            ids, slots = collate([rows[i] for i in group], model.device)
-            hidden = model.hidden(ids, slots)  # [B, T, H]
+            tokens = collate([rows[i] for i in group], model.device)
+            hidden = model.hidden(tokens)  # [B, T, H]
             yield _loss(
                 model,
                 builder,
                 hidden,
-                ids,
+                tokens.ids,
                 [rows[i] for i in group],
                 with_changes(batch.take(np.array(group)), noise_mask=chosen[group]),
                 negatives,
                 counts,
                 config,
+                trim,
             )
 
 
@@ -139,17 +113,19 @@ def _loss_start(row: Tokens, config: Config) -> int:
 
 
 def _loss(model: NoiseLM, builder: PromptBuilder, hidden: Tensor, ids: Tensor, rows: list[Tokens], batch: Windows,
-          negatives: IntArray, counts: dict[str, int], config: Config) -> Tensor:  # fmt: skip
+          negatives: IntArray, counts: dict[str, int], config: Config, trim: float) -> Tensor:  # fmt: skip
     assert batch.noise_mask is not None
     loss = hidden.new_zeros((), dtype=torch.float32)
     position, vector = config.model.answer == "position", config.model.items == "vector"
     if position:
         judged = read_states(hidden, rows)
         is_noise = torch.from_numpy(batch.noise_mask[batch.present]).to(hidden.device)
-        loss = (
-            loss
-            + F.cross_entropy(verdicts(model, builder, judged), is_noise.long(), reduction="sum") / counts["verdicts"]
-        )
+        answers = verdicts(model, builder, judged)  # [positions, 2]
+        losses = F.cross_entropy(answers, is_noise.long(), reduction="none")
+        if trim and not is_noise.all():
+            limit = losses[~is_noise].detach().quantile(1 - trim)
+            losses = losses * (is_noise | (losses <= limit))
+        loss = loss + losses.sum() / counts["verdicts"]
     if vector:
         if position:
             read, truth = judged[is_noise], batch.items[batch.noise_mask]
@@ -210,9 +186,9 @@ def warm_up(model: NoiseLM, builder: PromptBuilder, windows: Windows, config: Co
             count = sum(len(r) - 1 for r in rows)
             for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
                 part = [rows[i] for i in group]
-                ids, slots = collate(part, model.device)
+                batch = collate(part, model.device)
                 spans = [(i, t) for i, r in enumerate(part) for t in range(1, len(r))]
-                (_next_token_loss(model, model.hidden(ids, slots), ids, spans) / count).backward()  # type: ignore[no-untyped-call]
+                (_next_token_loss(model, model.hidden(batch), batch.ids, spans) / count).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.trainable(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

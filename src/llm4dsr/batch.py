@@ -1,0 +1,64 @@
+"""Prompts as tensors: batches by tokens, so that short and long windows cost what they weigh."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm4dsr.prompt import Tokens
+
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is going on
+
+
+@dataclass
+class Batch:
+    """ids, slots: [B, T], right-padded. evidence: [soft tokens, EVIDENCE] in reading order, or None. lengths: [B]."""
+
+    ids: Tensor
+    slots: Tensor
+    evidence: Tensor | None
+    lengths: Tensor
+
+
+def collate(rows: Sequence[Tokens], device: torch.device) -> Batch:
+    """The padding's value does not matter: attention never reaches it (`NoiseLM.hidden`)."""
+    width = max(len(r) for r in rows)
+    ids, slots = np.zeros((len(rows), width), dtype=np.int64), np.full((len(rows), width), -1)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row.ids
+        slots[i, : len(row)] = row.slots
+    lengths = torch.tensor([len(r) for r in rows]).to(device)
+    return Batch(
+        torch.from_numpy(ids).to(device), torch.from_numpy(slots).to(device), evidence_of(rows, device), lengths
+    )
+
+
+def evidence_of(rows: Sequence[Tokens], device: torch.device) -> Tensor | None:
+    """[soft tokens, EVIDENCE] of all rows in reading order, or None where there is none."""
+    known = [r.evidence for r in rows if r.evidence is not None]
+    return torch.from_numpy(np.concatenate(known)).to(device) if known else None
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in groups of similar length, each of at most `budget` tokens with its padding (or a single row)."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if group and (len(group) + 1) * lengths[group[0]] > budget:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def precision(dtype: str, device: torch.device) -> Any:
+    """Mixed precision where it pays: half-precision models on CUDA."""
+    if device.type == "cuda" and dtype != "fp32":
+        return torch.autocast("cuda", dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)
+    return contextlib.nullcontext()
