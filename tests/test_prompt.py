@@ -14,7 +14,8 @@ from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.model import embedded_lm
 from llm4dsr.prompt import INSTRUCTION, NO_NOISE, PHRASES, PromptBuilder
 
-FORMS = list(product(["text", "vector"], ["title", "position"]))
+FULL = ("vector", "position", "full")  # items that see each other in both directions are judged where they stand
+FORMS = [*product(["text", "vector"], ["title", "position"]), FULL]
 SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 400}
 
 TRICKY = [
@@ -32,8 +33,8 @@ TRICKY = [
 TITLES = [clean_title(t) for t in TRICKY]
 
 
-def builder(items: str = "text", answer: str = "title", max_tokens: int = 512, titles=TITLES) -> PromptBuilder:
-    config = ModelConfig(items=items, answer=answer, **SMALL)  # type: ignore[arg-type]
+def builder(items="text", answer="title", attention="causal", max_tokens: int = 512, titles=TITLES) -> PromptBuilder:
+    config = ModelConfig(items=items, answer=answer, attention=attention, **SMALL)
     _, tokenizer = embedded_lm(list(titles), ModelConfig(items="text", **SMALL), max_tokens, seed=0)
     return PromptBuilder(tokenizer, titles, config, max_tokens)
 
@@ -63,7 +64,7 @@ def test_the_scored_prompt_is_how_the_training_text_begins(form, position):
 def test_so_is_the_prompt_that_asks_for_a_replacement(form, position):
     b, window = BUILDERS[form], [0, 4, 7]
     asked, trained = b.suggestion_prompt(window, position), b.training(window, [position], [9])
-    if form == ("vector", "position"):  # trained and read at the verdict's token; nothing more is written
+    if form[:2] == ("vector", "position"):  # trained and read at the verdict's token; nothing more is written
         assert asked.ids[: len(trained)] == trained.ids
     else:
         assert trained.ids[: len(asked)] == asked.ids
@@ -121,6 +122,12 @@ def test_vector_items_are_one_token_each():
     assert row.slots == [-1] * 3 + [7, 0, 5] + [-1] + [7, 0, 5]  # <s>, instruction, "Items:"; then "Noise Items:"
     assert row.read == [7, 8, 9]
 
+    b = BUILDERS[FULL]
+    row = b.prompt([7, 0, 5])
+    assert text_of(b, row.ids) == f"<s>{INSTRUCTION}\nItems: A B C"
+    assert row.slots == [-1] * 3 + [7, 0, 5]
+    assert row.read == [3, 4, 5]
+
     b = BUILDERS["vector", "title"]
     row = b.training([1, 0], [1], [9])
     assert text_of(b, row.ids).endswith('\nItems: A B\nNoise Items: "Toy Airplane"\nSuggested Replacements:')
@@ -146,7 +153,8 @@ def test_no_title_can_add_a_position(form):
         prompt = b.prompt([9, row, 9])
         assert len(prompt.read) == (3 if form[1] == "position" else 0)
         filled = [s for s in prompt.slots if s >= 0]
-        assert filled == ([9, row, 9] * (2 if form[1] == "position" else 1) if form[0] == "vector" else [])
+        times = {"text": 0, "vector": 2 if form == ("vector", "position") else 1}[form[0]]
+        assert filled == [9, row, 9] * times
         assert [prompt.ids[t] for t in prompt.read] == [m[0] for m in b.markers[: len(prompt.read)]]
         assert b.training([9, row, 9], [1], [0]).read == prompt.read
 
@@ -202,7 +210,7 @@ def test_tokenizers_without_single_token_markers_are_refused_for_positions():
     letters = Tokenizer(models.WordLevel({"?": 0, **{chr(c): c - 31 for c in range(32, 127)}}, unk_token="?"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # every character is a token, so " A" is two
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?")
-    for items, answer in FORMS:
+    for items, answer in product(["text", "vector"], ["title", "position"]):
         config = ModelConfig(items=items, answer=answer)
         if (items, answer) == ("text", "title"):
             assert PromptBuilder(tokenizer, ["Truck"], config).titles[0] == tokenizer('Truck"')["input_ids"]
