@@ -148,6 +148,8 @@ def test_no_data(llm4dsr, tmp_path):
         ("model: {items: image}", "model: items = 'image'; expected one of text, vector"),
         ("train: {epochs: many}", "train: epochs = 'many'; expected int"),
         ("seed: -1", "not negative"),
+        ("train: {batch_windows: 0}", "train: batch_windows = 0; expected at least 1"),
+        ("model: {dropout: 1.5}", "model: dropout = 1.5; expected a share, from 0 to 1"),
         ("- a list", "expected a mapping of options"),
         ("model: {items: [", "recipe.yaml is not readable YAML"),
     ],
@@ -179,6 +181,12 @@ def test_a_wrong_model_path_leaves_the_windows_only(llm4dsr, data, recipe, tmp_p
     code, printed = llm4dsr("run", "--data", data, "--out", out, "--config", recipe, "--model", wrong)
     assert (code, f"There is no model at {wrong}. Give a hub name" in printed) == (MODEL, True), printed
     assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "run_card.json", "windows"]
+
+
+def test_heads_that_do_not_divide_the_size(llm4dsr, data, recipe, tmp_path):
+    recipe.write_text("model: {hidden_size: 16, heads: 3}")
+    code, printed = llm4dsr("run", "--data", data, "--out", tmp_path / "out", "--config", recipe)
+    assert (code, "expected a multiple of twice the heads" in printed) == (CONFIG, True), printed
 
 
 # --- output and stages -----------------------------------------------------------------------------------------------

@@ -18,6 +18,13 @@ import yaml
 from llm4dsr.errors import ConfigError
 
 EMBEDDED = "embedded"
+# Numbers that cannot be 0, and those that are shares, wherever they occur
+AT_LEAST_1 = {
+    "vector_size", "lora_rank", "hidden_size", "layers", "heads", "vocabulary", "batch_windows", "batch_tokens",
+    "max_tokens", "folds", "calibration_draws", "max_new_tokens", "blocks", "history", "batch_size", "negatives",
+    "seeds", "k",
+}  # fmt: skip
+SHARES = {"dropout", "lora_dropout", "rate", "none", "trim"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,13 @@ def _build(kind: type, data: Any, where: str) -> Any:
     unknown = [key for key in data if key not in hints]
     if unknown:
         raise ConfigError(f"{where}: unknown option {unknown[0]!r}. Known here: {', '.join(hints)}.")
-    return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()}
+    for key, value in values.items():
+        if key in AT_LEAST_1 and value < 1:
+            raise ConfigError(f"{where}: {key} = {value!r}; expected at least 1.")
+        if key in SHARES and value > 1:
+            raise ConfigError(f"{where}: {key} = {value!r}; expected a share, from 0 to 1.")
+    return kind(**values)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

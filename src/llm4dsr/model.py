@@ -265,6 +265,11 @@ def embedded_lm(titles: list[str], config: ModelConfig, max_tokens: int, seed: i
             f"model.tuning = 'lora' leaves the base as it is, but the base of {EMBEDDED!r} knows nothing yet. "
             "Use tuning: full, or another model.source."
         )
+    if config.hidden_size % (2 * config.heads):  # rotary positions turn pairs of numbers
+        raise ConfigError(
+            f"model.hidden_size = {config.hidden_size} cannot be split evenly among model.heads = {config.heads}; "
+            "expected a multiple of twice the heads."
+        )
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
