@@ -122,13 +122,13 @@ def test_the_target_of_a_training_window_may_be_replaced():
     assert spelled(run(before, at(before, (0, 2)), "replace", "d")) == ["abd"]
 
 
-def test_dropping_leaves_out_training_windows_without_target_or_history():
-    """abcd loses its target; ef keeps only its target; the others are shorter, and keep their ids and users."""
+def test_dropping_leaves_out_training_windows_of_one_item():
+    """abcd loses its target, so that c is the target now; ef keeps only its target, and there is nothing to learn."""
     before = windows("abcd", "bcd", "ef", "abgh")
     result = run(before, at(before, (0, 3), (1, 1), (2, 0), (3, 0), (3, 1)), "drop")
-    assert spelled(result) == ["bd", "gh"]
-    assert result.windows.window_ids.tolist() == [1, 3]
-    assert result.windows.user_ids.to_list() == ["user1", "user3"]
+    assert spelled(result) == ["abc", "bd", "gh"]
+    assert result.windows.window_ids.tolist() == [0, 1, 3]
+    assert result.windows.user_ids.to_list() == ["user0", "user1", "user3"]
     assert len(result.edits) == 5  # what was flagged in the windows that are left out is listed too
 
 

@@ -248,7 +248,7 @@ def test_replacing_without_suggestions(llm4dsr, scored, tmp_path):
     assert llm4dsr("decide", "--run", run)[0] == 0
     whole = content(run)
     code, printed = llm4dsr("correct", "--run", run)
-    assert (code, "needs suggestions: run the suggest stage" in printed) == (CONFIG, True)
+    assert (code, "Run:  llm4dsr suggest" in printed) == (OUTPUT, True)
     assert llm4dsr("decide", "--run", run, "--overwrite", "--policy", "best")[0] == CONFIG
     assert content(run) == whole
     assert llm4dsr("correct", "--run", run, "--action", "drop")[0] == 0

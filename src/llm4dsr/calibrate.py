@@ -5,6 +5,11 @@ noise (certainly noise) and scores of untouched interactions (a mixture with an 
 learning from positive and unlabelled data (Elkan & Noto 2008): a monotone fit gives the ratio of the two densities,
 and the share of noise is bounded by how rarely untouched interactions score as high as self-made noise does (Blanchard
 et al. 2010; Garg et al. 2021, "best bin").
+
+Two things must hold, or the share is far off: self-made noise must be drawn as real noise falls (uniform over
+interactions, not over windows: long windows hold more of both), and no model may score a history that it was tuned on,
+since it has learnt that history's noise by heart and calls it fitting. What no label-free estimate can tell apart is
+injected noise and a user's own odd purchases: both are counted here.
 """
 
 from __future__ import annotations
@@ -19,7 +24,21 @@ from llm4dsr.metrics import expected_calibration_error
 
 Floats = npt.NDArray[np.float64]
 
-BEST_BIN_MASS = 0.02  # smallest share of the self-made noise that a bin may hold
+REGION = 0.02  # smallest share of the self-made noise that a region may hold
+CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # shares of the self-made noise, those in the most coherent company
+TOPS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # shares of these, those with the highest log-odds
+
+
+@dataclass
+class Sample:
+    """Interactions by their log-odds [n], and their context: the mean log-odds of the other interactions of their
+    window [n]; the lower, the clearer the interest that a foreign item would stand out from."""
+
+    log_odds: Floats
+    context: Floats
+
+    def take(self, rows: npt.NDArray[Any]) -> Sample:
+        return Sample(self.log_odds[rows], self.context[rows])
 
 
 @dataclass
@@ -44,37 +63,42 @@ class Calibrator:
         return np.where(np.isnan(log_odds), np.nan, out)
 
 
-def fit(noise: Floats, untouched: Floats, method: Literal["isotonic", "platt"], halves: tuple[Any, Any]) -> Calibrator:
-    """noise: [n1] log-odds of self-made noise. untouched: [n0] log-odds of untouched interactions. halves: boolean
-    masks ([n1], [n0]) of the half that is held out to measure the ECE."""
+def fit(noise: Sample, untouched: Sample, method: Literal["isotonic", "platt"], halves: tuple[Any, Any],
+        more: tuple[Sample, Sample] | None = None) -> Calibrator:  # fmt: skip
+    """noise: n1 interactions of self-made noise. untouched: n0 untouched interactions. halves: boolean masks ([n1],
+    [n0]) of the half that is held out to measure the ECE. more: another such pair (training histories, scored out of
+    fold) in which the share of noise is the same; it bounds the share too."""
     held_noise, held_untouched = halves
-    knots, fitted = _monotone(noise[~held_noise], untouched[~held_untouched], method)
-    scores = np.concatenate([noise[held_noise], untouched[held_untouched]])
+    knots, fitted = _monotone(noise.log_odds[~held_noise], untouched.log_odds[~held_untouched], method)
+    scores = np.concatenate([noise.log_odds[held_noise], untouched.log_odds[held_untouched]])
     outcome = np.r_[np.ones(held_noise.sum()), np.zeros(held_untouched.sum())]
     before = expected_calibration_error(1 / (1 + np.exp(-np.clip(scores, -60, 60))), outcome)
     after = expected_calibration_error(np.interp(scores, knots, fitted), outcome)
-    knots, fitted = _monotone(noise, untouched, method)
-    rate = noise_share(noise, untouched)
-    density_ratio = fitted / np.maximum(1 - fitted, 1e-9) * (len(untouched) / len(noise))
+    knots, fitted = _monotone(noise.log_odds, untouched.log_odds, method)
+    rate = min(noise_share(*pair) for pair in ((noise, untouched), *((more,) if more else ())))
+    density_ratio = fitted / np.maximum(1 - fitted, 1e-9) * (len(untouched.log_odds) / len(noise.log_odds))
     values = np.clip(rate * density_ratio, 0.0, 1.0)
     return Calibrator(knots.tolist(), values.tolist(), rate, float(before), float(after))
 
 
-def noise_share(noise: Floats, untouched: Floats) -> float:
-    """Share of the untouched interactions that is noise: the least ratio of the two tails, in [0, 1].
+def noise_share(noise: Sample, untouched: Sample) -> float:
+    """Share of the untouched interactions that is noise, in [0, 1]: the least of many upper bounds.
 
-    At a threshold t, P(untouched > t) = share · P(noise > t) + (1 - share) · P(clean > t), so that the ratio
-    P(untouched > t) / P(noise > t) is never below the share, and comes near it where hardly anything clean scores.
+    In any region R of (log-odds, context), P(untouched in R) = share · P(noise in R) + (1 - share) · P(clean in R), so
+    that P(untouched in R) / P(noise in R) is never below the share, and comes near it where hardly anything clean is.
     """
-    at = np.quantile(noise, 1 - np.geomspace(BEST_BIN_MASS, 1.0, 60)[:-1])
-    above_noise = (noise[None, :] > at[:, None]).mean(axis=1)
-    above_untouched = (untouched[None, :] > at[:, None]).mean(axis=1)
-    usable = above_noise > BEST_BIN_MASS / 2
-    if not usable.any():
-        return float("nan")
-    # One standard error of the rarer count, so that the least of many noisy ratios is not taken at its word.
-    error = np.sqrt(above_untouched / len(untouched))
-    return float(np.clip(np.min((above_untouched + error)[usable] / above_noise[usable]), 0.0, 1.0))
+    bounds = [1.0]
+    for context in CONTEXTS:
+        limit = np.quantile(noise.context, context)
+        among, among_untouched = noise.context <= limit, untouched.context <= limit
+        for top in TOPS:
+            if context * top < REGION:
+                continue
+            threshold = np.quantile(noise.log_odds[among], 1 - top)
+            mass = float((among & (noise.log_odds > threshold)).mean())
+            if mass > REGION / 2:
+                bounds.append(float((among_untouched & (untouched.log_odds > threshold)).mean()) / mass)
+    return min(bounds)
 
 
 def _monotone(noise: Floats, untouched: Floats, method: str) -> tuple[Floats, Floats]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llm4dsr.config import Config
-from llm4dsr.errors import LLM4DSRError
+from llm4dsr.errors import ConfigError, LLM4DSRError
 from llm4dsr.pipeline import STAGES, Run
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -23,7 +23,7 @@ console = Console()
 
 RunFolder = Annotated[Path, typer.Option("--run", help="The run folder.")]
 Overwrite = Annotated[bool, typer.Option(help="Make the stage again; later stages are removed.")]
-Recipe = Annotated[Path | None, typer.Option("--config", help="A YAML recipe.")]
+Recipe = Annotated[Path | None, typer.Option("--config", help="A YAML recipe: a path, or demo, laptop, paper.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 
 
@@ -85,7 +85,7 @@ def demo(out: Annotated[Path, typer.Option(help="Run folder to make.")] = Path("
     """The whole job on embedded data with the embedded model: no network, no GPU."""
     from llm4dsr.demo import make_demo
 
-    config = Config.from_yaml(Path(__file__).parent / "recipes" / "demo.yaml")
+    config = Config.from_yaml("demo")
     config = replace(config, seed=config.seed if seed is None else seed)
     _stages(Run.create(out, config), make_demo(config.seed).data)
 
@@ -101,7 +101,17 @@ def run(
     resume: Annotated[bool, typer.Option(help="Go on with a run: finished stages are kept.")] = False,
 ) -> None:
     """All stages, from the data to the result table."""
-    _stages(Run(out) if resume else Run.create(out, _config(config, model, limit, seed)), data)
+    wanted = _config(config, model, limit, seed)
+    if not resume or not out.exists():
+        _stages(Run.create(out, wanted), data)
+        return
+    going = Run(out)
+    if any(given is not None for given in (config, model, limit, seed)) and wanted != going.config:
+        raise ConfigError(
+            f"{out} was started with other options. Go on with:  llm4dsr run --data {data} --out {out} --resume   "
+            "(it keeps its own), or choose another --out."
+        )
+    _stages(going, data)
 
 
 @app.command()

@@ -18,6 +18,7 @@ import yaml
 from llm4dsr.errors import ConfigError
 
 EMBEDDED = "embedded"
+RECIPES = Path(__file__).parent / "recipes"
 # Numbers that cannot be 0, and those that are shares, wherever they occur
 AT_LEAST_1 = {
     "vector_size", "lora_rank", "hidden_size", "layers", "heads", "vocabulary", "batch_windows", "batch_tokens",
@@ -162,11 +163,13 @@ class Config:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Config:
-        path = Path(path)
+        """From a YAML file, or by the name of a recipe that comes with the package (demo, laptop, paper)."""
+        path, given = RECIPES / f"{path}.yaml", Path(path)
+        if given.is_file() or not path.is_file():
+            path = given
         if not path.is_file():
-            raise ConfigError(
-                f"No recipe at {path}. Give the path of a YAML file; see the recipes folder for examples."
-            )
+            names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+            raise ConfigError(f"No recipe at {path}. Give the path of a YAML file, or one of the names {names}.")
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:

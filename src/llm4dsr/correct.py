@@ -15,7 +15,7 @@ from llm4dsr.suggest import Suggestions
 
 @dataclass
 class Corrected:
-    """windows: the corrected ones (a window that lost its target, or all but one item, is left out).
+    """windows: the corrected ones (a window that lost all but one item is left out).
     edits: one row per flagged interaction, see ARCHITECTURE.md."""
 
     windows: Windows
@@ -59,9 +59,7 @@ def correct(windows: Windows, flagged: BoolArray, probability: FloatArray, sugge
         lengths = stay.sum(axis=1)
         if weights is not None:
             weights = _left(weights, stay, items.shape[1])
-        # Without its target a training window would only teach what shorter windows of this user teach already.
-        lost = flagged[np.arange(len(windows)), windows.lengths - 1]
-        keep = np.flatnonzero((lengths >= 2) & ~lost)
+        keep = np.flatnonzero(lengths >= 2)  # a training window that lost its target now ends in the item before
     truth_fits = action != "drop"
     out = Windows(
         items, lengths, windows.window_ids, windows.user_ids, windows.timestamps,

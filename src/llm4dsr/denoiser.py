@@ -28,7 +28,7 @@ from llm4dsr.batch import Progress
 from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, IntArray, Windows
 from llm4dsr.company import Company, Hashes, user_hashes
 from llm4dsr.config import EMBEDDED, Config
-from llm4dsr.data import write_parquet
+from llm4dsr.data import limit_windows, write_parquet
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
 from llm4dsr.prompt import PromptBuilder, judged_in_place
@@ -41,6 +41,8 @@ from llm4dsr.vectors import title_vectors
 T = TypeVar("T")
 FORMAT = 2  # of a saved denoiser; another number is refused
 CARD = "denoiser.json"
+NEW_WINDOWS = 200  # validation windows of unseen users that are enough to calibrate on
+TRAIN_WINDOWS = 20_000  # training windows that are scored out of fold to bound the share of noise
 VALID_SHARE = 0.1  # of the windows, held out for calibration where no validation windows are given
 
 
@@ -109,7 +111,7 @@ class Denoiser:
             self.curve += tune(model, self._builder, part, catalogue, config, progress, f"tune{of}")
             models.append(model)
         self._catalogue, self._models, self._seen = catalogue, models, np.unique(user_hashes(windows.user_ids))
-        self._calibrate(validation, progress)
+        self._calibrate(windows, validation, progress)
         return self
 
     def _start(self, catalogue: Catalogue, windows: Windows, vectors: Any, company: Company | None, fold: int,
@@ -136,31 +138,62 @@ class Denoiser:
         folds = max(1, self.config.train.folds)
         return (user_hashes(windows.user_ids) >> np.uint64(8)).astype(np.int64) % folds
 
-    def _calibrate(self, windows: Windows, progress: Progress | None) -> None:
-        """Self-made noise in validation gives the map to probabilities and the automatic η; no label is read."""
+    def _calibrate(self, windows: Windows, validation: Windows, progress: Progress | None) -> None:
+        """Self-made noise in validation gives the map to probabilities and the automatic η; no label is read.
+
+        windows: those that the models were tuned on. With several folds they are scored out of fold, and help to bound
+        the share of noise; with one, validation keeps to users that the model has not seen, if there are enough.
+        """
         config = self.config
-        if config.score.calibration == "off" or len(windows) < 20:
+        if config.score.calibration == "off" or len(validation) < 20:
             return
+        out_of_fold = len(_fitted(self._models)) > 1
+        if not out_of_fold:
+            new = np.flatnonzero(~np.isin(user_hashes(validation.user_ids), self._seen))
+            validation = validation.take(new) if len(new) >= NEW_WINDOWS else validation
         rng = np.random.default_rng(config.seed + 1)
-        untouched = self._log_odds(windows, progress, "calibrate: untouched")
-        half = rng.random(len(windows)) < 0.5
-        made, made_half = [], []
-        for draw in range(config.score.calibration_draws):
-            at = (rng.random(len(windows)) * windows.lengths).astype(np.int64)
-            chosen = np.zeros(windows.items.shape, dtype=bool)
-            chosen[np.arange(len(windows)), at] = True
-            foreign = dataclasses.replace(windows, items=replace(windows.items, chosen, self.catalogue, rng))
-            made.append(self._log_odds(foreign, progress, f"calibrate: noise {draw + 1}")[chosen])
-            made_half.append(half)
-            if not draw and config.model.items == "vector":
-                rows = np.concatenate([rows for rows, members in self._shares(windows) if 0 in members])
-                self.blend = fit_blend(self.model, self.builder, foreign.take(rows), chosen[rows],
-                                       windows.items[rows][chosen[rows]], config)  # fmt: skip
-        present = windows.present
-        noise, plain = np.concatenate(made), untouched[present]
-        plain_half = np.broadcast_to(half[:, None], present.shape)[present]
-        self.calibrator = calibrate.fit(noise, plain, config.score.calibration, (np.concatenate(made_half), plain_half))
-        self.eta = deciding.choose_probability(self.calibrator(noise), self.calibrator(plain))
+        half = rng.random(len(validation)) < 0.5
+        untouched, owner = self._sample(validation, progress, "calibrate: untouched")
+        made = [self._self_made(validation, rng, progress, f"calibrate: noise {draw + 1}")
+                for draw in range(config.score.calibration_draws)]  # fmt: skip
+        noise = calibrate.Sample(*(np.concatenate([getattr(m[0], k) for m in made]) for k in ("log_odds", "context")))
+        more = None
+        if out_of_fold:
+            some = limit_windows(windows, TRAIN_WINDOWS, config.seed)
+            plain = self._sample(some, progress, "calibrate: untouched, training")[0]
+            more = (self._self_made(some, rng, progress, "calibrate: noise, training")[0], plain)
+        halves = (half[np.concatenate([m[1] for m in made])], half[owner])
+        self.calibrator = calibrate.fit(noise, untouched, config.score.calibration, halves, more)
+        self.eta = deciding.choose_probability(self.calibrator(noise.log_odds), self.calibrator(untouched.log_odds))
+        if config.model.items == "vector":
+            foreign, chosen, _, originals = self._inject(validation, rng)
+            rows = np.concatenate([rows for rows, members in self._shares(foreign) if 0 in members])
+            self.blend = fit_blend(self.model, self.builder, foreign.take(rows), chosen[rows], originals[rows], config)
+
+    def _inject(self, windows: Windows, rng: np.random.Generator) -> tuple[Windows, BoolArray, IntArray, IntArray]:
+        """As many windows as given, each with one foreign item, at places drawn uniformly over all interactions (as
+        noise falls). Returns (windows, where [W, L], which windows they were [W], what stood there [W])."""
+        rows, positions = np.nonzero(windows.present)
+        drawn = rng.integers(0, len(rows), size=len(windows))
+        some, at = windows.take(rows[drawn]), (np.arange(len(windows)), positions[drawn])
+        chosen = np.zeros(some.items.shape, dtype=bool)
+        chosen[at] = True
+        foreign = dataclasses.replace(some, items=replace(some.items, chosen, self.catalogue, rng))
+        return foreign, chosen, rows[drawn], some.items[at]
+
+    def _self_made(self, windows: Windows, rng: np.random.Generator, progress: Progress | None,
+                   doing: str) -> tuple[calibrate.Sample, IntArray]:  # fmt: skip
+        """(sample of self-made noise, which of the windows each is from)."""
+        foreign, chosen, source, _ = self._inject(windows, rng)
+        sample, _ = self._sample(foreign, progress, doing)
+        return sample.take(chosen[foreign.present]), source
+
+    def _sample(self, windows: Windows, progress: Progress | None, doing: str) -> tuple[calibrate.Sample, IntArray]:
+        """(all interactions of the windows, which window each is from)."""
+        log_odds, present = self._log_odds(windows, progress, doing), windows.present
+        total = np.where(present, log_odds, 0.0).sum(axis=1, keepdims=True)
+        context = (total - log_odds) / np.maximum(windows.lengths - 1, 1)[:, None]
+        return calibrate.Sample(log_odds[present], context[present]), np.nonzero(present)[0]
 
     # -- score, decide, suggest, correct -----------------------------------------------------------------------------
 
@@ -190,14 +223,7 @@ class Denoiser:
                cap: int | None = None, is_train: bool = True) -> pl.DataFrame:  # fmt: skip
         """The rows of `scores` that count as noise. Defaults come from config.decide; see `decide.decide` for the
         policies. is_train: False takes config's η and cap for evaluation histories. Raises ConfigError."""
-        automatic = deciding.settings(self.config.decide, self.eta, is_train)
-        policy, eta, cap = (
-            policy or automatic[0],
-            automatic[1] if eta is None else eta,
-            automatic[2] if cap is None else cap,
-        )
-        if policy == "auto":
-            policy, eta = "probability", self.eta
+        policy, eta, cap = self.rule(policy, eta, cap, is_train)
         ids, rows = np.unique(scores[c.WINDOW].to_numpy(), return_inverse=True)
         at = (rows, scores[c.POSITION].to_numpy())
         shape = (len(ids), int(scores[c.POSITION].max() or 0) + 1)  # type: ignore[arg-type]
@@ -205,6 +231,18 @@ class Denoiser:
         log_odds[at], probability[at] = scores[c.LOG_ODDS].to_numpy(), scores[c.NOISE_PROBABILITY].to_numpy()
         flagged = deciding.decide(log_odds, probability, policy, eta, cap)
         return scores.filter(pl.Series(flagged[at]))
+
+    def rule(self, policy: str | None, eta: float | None, cap: int | None, is_train: bool) -> tuple[str, float, int]:
+        """(policy, η, cap) in force: what is given here goes before config.decide."""
+        rules = self.config.decide
+        if policy is not None:
+            rules = dataclasses.replace(rules, policy=policy)  # type: ignore[arg-type]
+        if eta is not None:
+            kind = "probability" if rules.policy == "auto" else rules.policy
+            rules = dataclasses.replace(rules, policy=kind, eta=eta, eta_test=None)
+        if cap is not None:
+            rules = dataclasses.replace(rules, cap=cap, cap_test=None)
+        return deciding.settings(rules, self.eta, is_train)
 
     def suggest(self, histories: Any, decisions: pl.DataFrame, progress: Progress | None = None) -> pl.DataFrame:
         """One row per flagged interaction: what the model suggests in its place and how that item was found."""

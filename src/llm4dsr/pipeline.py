@@ -169,15 +169,18 @@ class Run:
             denoiser.config = self.config
             for name in c.SPLITS:
                 scores = pl.read_parquet(self.path("score") / f"{name}.parquet")
-                flagged = denoiser.decide(scores, policy, eta, cap, is_train=name == c.TRAIN)
+                rule = denoiser.rule(policy, eta, cap, is_train=name == c.TRAIN)
+                flagged = denoiser.decide(scores, *rule)
                 write_parquet(flagged, out / f"{name}.parquet")
                 mean = flagged[c.NOISE_PROBABILITY].mean()
                 facts[name] = {
                     "flagged": len(flagged),
                     "share": len(flagged) / max(1, len(scores)),
                     "expected_precision": mean,
+                    "policy": rule[0],
+                    "eta": rule[1],
+                    "cap": rule[2],
                 }
-            facts |= {"policy": policy or self.config.decide.policy, "eta": denoiser.eta if eta is None else eta}
 
     def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         with self.stage("suggest", overwrite) as (out, facts):
@@ -190,6 +193,11 @@ class Run:
 
     def correct(self, action: str | None = None, overwrite: bool = False) -> None:
         action = action or self.config.correct.action
+        if action == "replace" and not self.done("suggest"):
+            raise OutputError(
+                f"{self.folder} has no {FOLDERS['suggest']}/ yet, which replacing needs. "
+                f"Run:  llm4dsr suggest --run {self.folder}   or correct with --action drop."
+            )
         with self.stage("correct", overwrite) as (out, facts):
             data, tables = self.data(), self.tables()
             for name, windows in data.splits.items():

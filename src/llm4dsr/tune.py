@@ -71,6 +71,10 @@ def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Ca
             if progress:
                 progress(epoch * steps + step + 1, total, f"{doing}, loss {np.mean(losses):.3f}")
         curve.append(float(np.mean(losses)))
+    if not all(torch.isfinite(p).all() for p in parameters):
+        raise ModelError(
+            "The tuned weights are no longer numbers. Lower train.learning_rate, or use dtype: bf16 or fp32."
+        )
     model.eval()
     return curve
 
