@@ -6,10 +6,17 @@ made on validation, whose targets are the same in every row; test is read once.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
+import torch
+from joblib import Parallel, delayed
 
 from llm4dsr import columns as c
 from llm4dsr import metrics
@@ -103,29 +110,66 @@ def _oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: b
 def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, seed: int,
             progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
     """Trains the recommender for each row and seed; one tidy table: row, seed, ndcg, hit_rate, valid_ndcg, epochs,
-    seconds."""
-    out: list[dict[str, object]] = []
-    total = len(compared) * config.seeds
-    for s in range(config.seeds):
-        for name, splits in compared.items():
-            done = len(out)
+    seconds.
 
-            def report(step: int, steps: int, doing: str, done: int = done, name: str = name) -> None:
-                if progress:
-                    progress(
-                        done * 1000 + min(999, 1000 * step // max(1, steps)), total * 1000, f"SASRec on {name}: {doing}"
-                    )
+    A recommender this small gains little from a second core, so each is trained on one, and as many at a time as torch
+    may use cores. The numbers do not depend on how many that are.
+    """
+    jobs = [(name, seed + s) for s in range(config.seeds) for name in compared]
+    workers = max(1, min(torch.get_num_threads(), len(jobs)))
+    with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.sasrec.epochs, progress):
+        lines = Parallel(workers, max_nbytes=None)(
+            delayed(_train_and_test)(name, s, compared[name], n_items, config, Path(folder) / str(i))
+            for i, (name, s) in enumerate(jobs)
+        )
+    return pl.DataFrame(lines)
 
-            trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.sasrec, seed + s, report)
-            ranks = rank_targets(trained.model, splits[c.TEST].histories(), splits[c.TEST].targets())
-            out.append(
-                {"row": name, "seed": seed + s, "ndcg": metrics.ndcg(ranks, config.k),
-                 "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
-                 "epochs": len(trained.curve), "seconds": trained.seconds}
-            )  # fmt: skip
-    if progress:
-        progress(total * 1000, total * 1000, "SASRec")
-    return pl.DataFrame(out)
+
+def _train_and_test(name: str, seed: int, splits: Splits, n_items: int, config: EvaluateConfig,
+                    epochs_done: Path) -> dict[str, object]:  # fmt: skip
+    """One line of `compare`, in a process of its own; the file `epochs_done` says how far it is."""
+    torch.set_num_threads(1)
+
+    def report(epoch: int, epochs: int, doing: str) -> None:
+        _say(epochs_done, f"{epoch} {name}")
+
+    trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.sasrec, seed, report)
+    ranks = rank_targets(trained.model, splits[c.TEST].histories(), splits[c.TEST].targets())
+    _say(epochs_done, f"{config.sasrec.epochs} ")
+    return {"row": name, "seed": seed, "ndcg": metrics.ndcg(ranks, config.k),
+            "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
+            "epochs": len(trained.curve), "seconds": trained.seconds}  # fmt: skip
+
+
+@contextmanager
+def _following(folder: Path, total: int, progress: Progress | None) -> Iterator[None]:
+    """Adds up the epochs that the workers write into `folder`, once a second."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while progress:
+            last = ended.wait(1.0)
+            reports = [
+                (int(n), name) for n, name in (f.read_text().split(" ", 1) for f in folder.iterdir() if not f.suffix)
+            ]
+            names = sorted({name for _, name in reports if name})
+            progress(total if last else sum(n for n, _ in reports), total, f"SASRec: {', '.join(names)}")
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _say(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def summary(results: pl.DataFrame) -> pl.DataFrame:

@@ -68,7 +68,7 @@ def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: B
     state = _Work(model, builder, windows, catalogue, config, out)
     if config.model.items == "vector":
         for group, cosine, support in _likeness(model, builder, windows, flagged, config):
-            popularity = None if builder.company is None else torch.from_numpy(builder.company.popularity)
+            popularity = None if builder.company is None else torch.tensor(builder.company.popularity)
             score = (blend or Blend())(cosine, support, popularity)
             state.take(group, -score, "nearest_vector", 1 - cosine)
             if progress:
@@ -98,7 +98,7 @@ def fit_blend(model: NoiseLM, builder: PromptBuilder, windows: Windows, chosen: 
         return Blend()
     assert model.vectors is not None
     most = max(50, LOGITS // len(model.vectors))
-    popularity = torch.log1p(torch.from_numpy(builder.company.popularity).float())
+    popularity = torch.log1p(torch.tensor(builder.company.popularity).float())
     columns, truth = [], []
     for group, cosine, support in _likeness(model, builder, windows, chosen, config):
         assert support is not None
