@@ -24,9 +24,9 @@ from llm4dsr.metrics import expected_calibration_error
 
 Floats = npt.NDArray[np.float64]
 
-REGION = 0.02  # smallest share of the self-made noise that a region may hold
+REGION = 0.05  # smallest share of the self-made noise that a region may hold
 CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # shares of the self-made noise, those in the most coherent company
-TOPS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)  # shares of these, those with the highest log-odds
+TOPS = (0.5, 0.3, 0.2, 0.1, 0.05)  # shares of these, those with the highest log-odds
 
 
 @dataclass

@@ -1,0 +1,84 @@
+"""From log-odds to probabilities that can be believed, on mixtures whose share of noise is known."""
+
+import numpy as np
+import pytest
+
+from llm4dsr.calibrate import Calibrator, Sample, fit, noise_share
+from llm4dsr.metrics import expected_calibration_error
+
+
+def mixture(share: float, n: int = 160_000, apart: float = 3.0, seed: int = 0):
+    """(self-made noise, untouched, which of the untouched are noise): noise scores `apart` higher; spread 1."""
+    rng = np.random.default_rng(seed)
+    made = Sample(rng.normal(apart, 1, n // 4), rng.normal(size=n // 4))
+    is_noise = rng.random(n) < share
+    return made, Sample(rng.normal(apart * is_noise, 1), rng.normal(size=n)), is_noise
+
+
+def halves(made: Sample, untouched: Sample):
+    return np.arange(len(made.log_odds)) % 2 == 0, np.arange(len(untouched.log_odds)) % 2 == 0
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_the_share_of_noise_is_found_without_labels(share):
+    made, untouched, _ = mixture(share, apart=4.0)
+    assert noise_share(made, untouched) == pytest.approx(share, abs=0.02)
+
+
+def test_the_share_is_an_upper_bound_where_clean_interactions_look_like_noise():
+    """A tenth of the clean ones are odd purchases that score just as noise does: nothing tells them apart."""
+    rng = np.random.default_rng(1)
+    made = Sample(rng.normal(4, 1, 10_000), np.zeros(10_000))
+    kind = rng.choice(3, p=[0.1, 0.09, 0.81], size=40_000)  # noise, odd, fitting
+    untouched = Sample(np.where(kind == 2, rng.normal(0, 1, 40_000), rng.normal(4, 1, 40_000)), np.zeros(40_000))
+    assert noise_share(made, untouched) == pytest.approx(0.19, abs=0.02)
+
+
+def test_a_clear_context_tightens_the_bound():
+    """In windows without a clear interest noise does not stand out; those with one tell the share."""
+    rng = np.random.default_rng(2)
+    clear, is_noise, made_clear = rng.random(60_000) < 0.3, rng.random(60_000) < 0.1, rng.random(20_000) < 0.3
+    made = Sample(rng.normal(np.where(made_clear, 4, 0.5), 1), np.where(made_clear, -3.0, 0.0))
+    untouched = Sample(rng.normal(np.where(clear, 4, 0.5) * is_noise, 1), np.where(clear, -3.0, 0.0))
+    blind = [Sample(s.log_odds, np.zeros(len(s.log_odds))) for s in (made, untouched)]
+    assert noise_share(made, untouched) == pytest.approx(0.1, abs=0.015)
+    assert noise_share(made, untouched) < noise_share(*blind)
+
+
+@pytest.mark.parametrize(("method", "ece", "off"), [("isotonic", 0.01, 0.05), ("platt", 0.04, 0.1)])
+def test_probabilities_mean_what_they_say(method, ece, off):
+    """Platt's curve goes on to rise where the ratio of the densities does not: isotonic is the default."""
+    made, untouched, is_noise = mixture(0.1)
+    calibrator = fit(made, untouched, method, halves(made, untouched))
+    probability = calibrator(untouched.log_odds)
+    assert expected_calibration_error(probability, is_noise) < ece
+    flagged = probability >= 0.5
+    assert probability[flagged].mean() == pytest.approx(is_noise[flagged].mean(), abs=off)
+    assert calibrator.ece_after < 0.02 < calibrator.ece_before
+
+
+def test_a_second_sample_can_only_lower_the_share():
+    made, untouched, _ = mixture(0.1, apart=1.0)  # hardly apart: the bound is far too high
+    better = mixture(0.1, apart=4.0, seed=1)[:2]
+    alone = fit(made, untouched, "isotonic", halves(made, untouched)).noise_rate
+    assert fit(made, untouched, "isotonic", halves(made, untouched), better).noise_rate < alone
+
+
+def test_higher_log_odds_never_mean_less_noise():
+    made, untouched, _ = mixture(0.1, n=2_000)
+    calibrator = fit(made, untouched, "isotonic", halves(made, untouched))
+    probability = calibrator(np.linspace(-20, 20, 500))
+    assert (np.diff(probability) >= 0).all()
+    assert 0 <= probability.min() <= probability.max() <= 1
+
+
+def test_the_shape_is_kept_and_padding_stays_padding():
+    made, untouched, _ = mixture(0.1, n=2_000)
+    out = fit(made, untouched, "isotonic", halves(made, untouched))(np.array([[0.0, np.nan], [3.0, 9.0]]))
+    assert out.shape == (2, 2)
+    assert np.isnan(out[0, 1])
+    assert np.isfinite(out).sum() == 3
+
+
+def test_without_calibration_log_odds_are_taken_at_their_word():
+    np.testing.assert_allclose(Calibrator()(np.array([0.0, np.log(3)])), [0.5, 0.75])
