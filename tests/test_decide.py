@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from llm4dsr.config import Config
-from llm4dsr.decide import POLICIES, choose_probability, decide, ranks, settings
+from llm4dsr.decide import POLICIES, decide, ranks, settings
 from llm4dsr.errors import ConfigError
 
 NAN = np.nan
@@ -146,7 +146,7 @@ def test_eta_is_between_0_and_1(policy, eta):
         decide(LOG_ODDS, PROBABILITY, policy, eta, 3)
 
 
-# --- ranks, automatic η, settings ------------------------------------------------------------------------------------
+# --- ranks, settings --------------------------------------------------------------------------------------------------
 
 
 def test_ranks_begin_with_the_most_suspicious_and_end_with_padding():
@@ -154,28 +154,14 @@ def test_ranks_begin_with_the_most_suspicious_and_end_with_padding():
     assert ranks(log_odds).tolist() == [[2, 1, 3, 4], [2, 4, 3, 1]]
 
 
-def test_the_automatic_eta_has_the_best_expected_f1():
-    """Noise at 0.9, 0.8, 0.3; untouched ones at 0.9, 0.6, 0.1.
-
-    η ≤ 0.1 flags all: recall 1, precision 1.6 / 3, F1 0.696. η up to 0.3: recall 1, precision 0.75, F1 0.857.
-    η up to 0.6: recall 2/3, precision 0.75, F1 0.706. η up to 0.8: recall 2/3, precision 0.9, F1 0.766.
-    The smallest η with the best F1 is 0.15.
-    """
-    assert choose_probability(np.array([0.9, 0.8, 0.3]), np.array([0.9, 0.6, 0.1])) == pytest.approx(0.15)
-
-
-def test_the_automatic_eta_is_a_half_where_nothing_can_be_flagged():
-    assert choose_probability(np.array([0.9]), np.array([0.01, 0.02])) == 0.5
-
-
 def test_training_and_test_histories_may_have_settings_of_their_own():
     published = Config.from_dict(
         {"decide": {"policy": "percentile", "eta": 0.6, "cap": 2, "eta_test": 0.9, "cap_test": 1}}
     ).decide
-    assert settings(published, 0.3, is_train=True) == ("percentile", 0.6, 2)
-    assert settings(published, 0.3, is_train=False) == ("percentile", 0.9, 1)
-    assert settings(Config().decide, 0.3, is_train=False) == ("probability", 0.3, 3)
+    assert settings(published, is_train=True) == ("percentile", 0.6, 2)
+    assert settings(published, is_train=False) == ("percentile", 0.9, 1)
+    assert settings(Config().decide, is_train=False) == ("probability", 0.5, 3)
     shared = Config.from_dict({"decide": {"policy": "rate", "eta": 0.1}}).decide
-    assert settings(shared, 0.3, True) == settings(shared, 0.3, False) == ("rate", 0.1, 3)
+    assert settings(shared, True) == settings(shared, False) == ("rate", 0.1, 3)
     none = Config.from_dict({"decide": {"policy": "rate", "eta": 0.1, "eta_test": 0, "cap_test": 0}}).decide
-    assert settings(none, 0.3, is_train=False) == ("rate", 0.0, 0)  # 0 is a setting, not the lack of one
+    assert settings(none, is_train=False) == ("rate", 0.0, 0)  # 0 is a setting, not the lack of one

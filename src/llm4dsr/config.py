@@ -93,9 +93,10 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class DecideConfig:
-    """How η is read. `auto` picks the expected precision that does best on self-made noise in validation."""
+    """How η is read (decide.py). The default flags what is more likely noise than not: its probabilities come from
+    self-made noise in validation, so η = 0.5 is the choice with the most right flags less wrong ones."""
 
-    policy: Literal["auto", "percentile", "probability", "precision", "rate"] = "auto"
+    policy: Literal["percentile", "probability", "precision", "rate"] = "probability"
     eta: float = 0.5  # percentile and rate in [0, 1]; probability and precision in [0, 1]
     eta_test: float | None = None  # another η for validation and test histories (published: 0.6 train, 0.9 test)
     cap: int = 3  # at most so many flagged interactions in a window

@@ -65,26 +65,7 @@ def ranks(log_odds: FloatArray) -> IntArray:
     return rank
 
 
-def choose_probability(calibrated_noise: FloatArray, calibrated_untouched: FloatArray) -> float:
-    """The probability at which to flag (policy "auto"): it has the best expected F1 on self-made noise in validation.
-
-    Recall is measured on the self-made noise; precision is the mean probability of the untouched ones above.
-    """
-    best, chosen = -1.0, 0.5
-    for eta in np.arange(0.1, 0.91, 0.05):
-        flagged = calibrated_untouched[calibrated_untouched >= eta]
-        if not len(flagged):
-            break
-        recall, precision = float((calibrated_noise >= eta).mean()), float(flagged.mean())
-        f1 = 2 * recall * precision / max(recall + precision, 1e-9)
-        if f1 > best:
-            best, chosen = f1, float(eta)
-    return chosen
-
-
-def settings(config: DecideConfig, automatic: float, is_train: bool) -> tuple[str, float, int]:
+def settings(config: DecideConfig, is_train: bool) -> tuple[str, float, int]:
     """(policy, η, cap) for a split; the published settings differ between training and test histories."""
     cap = config.cap if is_train or config.cap_test is None else config.cap_test
-    if config.policy == "auto":
-        return "probability", automatic, cap
     return config.policy, config.eta if is_train or config.eta_test is None else config.eta_test, cap

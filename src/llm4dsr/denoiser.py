@@ -56,7 +56,6 @@ class Denoiser:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config()
         self.calibrator = calibrate.Calibrator()
-        self.eta = 0.5  # probability at which the policy "auto" flags
         self.curve: list[float] = []  # mean tuning loss of each epoch
         self.blend = Blend()  # how vector suggestions are ranked
         self._catalogue: Catalogue | None = None
@@ -139,7 +138,7 @@ class Denoiser:
         return (user_hashes(windows.user_ids) >> np.uint64(8)).astype(np.int64) % folds
 
     def _calibrate(self, windows: Windows, validation: Windows, progress: Progress | None) -> None:
-        """Self-made noise in validation gives the map to probabilities and the automatic η; no label is read.
+        """Self-made noise in validation gives the map to probabilities; no label is read.
 
         windows: those that the models were tuned on. With several folds they are scored out of fold, and help to bound
         the share of noise; with one, validation keeps to users that the model has not seen, if there are enough.
@@ -164,7 +163,6 @@ class Denoiser:
             more = (self._self_made(some, rng, progress, "calibrate: noise, training")[0], plain)
         halves = (half[np.concatenate([m[1] for m in made])], half[owner])
         self.calibrator = calibrate.fit(noise, untouched, config.score.calibration, halves, more)
-        self.eta = deciding.choose_probability(self.calibrator(noise.log_odds), self.calibrator(untouched.log_odds))
         if config.model.items == "vector":
             foreign, chosen, _, originals = self._inject(validation, rng)
             rows = np.concatenate([rows for rows, members in self._shares(foreign) if 0 in members])
@@ -238,11 +236,10 @@ class Denoiser:
         if policy is not None:
             rules = dataclasses.replace(rules, policy=policy)  # type: ignore[arg-type]
         if eta is not None:
-            kind = "probability" if rules.policy == "auto" else rules.policy
-            rules = dataclasses.replace(rules, policy=kind, eta=eta, eta_test=None)
+            rules = dataclasses.replace(rules, eta=eta, eta_test=None)
         if cap is not None:
             rules = dataclasses.replace(rules, cap=cap, cap_test=None)
-        return deciding.settings(rules, self.eta, is_train)
+        return deciding.settings(rules, is_train)
 
     def suggest(self, histories: Any, decisions: pl.DataFrame, progress: Progress | None = None) -> pl.DataFrame:
         """One row per flagged interaction: what the model suggests in its place and how that item was found."""
@@ -297,7 +294,7 @@ class Denoiser:
         if self.builder.company is not None:
             self.builder.company.save(folder)
         card = {
-            "format": FORMAT, "prompt_hash": self.builder.hash, "eta": self.eta, "curve": self.curve,
+            "format": FORMAT, "prompt_hash": self.builder.hash, "curve": self.curve,
             "calibrator": dataclasses.asdict(self.calibrator), "blend": dataclasses.asdict(self.blend),
             "config": self.config.to_dict(), "versions": versions(),
         }  # fmt: skip
@@ -317,7 +314,7 @@ class Denoiser:
                 f"{folder} has the format {card['format']}; this version reads {FORMAT}. Tune the model again."
             )
         out = cls(Config.from_dict(card["config"], str(folder / CARD)))
-        out.calibrator, out.eta, out.curve = calibrate.Calibrator(**card["calibrator"]), card["eta"], card["curve"]
+        out.calibrator, out.curve = calibrate.Calibrator(**card["calibrator"]), card["curve"]
         out._catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet"))
         out.blend, out._seen = Blend(**card["blend"]), pl.read_parquet(folder / "users.parquet")["hash"].to_numpy()
         out._models = [NoiseLM.load(place, out.config.model).eval() for place in out._places(folder)]

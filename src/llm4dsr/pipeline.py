@@ -144,7 +144,6 @@ class Run:
             facts |= {
                 "loss": denoiser.curve,
                 "prompt_hash": denoiser.builder.hash,
-                "eta_auto": denoiser.eta,
                 "noise_rate_estimate": denoiser.calibrator.noise_rate,
                 "ece_before": denoiser.calibrator.ece_before,
                 "ece_after": denoiser.calibrator.ece_after,

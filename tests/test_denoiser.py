@@ -1,0 +1,127 @@
+"""The public class: who scores whom, what it learns without labels, and that a saved one is the same."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llm4dsr import Config, Denoiser
+from llm4dsr.company import user_hashes
+from llm4dsr.demo import make_demo
+from llm4dsr.denoiser import matrix
+from llm4dsr.errors import ConfigError
+from llm4dsr.metrics import auroc
+
+SMALL = {"model": {"hidden_size": 32, "layers": 1, "vector_size": 32}, "train": {"epochs": 4, "folds": 2}, "threads": 1}
+DEMO = make_demo(size="tiny", users=400)
+TRAIN, VALID, TEST = (DEMO.data.splits[name] for name in ("train", "valid", "test"))
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    return Denoiser(Config.from_dict(SMALL)).fit(TRAIN, DEMO.data.catalogue, VALID.histories())
+
+
+@pytest.fixture(scope="module")
+def scores(denoiser) -> pl.DataFrame:
+    return denoiser.score(TEST.histories())
+
+
+def test_planted_noise_scores_higher(scores):
+    histories = TEST.histories()
+    assert auroc(scores["log_odds"], histories.noise_mask[histories.present]) > 0.75
+
+
+def test_scores_are_one_row_per_interaction(scores):
+    histories = TEST.histories()
+    assert len(scores) == histories.lengths.sum()
+    assert scores["noise_probability"].is_between(0, 1).all()
+    first = scores.filter(pl.col("window_id") == scores["window_id"][0])
+    assert first["rank"].to_list() == first["log_odds"].rank("ordinal", descending=True).to_list()
+
+
+def test_nobody_is_scored_by_a_model_that_saw_the_history(denoiser):
+    seen = set(user_hashes(TRAIN.user_ids).tolist())
+    for rows, members in denoiser._shares(TEST):
+        users = TEST.take(rows).user_ids
+        assert (set(user_hashes(users).tolist()) <= seen) == (len(members) == 1)
+        if len(members) == 1:
+            assert (denoiser._fold_of(TEST.take(rows)) == members[0]).all()
+
+
+def test_strangers_are_scored_by_all_models(denoiser):
+    histories = TEST.histories()
+    stranger = histories.take(np.arange(5))
+    stranger.user_ids = pl.Series("user_id", [f"new {i}" for i in range(5)])
+    parts = [rows for rows, members in denoiser._shares(stranger) if len(members) == 2]
+    assert len(parts) == 1
+    assert parts[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_share_of_noise_is_near_the_planted_tenth(denoiser):
+    """An upper bound, from a small sample: odd purchases look like noise as well."""
+    assert 0.05 < denoiser.calibrator.noise_rate < 0.25
+
+
+def test_the_original_is_ranked_far_better_than_by_chance(denoiser):
+    """Suggestions for the known noise: the item that stood there is among the nearest much more often than 1 in 60."""
+    histories = TEST.histories()
+    at = np.nonzero(histories.noise_mask)
+    decisions = pl.DataFrame({"window_id": histories.window_ids[at[0]], "position": at[1]})
+    suggested = denoiser.suggest(histories, decisions)
+    originals = DEMO.data.catalogue.ids.gather(histories.clean_items[at])
+    assert (suggested["suggested_item_id"] == originals).mean() > 3 / 60
+
+
+def test_a_suggestion_is_never_in_the_window(denoiser, scores):
+    histories = TEST.histories()
+    decisions = denoiser.decide(scores, "rate", 0.3, cap=3)
+    suggested = denoiser.suggest(histories, decisions)
+    assert suggested.select("window_id", "position").equals(decisions.select("window_id", "position"))
+    canonical = DEMO.data.catalogue.canonical
+    row = {w: i for i, w in enumerate(histories.window_ids.tolist())}
+    for window, item in suggested.select("window_id", "suggested_item_id").iter_rows():
+        inside = canonical[histories.row(row[window])]
+        assert canonical[DEMO.data.catalogue.index([item])[0]] not in inside
+
+
+def test_what_is_given_goes_before_the_configuration(denoiser):
+    assert denoiser.rule(None, None, None, True) == ("probability", 0.5, 3)
+    assert denoiser.rule("rate", 0.1, 1, False) == ("rate", 0.1, 1)
+    assert denoiser.rule(None, 0.8, None, True) == ("probability", 0.8, 3)
+
+
+def test_an_unknown_policy_is_refused(denoiser, scores):
+    with pytest.raises(ConfigError, match="expected one of"):
+        denoiser.decide(scores, "best")
+
+
+def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_path):
+    denoiser.save_pretrained(tmp_path / "denoiser")
+    again = Denoiser.from_pretrained(tmp_path / "denoiser")
+    histories = TEST.histories()
+    np.testing.assert_allclose(scores["log_odds"], again.score(histories)["log_odds"], atol=1e-5)
+    decisions = denoiser.decide(scores)
+    assert again.suggest(histories, decisions)["suggested_item_id"].equals(
+        denoiser.suggest(histories, decisions)["suggested_item_id"]
+    )
+
+
+def test_the_same_seed_gives_the_same_scores(scores):
+    """Up to rounding, which depends on how many cores add up."""
+    again = Denoiser(Config.from_dict(SMALL)).fit(TRAIN, DEMO.data.catalogue, VALID.histories())
+    np.testing.assert_allclose(again.score(TEST.histories())["log_odds"], scores["log_odds"], atol=1e-3)
+
+
+def test_histories_may_be_lists_or_pandas(denoiser):
+    table = TEST.take(np.arange(3)).histories().to_frame(DEMO.data.catalogue)
+    lists = denoiser.score(table["item_ids"].to_list())
+    assert len(lists) == table["item_ids"].list.len().sum()
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed; Polars tables and lists are tested")
+    frame = pandas.DataFrame({name: table[name].to_list() for name in ("window_id", "user_id", "item_ids")})
+    assert denoiser.score(frame)["item_id"].equals(denoiser.score(table)["item_id"])
+
+
+def test_probability_and_position_tables_line_up(denoiser, scores):
+    histories = TEST.histories()
+    log_odds = matrix(scores, histories, "log_odds")
+    assert (np.isfinite(log_odds) == histories.present).all()
