@@ -11,7 +11,11 @@ from llm4dsr.denoiser import matrix
 from llm4dsr.errors import ConfigError
 from llm4dsr.metrics import auroc
 
-SMALL = {"model": {"hidden_size": 32, "layers": 1, "vector_size": 32}, "train": {"epochs": 4, "folds": 2}, "threads": 1}
+SMALL = {
+    "model": {"hidden_size": 32, "layers": 1, "vector_size": 32},
+    "train": {"epochs": 8, "folds": 2, "batch_windows": 32},
+    "threads": 1,
+}
 DEMO = make_demo(size="tiny", users=400)
 TRAIN, VALID, TEST = (DEMO.data.splits[name] for name in ("train", "valid", "test"))
 

@@ -97,7 +97,9 @@ def noise_share(noise: Sample, untouched: Sample) -> float:
             threshold = np.quantile(noise.log_odds[among], 1 - top)
             mass = float((among & (noise.log_odds > threshold)).mean())
             if mass > REGION / 2:
-                bounds.append(float((among_untouched & (untouched.log_odds > threshold)).mean()) / mass)
+                above = float((among_untouched & (untouched.log_odds > threshold)).mean())
+                # One standard error more, so that the least of many noisy bounds is not taken at its word.
+                bounds.append((above + np.sqrt(above / len(untouched.log_odds))) / mass)
     return min(bounds)
 
 

@@ -48,7 +48,7 @@ class ModelConfig:
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     load_in: Literal["full", "8bit", "4bit"] = "full"  # 8bit and 4bit need CUDA and the extra llm4dsr[quantized]
     # Size of the embedded model (ignored for any other source)
-    hidden_size: int = 128
+    hidden_size: int = 192
     layers: int = 3
     heads: int = 4
     dropout: float = 0.1
@@ -68,7 +68,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int = 6
+    epochs: int = 5
     samples: int = 0  # windows drawn once for tuning; 0 = all (published: 5,000)
     batch_windows: int = 256  # windows per optimizer step
     batch_tokens: int = 16_384  # tokens per forward pass; a step is split into as many passes as needed
@@ -78,7 +78,7 @@ class TrainConfig:
     warmup_steps: int = 100
     suggestion_weight: float = 0.2  # weight of the suggestion's loss in vector mode
     # Models that are each tuned without a part of the users and score that part: nobody's history is learnt by heart.
-    folds: int = 2  # 1 = a single model (published); K of them cost K - 1 times as much
+    folds: int = 3  # 1 = a single model (published); K of them cost K - 1 times as much
     trim: float = (
         0.05  # share of untouched interactions, the most suspicious of a step, that teach nothing (epoch 2 on)
     )

@@ -93,26 +93,33 @@ def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: B
 def fit_blend(model: NoiseLM, builder: PromptBuilder, windows: Windows, chosen: BoolArray, originals: IntArray,
               config: Config) -> Blend:  # fmt: skip
     """The weights under which the items that stood at the `chosen` [W, L] positions before they were replaced are the
-    most likely choice out of the whole catalogue (multinomial logit). originals: [chosen.sum()] catalogue rows."""
+    most likely choice out of all that are not in the window (multinomial logit). chosen: one position in each window.
+    originals: [W] catalogue rows."""
     if builder.company is None:
         return Blend()
     assert model.vectors is not None
     most = max(50, LOGITS // len(model.vectors))
     popularity = torch.log1p(torch.tensor(builder.company.popularity).float())
-    columns, truth = [], []
+    columns, truth, inside = [], [], []
     for group, cosine, support in _likeness(model, builder, windows, chosen, config):
         assert support is not None
         columns.append(torch.stack([cosine, torch.log1p(10 * support), popularity.expand_as(cosine)]))
         truth.append(torch.from_numpy(originals[group]))
+        here = np.zeros(cosine.shape, dtype=bool)
+        rows, positions = np.nonzero(windows.present[group])
+        here[rows, windows.items[group][rows, positions]] = True
+        here[np.arange(len(group)), originals[group]] = False  # it may stand in the window twice
+        inside.append(torch.from_numpy(here))
         if sum(len(t) for t in truth) >= most:
             break
     features, wanted = torch.cat(columns, dim=1)[:, :most].clone(), torch.cat(truth)[:most]  # [3, n, N], [n]
+    barred = torch.cat(inside)[:most]  # [n, N]
     weights = torch.tensor([10.0, 1.0, 0.1], requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=30, line_search_fn="strong_wolfe")
 
     def loss() -> float:
         optimizer.zero_grad()
-        value = F.cross_entropy(torch.tensordot(weights, features, dims=1), wanted)
+        value = F.cross_entropy(torch.tensordot(weights, features, dims=1).masked_fill(barred, -torch.inf), wanted)
         value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
