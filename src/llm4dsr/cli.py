@@ -177,6 +177,9 @@ def evaluate(
 
 
 def main() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # our own bars say what takes time
     try:
         app()
     except LLM4DSRError as error:

@@ -97,7 +97,7 @@ def read_data(path: str | Path, history: int = 10, k_core: int = 5, ratios: tupl
         return make_windows(_read(log), catalogue_frame, history, k_core, ratios)
     catalogue = Catalogue.from_frame(catalogue_frame)
     files = {name: file for name, file in found.items() if file is not None and name != LOG}
-    return Data(catalogue, {name: _windows(_read(file), catalogue, str(file)) for name, file in files.items()})
+    return Data(catalogue, {name: to_windows(_read(file), catalogue, str(file)) for name, file in files.items()})
 
 
 def _locate(path: Path) -> tuple[Path, str]:
@@ -154,7 +154,7 @@ def _as_data_error(what: str, advice: str) -> Iterator[None]:
         raise DataError(f"{what}: {first}. {advice}") from None
 
 
-def _windows(frame: pl.DataFrame, catalogue: Catalogue, where: str) -> Windows:
+def to_windows(frame: pl.DataFrame, catalogue: Catalogue, where: str) -> Windows:
     """`Windows.from_frame` with the checks that a file from outside needs."""
     if frame.is_empty():
         raise DataError(f"{where} has no rows; expected at least one window.")

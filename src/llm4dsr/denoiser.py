@@ -28,7 +28,7 @@ from llm4dsr.batch import Progress
 from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, IntArray, Windows
 from llm4dsr.company import Company, Hashes, user_hashes
 from llm4dsr.config import EMBEDDED, Config
-from llm4dsr.data import limit_windows, write_parquet
+from llm4dsr.data import limit_windows, to_windows, write_parquet
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
 from llm4dsr.prompt import PromptBuilder, judged_in_place
@@ -411,8 +411,8 @@ def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
         size = len(histories)
         lists = pl.Series(c.ITEMS, histories, dtype=pl.List(catalogue.ids.dtype), strict=False)
         frame = pl.DataFrame({c.WINDOW: np.arange(size), c.USER: np.arange(size), c.ITEMS: lists})
-        return Windows.from_frame(frame, catalogue, "the histories")
-    return Windows.from_frame(_frame(histories), catalogue, "the histories")
+        return to_windows(frame, catalogue, "the histories")
+    return to_windows(_frame(histories), catalogue, "the histories")
 
 
 def _frame(table: Any) -> pl.DataFrame:

@@ -1,0 +1,87 @@
+"""Rows that differ in their data alone, and a summary that can be checked by hand."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from llm4dsr import evaluate
+from llm4dsr.config import EvaluateConfig, SASRecConfig
+from llm4dsr.demo import make_demo
+
+DATA = make_demo(size="tiny").data
+QUICK = EvaluateConfig(seeds=2, sasrec=SASRecConfig(hidden_size=16, blocks=1, epochs=2, negatives=32))
+
+
+def known_noise(name: str) -> pl.DataFrame:
+    """The decisions of a detector that knows: as its stage would have written them."""
+    windows = DATA.splits[name]
+    judged = windows if name == "train" else windows.histories()
+    rows, positions = np.nonzero(judged.noise_mask)
+    return pl.DataFrame(
+        {"window_id": judged.window_ids[rows], "position": positions, "noise_probability": np.ones(len(rows))}
+    )
+
+
+TABLES = evaluate.Tables({name: known_noise(name) for name in DATA.splits}, {})
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return evaluate.rows(DATA.splits, TABLES, DATA.catalogue, ("drop",), train_targets=True)
+
+
+def test_there_is_a_row_for_each_action_and_for_each_oracle(rows):
+    assert list(rows) == ["original", "corrected (drop)", "oracle (drop)", "oracle (restore)"]
+
+
+def test_a_detector_that_knows_is_the_oracle(rows):
+    for name in DATA.splits:
+        ours, oracle = (rows[row][name] for row in ("corrected (drop)", "oracle (drop)"))
+        same = np.isin(ours.window_ids, oracle.window_ids)
+        assert ours.take(np.flatnonzero(same)).items.tolist() == oracle.items.tolist()
+
+
+def test_all_rows_are_tested_on_the_same_targets(rows):
+    for splits in rows.values():
+        for name in ("valid", "test"):
+            assert splits[name].targets().tolist() == DATA.splits[name].targets().tolist()
+
+
+def test_training_targets_are_kept_on_request():
+    made = evaluate.corrected("train", DATA.splits["train"], TABLES, DATA.catalogue, "drop", train_targets=False)
+    kept = made.windows
+        "train", DATA.splits["train"], TABLES, DATA.catalogue, "drop", train_targets=False
+    ).windows
+    before = DATA.splits["train"].take(np.flatnonzero(np.isin(DATA.splits["train"].window_ids, kept.window_ids)))
+    assert kept.targets().tolist() == before.targets().tolist()
+
+
+def test_the_numbers_do_not_depend_on_how_many_train_at_a_time(rows):
+    threads, tables, seen = torch.get_num_threads(), [], []
+    two = {name: rows[name] for name in ("original", "oracle (restore)")}
+    try:
+        for workers in (1, 2):
+            torch.set_num_threads(workers)
+            tables.append(evaluate.compare(two, len(DATA.catalogue), QUICK, 5, lambda *a: seen.append(a)))
+    finally:
+        torch.set_num_threads(threads)
+    assert tables[0].drop("seconds").equals(tables[1].drop("seconds"))
+    assert tables[0].select("row", "seed").rows() == [
+        ("original", 5), ("oracle (restore)", 5), ("original", 6), ("oracle (restore)", 6)]  # fmt: skip
+    assert seen[-1][:2] == (8, 8)  # two rows, two seeds, two epochs
+
+
+def test_the_summary_by_hand():
+    results = pl.DataFrame(
+        {"row": ["original", "corrected (drop)", "oracle (restore)"] * 2, "seed": [0, 0, 0, 1, 1, 1],
+         "ndcg": [0.10, 0.12, 0.20, 0.10, 0.13, 0.20], "hit_rate": [0.2, 0.2, 0.4, 0.2, 0.2, 0.4]}
+    )  # fmt: skip
+    original, ours, oracle = evaluate.summary(results).to_dicts()
+    assert ours["ndcg"] == pytest.approx(0.125)
+    assert ours["ndcg_half_width"] == pytest.approx(12.7062 * 0.005, rel=1e-4)  # t with one degree of freedom · s / √2
+    assert ours["ndcg_gain_percent"] == pytest.approx(25)
+    assert ours["share_of_oracle_gain"] == pytest.approx(0.25)
+    assert oracle["hit_rate_gain_percent"] == pytest.approx(100)
+    assert np.isnan(original["ndcg_p"])
+    assert 0.05 < ours["ndcg_p"] < 0.2  # differences 0.02 and 0.03: t = 5, one degree of freedom, p = 0.126
