@@ -51,8 +51,6 @@ def test_all_rows_are_tested_on_the_same_targets(rows):
 def test_training_targets_are_kept_on_request():
     made = evaluate.corrected("train", DATA.splits["train"], TABLES, DATA.catalogue, "drop", train_targets=False)
     kept = made.windows
-        "train", DATA.splits["train"], TABLES, DATA.catalogue, "drop", train_targets=False
-    ).windows
     before = DATA.splits["train"].take(np.flatnonzero(np.isin(DATA.splits["train"].window_ids, kept.window_ids)))
     assert kept.targets().tolist() == before.targets().tolist()
 

@@ -21,20 +21,24 @@ def result_table(summary: pl.DataFrame, detection: dict[str, dict[str, float]], 
             )
         lines.append("")
     lines += [f"### SASRec on test, {seeds} seed(s), whole catalogue ranked", "",
-              f"| trained and tested on | NDCG@{k} | HR@{k} | NDCG gain | p | share of the oracle's gain |",
+              f"| trained and tested on | NDCG@{k} | HR@{k} | NDCG gain | HR gain | share of the oracle's gain |",
               "|---|---|---|---|---|---|"]  # fmt: skip
     for row in summary.iter_rows(named=True):
-        gain = "" if row["row"] == "original" else f"{row['ndcg_gain_percent']:+.1f} %"
-        p = "" if math.isnan(row["ndcg_p"]) else f"{row['ndcg_p']:.3f}"
-        share = (
-            ""
-            if row["row"] == "original" or math.isnan(row["share_of_oracle_gain"])
-            else f"{row['share_of_oracle_gain']:.0%}"
-        )
-        lines.append(f"| {row['row']} | {_mean(row, 'ndcg')} | {_mean(row, 'hit_rate')} | {gain} | {p} | {share} |")
+        gains = [] if row["row"] == "original" else [_gain(row, "ndcg"), _gain(row, "hit_rate"), _share(row)]
+        cells = [row["row"], _mean(row, "ndcg"), _mean(row, "hit_rate"), *(gains or [""] * 3)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _mean(row: dict[str, float], metric: str) -> str:
     half = row[f"{metric}_half_width"]
     return f"{row[metric]:.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}")
+
+
+def _gain(row: dict[str, float], metric: str) -> str:
+    p = row[f"{metric}_p"]
+    return f"{row[f'{metric}_gain_percent']:+.1f} %" + ("" if math.isnan(p) else f" (p = {p:.3f})")
+
+
+def _share(row: dict[str, float]) -> str:
+    return "" if math.isnan(row["share_of_oracle_gain"]) else f"{row['share_of_oracle_gain']:.0%}"
