@@ -192,12 +192,12 @@ class Run:
 
     def correct(self, action: str | None = None, overwrite: bool = False) -> None:
         action = action or self.config.correct.action
-        if action == "replace" and not self.done("suggest"):
-            raise OutputError(
-                f"{self.folder} has no {FOLDERS['suggest']}/ yet, which replacing needs. "
-                f"Run:  llm4dsr suggest --run {self.folder}   or correct with --action drop."
-            )
         with self.stage("correct", overwrite) as (out, facts):
+            if action == "replace" and not self.done("suggest"):
+                raise OutputError(
+                    f"{self.folder} has no {FOLDERS['suggest']}/ yet, which replacing needs. "
+                    f"Run:  llm4dsr suggest --run {self.folder}   or correct with --action drop."
+                )
             data, tables = self.data(), self.tables()
             for name, windows in data.splits.items():
                 result = evaluation.corrected(
