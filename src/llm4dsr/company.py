@@ -48,7 +48,7 @@ class Company:
         keys, owners = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         for part in _parts(windows):
             key, _, window = _pairs(windows.items[part], windows.lengths[part], n_items)
-            owner = _mix(users[part][window] ^ key.astype(np.uint64))
+            owner = _pair_hash(users[part][window], key)
             owner, first = np.unique(owner, return_index=True)
             keys.append(key[first])
             owners.append(owner)
@@ -69,7 +69,7 @@ class Company:
         found = _among(self.pairs, key)
         key, left, right, window = key[found], left[found], right[found], window[found]
         count = self.counts[np.searchsorted(self.pairs, key)]
-        count = count - _among(self.own, _mix(users[window] ^ key.astype(np.uint64)))
+        count = count - _among(self.own, _pair_hash(users[window], key))
         together[window, left, right] = together[window, right, left] = count
 
         alone = np.zeros(windows.items.shape)
@@ -106,9 +106,9 @@ class Company:
         sizes = starts[items + 1] - starts[items]
         at = np.arange(sizes.sum()) + np.repeat(starts[items] - np.cumsum(sizes) + sizes, sizes)
         row, items, other = np.repeat(row, sizes), np.repeat(items, sizes), neighbours[at]
-        key = np.minimum(items, other) * n_items + np.maximum(items, other)
+        key = _key(items, other, n_items)
         users = user_hashes(windows.user_ids)
-        count = counts[at] - _among(self.own, _mix(users[row] ^ key.astype(np.uint64)))
+        count = counts[at] - _among(self.own, _pair_hash(users[row], key))
         cosine = count / np.sqrt((self.popularity[items] + 1) * (self.popularity[other] + 1))
         total = np.bincount(row * n_items + other, weights=cosine, minlength=len(windows) * n_items)
         return np.asarray(total.reshape(len(windows), n_items))
@@ -157,7 +157,16 @@ def _pairs(items: IntArray, lengths: IntArray, n_items: int) -> tuple[IntArray, 
     i, j = items[:, left], items[:, right]
     window, pair = np.nonzero((right[None, :] < lengths[:, None]) & (i != j))
     i, j = i[window, pair], j[window, pair]
-    return np.minimum(i, j) * n_items + np.maximum(i, j), (left[pair], right[pair]), window
+    return _key(i, j, n_items), (left[pair], right[pair]), window
+
+
+def _key(i: IntArray, j: IntArray, n_items: int) -> IntArray:
+    """One number for two items, whichever comes first."""
+    return np.asarray(np.minimum(i, j) * n_items + np.maximum(i, j))
+
+
+def _pair_hash(users: Hashes, keys: IntArray) -> Hashes:
+    return _mix(users ^ keys.astype(np.uint64))
 
 
 def _item_hash(users: Hashes, rows: IntArray) -> Hashes:

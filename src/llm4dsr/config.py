@@ -79,9 +79,8 @@ class TrainConfig:
     suggestion_weight: float = 0.2  # weight of the suggestion's loss in vector mode
     # Models that are each tuned without a part of the users and score that part: nobody's history is learnt by heart.
     folds: int = 3  # 1 = a single model (published); K of them cost K - 1 times as much
-    trim: float = (
-        0.05  # share of untouched interactions, the most suspicious of a step, that teach nothing (epoch 2 on)
-    )
+    # Share of untouched interactions, the most suspicious of a step, that teach nothing, from the second epoch on
+    trim: float = 0.05
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,7 @@ class Run:
         self, policy: str | None = None, eta: float | None = None, cap: int | None = None, overwrite: bool = False
     ) -> None:
         with self.stage("decide", overwrite) as (out, facts):
-            denoiser = Denoiser.from_pretrained(self.path("train"))
-            denoiser.config = self.config
+            denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
             for name in c.SPLITS:
                 scores = pl.read_parquet(self.path("score") / f"{name}.parquet")
                 rule = denoiser.rule(policy, eta, cap, is_train=name == c.TRAIN)

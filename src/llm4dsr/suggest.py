@@ -51,8 +51,14 @@ class Blend:
         """cosine, support: [G, N]; popularity: [N]. The last two are None where no company was counted."""
         score = self.cosine * cosine
         if support is not None and popularity is not None:
-            score = score + self.company * torch.log1p(10 * support) + self.popularity * torch.log1p(popularity)
+            speaks, known = _logs(support, popularity)
+            score = score + self.company * speaks + self.popularity * known
         return score
+
+
+def _logs(support: Tensor, popularity: Tensor) -> tuple[Tensor, Tensor]:
+    """What `company` and `popularity` of a blend weigh."""
+    return torch.log1p(10 * support), torch.log1p(popularity)
 
 
 def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: BoolArray, catalogue: Catalogue,
@@ -67,8 +73,8 @@ def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: B
         return out
     state = _Work(model, builder, windows, catalogue, config, out)
     if config.model.items == "vector":
+        popularity = None if builder.company is None else torch.tensor(builder.company.popularity)
         for group, cosine, support in _likeness(model, builder, windows, flagged, config):
-            popularity = None if builder.company is None else torch.tensor(builder.company.popularity)
             score = (blend or Blend())(cosine, support, popularity)
             state.take(group, -score, "nearest_vector", 1 - cosine)
             if progress:
@@ -99,11 +105,12 @@ def fit_blend(model: NoiseLM, builder: PromptBuilder, windows: Windows, chosen: 
         return Blend()
     assert model.vectors is not None
     most = max(50, LOGITS // len(model.vectors))
-    popularity = torch.log1p(torch.tensor(builder.company.popularity).float())
+    popularity = torch.tensor(builder.company.popularity)
     columns, truth, inside = [], [], []
     for group, cosine, support in _likeness(model, builder, windows, chosen, config):
         assert support is not None
-        columns.append(torch.stack([cosine, torch.log1p(10 * support), popularity.expand_as(cosine)]))
+        speaks, known = _logs(support, popularity)
+        columns.append(torch.stack([cosine, speaks, known.expand_as(cosine)]))
         truth.append(torch.from_numpy(originals[group]))
         here = np.zeros(cosine.shape, dtype=bool)
         rows, positions = np.nonzero(windows.present[group])
