@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm4dsr.calibrate import Calibrator, Sample, fit, noise_share
+from llm4dsr.calibrate import Calibrator, Sample, fit, join, noise_share, self_made_ece
 from llm4dsr.metrics import expected_calibration_error
 
 
@@ -22,7 +22,7 @@ def halves(made: Sample, untouched: Sample):
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
 def test_the_share_of_noise_is_found_without_labels(share):
     made, untouched, _ = mixture(share, apart=4.0)
-    assert noise_share(made, untouched) == pytest.approx(share, abs=0.02)
+    assert noise_share([(made, untouched)]) == pytest.approx(share, abs=0.02)
 
 
 def test_the_share_is_an_upper_bound_where_clean_interactions_look_like_noise():
@@ -31,7 +31,7 @@ def test_the_share_is_an_upper_bound_where_clean_interactions_look_like_noise():
     made = Sample(rng.normal(4, 1, 10_000), np.zeros(10_000))
     kind = rng.choice(3, p=[0.1, 0.09, 0.81], size=40_000)  # noise, odd, fitting
     untouched = Sample(np.where(kind == 2, rng.normal(0, 1, 40_000), rng.normal(4, 1, 40_000)), np.zeros(40_000))
-    assert noise_share(made, untouched) == pytest.approx(0.19, abs=0.02)
+    assert noise_share([(made, untouched)]) == pytest.approx(0.19, abs=0.02)
 
 
 def test_a_clear_context_tightens_the_bound():
@@ -41,32 +41,46 @@ def test_a_clear_context_tightens_the_bound():
     made = Sample(rng.normal(np.where(made_clear, 4, 0.5), 1), np.where(made_clear, -3.0, 0.0))
     untouched = Sample(rng.normal(np.where(clear, 4, 0.5) * is_noise, 1), np.where(clear, -3.0, 0.0))
     blind = [Sample(s.log_odds, np.zeros(len(s.log_odds))) for s in (made, untouched)]
-    assert noise_share(made, untouched) == pytest.approx(0.1, abs=0.015)
-    assert noise_share(made, untouched) < noise_share(*blind)
+    assert noise_share([(made, untouched)]) == pytest.approx(0.1, abs=0.015)
+    assert noise_share([(made, untouched)]) < noise_share([tuple(blind)])
+
+
+def test_what_is_odd_but_the_users_own_is_taken_off():
+    made, untouched, _ = mixture(0.1, apart=4.0)
+    bound = noise_share([(made, untouched)])
+    assert noise_share([(made, untouched)], odd_share=0.03) == pytest.approx(bound - 0.03)
+    assert noise_share([(made, untouched)], odd_share=0.5) == 0
+
+
+def test_splits_are_pooled():
+    """A small split alone gives a low bound by chance; beside a large one it has little to say."""
+    large = mixture(0.1, apart=4.0)[:2]
+    small = [mixture(0.1, n=1_000, apart=4.0, seed=seed)[:2] for seed in range(5)]
+    alone = [abs(noise_share([pair]) - 0.1) for pair in small]
+    pooled = [abs(noise_share([pair, large]) - 0.1) for pair in small]
+    assert max(pooled) < 0.01 < max(alone)
 
 
 @pytest.mark.parametrize(("method", "ece", "off"), [("isotonic", 0.01, 0.05), ("platt", 0.04, 0.1)])
 def test_probabilities_mean_what_they_say(method, ece, off):
     """Platt's curve goes on to rise where the ratio of the densities does not: isotonic is the default."""
     made, untouched, is_noise = mixture(0.1)
-    calibrator = fit(made, untouched, method, halves(made, untouched))
-    probability = calibrator(untouched.log_odds)
+    probability = fit(made, untouched, method, 0.1)(untouched.log_odds)
     assert expected_calibration_error(probability, is_noise) < ece
     flagged = probability >= 0.5
     assert probability[flagged].mean() == pytest.approx(is_noise[flagged].mean(), abs=off)
-    assert calibrator.ece_after < off < calibrator.ece_before
+    before, after = self_made_ece(made, untouched, method, halves(made, untouched))
+    assert after < off < before
 
 
-def test_a_second_sample_can_only_lower_the_share():
-    made, untouched, _ = mixture(0.1, apart=1.0)  # hardly apart: the bound is far too high
-    better = mixture(0.1, apart=4.0, seed=1)[:2]
-    alone = fit(made, untouched, "isotonic", halves(made, untouched)).noise_rate
-    assert fit(made, untouched, "isotonic", halves(made, untouched), better).noise_rate < alone
+def test_samples_are_joined_in_order():
+    joined = join([Sample(np.array([1.0]), np.array([2.0])), Sample(np.array([3.0]), np.array([4.0]))])
+    assert (joined.log_odds.tolist(), joined.context.tolist()) == ([1, 3], [2, 4])
 
 
 def test_higher_log_odds_never_mean_less_noise():
     made, untouched, _ = mixture(0.1, n=2_000)
-    calibrator = fit(made, untouched, "isotonic", halves(made, untouched))
+    calibrator = fit(made, untouched, "isotonic", 0.1)
     probability = calibrator(np.linspace(-20, 20, 500))
     assert (np.diff(probability) >= 0).all()
     assert 0 <= probability.min() <= probability.max() <= 1
@@ -74,7 +88,7 @@ def test_higher_log_odds_never_mean_less_noise():
 
 def test_the_shape_is_kept_and_padding_stays_padding():
     made, untouched, _ = mixture(0.1, n=2_000)
-    out = fit(made, untouched, "isotonic", halves(made, untouched))(np.array([[0.0, np.nan], [3.0, 9.0]]))
+    out = fit(made, untouched, "isotonic", 0.1)(np.array([[0.0, np.nan], [3.0, 9.0]]))
     assert out.shape == (2, 2)
     assert np.isnan(out[0, 1])
     assert np.isfinite(out).sum() == 3

@@ -49,6 +49,17 @@ def test_overlapping_windows_of_a_user_count_once():
     assert (together.sum(), alone.sum()) == (0, 0)
 
 
+def test_what_was_counted_is_not_counted_again(company):
+    """Ann comes back: her old pair stays one, the new ones are added, and all of hers are left out for her."""
+    more = company.add(windows([[TRAIN, TRACK, DOLL]], ["ann"]))
+    whole = Company.of(windows([*HISTORIES, [TRAIN, TRACK, DOLL]], [*USERS, "ann"]), n_items=5)
+    for name in ("pairs", "counts", "popularity", "own"):
+        assert (getattr(more, name) == getattr(whole, name)).all()
+    together, alone = more.others(windows([[TRAIN, TRACK, DOLL]], ["eve"]))
+    assert together[0].tolist() == [[0, 2, 1], [2, 0, 1], [1, 1, 0]]
+    assert alone[0].tolist() == [3, 2, 1]
+
+
 def test_an_item_that_stands_twice_is_no_company_for_itself(company):
     together, _ = company.others(windows([[TRAIN, TRAIN, TRACK]], ["eve"]))
     assert together[0].tolist() == [[0, 0, 2], [0, 0, 2], [2, 2, 0]]

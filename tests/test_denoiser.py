@@ -61,6 +61,51 @@ def test_strangers_are_scored_by_all_models(denoiser):
     assert parts[0].tolist() == [0, 1, 2, 3, 4]
 
 
+def test_windows_are_judged_by_what_was_known_before_them(denoiser):
+    """The first tenth of a split knows what the denoiser knows; the last one all the earlier windows too."""
+    timed = TEST.take(np.arange(len(TEST)))
+    timed.timestamps = np.arange(len(TEST))[::-1].copy()
+    known, seen = denoiser.builder.company, []
+    for rows, _ in denoiser._replay(timed, True, None):
+        seen.append((rows, denoiser.builder.company))
+    assert sorted(np.concatenate([rows for rows, _ in seen]).tolist()) == list(range(len(TEST)))
+    assert seen[0][1] is known
+    assert denoiser.builder.company is known  # scoring leaves the denoiser as it was
+    past = np.concatenate([rows for rows, _ in seen[:-1]])
+    assert timed.timestamps[past].max() <= timed.timestamps[seen[-1][0]].min()
+    assert (seen[-1][1].own == known.add(timed.take(past)).own).all()
+
+
+def test_without_times_a_split_is_not_replayed(denoiser):
+    timeless = TEST.take(np.arange(len(TEST)))
+    timeless.timestamps = np.full(len(TEST), -1)
+    assert len(list(denoiser._replay(timeless, True, None))) == 1
+
+
+def test_targets_are_not_scored_and_what_is_later_is_not_known(denoiser):
+    whole = denoiser.score(TEST, target_fixed=True)
+    assert whole.select("window_id", "position").equals(
+        denoiser.score(TEST.histories()).select("window_id", "position")
+    )
+    order = np.argsort(TEST.timestamps, kind="stable")
+    later = order[len(order) // 2 :]
+    changed = TEST.take(np.arange(len(TEST)))
+    changed.items[later] = np.where(changed.items[later] >= 0, changed.items[later][:, :1], changed.items[later])
+    other = denoiser.score(changed, target_fixed=True)
+    early = pl.col("window_id").is_in(TEST.window_ids[order[: len(order) // 2]].tolist())
+    np.testing.assert_allclose(whole.filter(early)["log_odds"], other.filter(early)["log_odds"], atol=1e-5)
+    assert not np.allclose(whole.filter(~early)["log_odds"], other.filter(~early)["log_odds"], atol=1e-2)
+
+
+def test_recalibrating_moves_probabilities_but_no_order(denoiser, monkeypatch):
+    monkeypatch.setattr("llm4dsr.denoiser.RECALIBRATED", 10)
+    plain, anew = (denoiser.score(TEST, target_fixed=True, recalibrate=flag) for flag in (False, True))
+    assert plain["log_odds"].equals(anew["log_odds"])
+    assert not plain["noise_probability"].equals(anew["noise_probability"])
+    ordered = anew.sort("log_odds")["noise_probability"].to_numpy()
+    assert (np.diff(ordered) >= 0).all()
+
+
 def test_the_share_of_noise_is_near_the_planted_tenth(denoiser):
     """An upper bound, from a small sample: odd purchases look like noise as well."""
     assert 0.05 < denoiser.calibrator.noise_rate < 0.25

@@ -8,12 +8,15 @@ et al. 2010; Garg et al. 2021, "best bin").
 
 Two things must hold, or the share is far off: self-made noise must be drawn as real noise falls (uniform over
 interactions, not over windows: long windows hold more of both), and no model may score a history that it was tuned on,
-since it has learnt that history's noise by heart and calls it fitting. What no label-free estimate can tell apart is
-injected noise and a user's own odd purchases: both are counted here.
+since it has learnt that history's noise by heart and calls it fitting.
+
+What no label-free estimate can tell apart is noise and a user's own odd purchases: the bound holds both. The share of
+odd purchases (`score.odd_share`) is therefore an assumption, and is subtracted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +26,7 @@ import numpy.typing as npt
 from llm4dsr.metrics import expected_calibration_error
 
 Floats = npt.NDArray[np.float64]
+Method = Literal["isotonic", "platt"]
 
 REGION = 0.05  # smallest share of the self-made noise that a region may hold
 CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # shares of the self-made noise, those in the most coherent company
@@ -39,6 +43,10 @@ class Sample:
 
     def take(self, rows: npt.NDArray[Any]) -> Sample:
         return Sample(self.log_odds[rows], self.context[rows])
+
+
+def join(samples: Sequence[Sample]) -> Sample:
+    return Sample(np.concatenate([s.log_odds for s in samples]), np.concatenate([s.context for s in samples]))
 
 
 @dataclass
@@ -63,47 +71,54 @@ class Calibrator:
         return np.where(np.isnan(log_odds), np.nan, out)
 
 
-def fit(noise: Sample, untouched: Sample, method: Literal["isotonic", "platt"], halves: tuple[Any, Any],
-        more: tuple[Sample, Sample] | None = None) -> Calibrator:  # fmt: skip
-    """noise: n1 interactions of self-made noise. untouched: n0 untouched interactions. halves: boolean masks ([n1],
-    [n0]) of the half that is held out to measure the ECE. more: another such pair (training histories, scored out of
-    fold) in which the share of noise is the same; it bounds the share too."""
+def fit(noise: Sample, untouched: Sample, method: Method, noise_rate: float) -> Calibrator:
+    """noise: n1 interactions of self-made noise. untouched: n0 untouched interactions. noise_rate: the share of the
+    untouched that is noise, in [0, 1]."""
+    knots, fitted = _monotone(noise.log_odds, untouched.log_odds, method)
+    density_ratio = fitted / np.maximum(1 - fitted, 1e-9) * (len(untouched.log_odds) / len(noise.log_odds))
+    return Calibrator(knots.tolist(), np.clip(noise_rate * density_ratio, 0.0, 1.0).tolist(), noise_rate)
+
+
+def self_made_ece(noise: Sample, untouched: Sample, method: Method, halves: tuple[Any, Any]) -> tuple[float, float]:
+    """Expected calibration error of telling self-made noise from untouched interactions, before and after the map.
+
+    halves: boolean masks ([n1], [n0]) of the half that it is measured on; the map is fitted on the other."""
     held_noise, held_untouched = halves
     knots, fitted = _monotone(noise.log_odds[~held_noise], untouched.log_odds[~held_untouched], method)
     scores = np.concatenate([noise.log_odds[held_noise], untouched.log_odds[held_untouched]])
     outcome = np.r_[np.ones(held_noise.sum()), np.zeros(held_untouched.sum())]
     before = expected_calibration_error(1 / (1 + np.exp(-np.clip(scores, -60, 60))), outcome)
-    after = expected_calibration_error(np.interp(scores, knots, fitted), outcome)
-    knots, fitted = _monotone(noise.log_odds, untouched.log_odds, method)
-    rate = min(noise_share(*pair) for pair in ((noise, untouched), *((more,) if more else ())))
-    density_ratio = fitted / np.maximum(1 - fitted, 1e-9) * (len(untouched.log_odds) / len(noise.log_odds))
-    values = np.clip(rate * density_ratio, 0.0, 1.0)
-    return Calibrator(knots.tolist(), values.tolist(), rate, float(before), float(after))
+    return before, expected_calibration_error(np.interp(scores, knots, fitted), outcome)
 
 
-def noise_share(noise: Sample, untouched: Sample) -> float:
-    """Share of the untouched interactions that is noise, in [0, 1]: the least of many upper bounds.
+def noise_share(pairs: Sequence[tuple[Sample, Sample]], odd_share: float = 0.0) -> float:
+    """Share of the untouched interactions that is noise, in [0, 1]: the least of many upper bounds, less `odd_share`.
 
+    pairs: (self-made noise, untouched) of each split; the share is taken to be the same in all of them.
     In any region R of (log-odds, context), P(untouched in R) = share · P(noise in R) + (1 - share) · P(clean in R), so
     that P(untouched in R) / P(noise in R) is never below the share, and comes near it where hardly anything clean is.
+    odd_share: share of the untouched that looks like noise but is the user's own.
     """
     bounds = [1.0]
     for context in CONTEXTS:
-        limit = np.quantile(noise.context, context)
-        among, among_untouched = noise.context <= limit, untouched.context <= limit
         for top in TOPS:
             if context * top < REGION:
                 continue
-            threshold = np.quantile(noise.log_odds[among], 1 - top)
-            mass = float((among & (noise.log_odds > threshold)).mean())
-            if mass > REGION / 2:
-                above = float((among_untouched & (untouched.log_odds > threshold)).mean())
-                # One standard error more, so that the least of many noisy bounds is not taken at its word.
-                bounds.append((above + np.sqrt(above / len(untouched.log_odds))) / mass)
-    return min(bounds)
+            above = mass = 0.0
+            for noise, untouched in pairs:
+                limit = np.quantile(noise.context, context)
+                among = noise.context <= limit
+                threshold = np.quantile(noise.log_odds[among], 1 - top)
+                above += float(((untouched.context <= limit) & (untouched.log_odds > threshold)).sum())
+                mass += float((among & (noise.log_odds > threshold)).mean()) * len(untouched.log_odds)
+            # Ties can leave nothing above. One standard error more, so that the least of many noisy bounds is not
+            # taken at its word.
+            if mass > REGION / 2 * sum(len(untouched.log_odds) for _, untouched in pairs):
+                bounds.append((above + np.sqrt(above)) / mass)
+    return max(0.0, min(bounds) - odd_share)
 
 
-def _monotone(noise: Floats, untouched: Floats, method: str) -> tuple[Floats, Floats]:
+def _monotone(noise: Floats, untouched: Floats, method: Method) -> tuple[Floats, Floats]:
     """(knots, P(self-made | log-odds) at the knots) in the pool of both samples."""
     x = np.concatenate([noise, untouched])
     y = np.r_[np.ones(len(noise)), np.zeros(len(untouched))]

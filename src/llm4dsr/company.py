@@ -44,7 +44,12 @@ class Company:
     @classmethod
     def of(cls, windows: Windows, n_items: int) -> Company:
         """Counts over `windows`, each pair of a user once."""
-        users = user_hashes(windows.user_ids)
+        none = np.empty(0, np.int64)
+        return cls(none, none, np.zeros(n_items, np.int64), np.empty(0, np.uint64)).add(windows)
+
+    def add(self, windows: Windows) -> Company:
+        """A new one, with `windows` counted too. What a user was counted for before is not counted again."""
+        n_items, users = len(self.popularity), user_hashes(windows.user_ids)
         keys, owners = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         for part in _parts(windows):
             key, _, window = _pairs(windows.items[part], windows.lengths[part], n_items)
@@ -53,12 +58,15 @@ class Company:
             keys.append(key[first])
             owners.append(owner)
         pair_owners, first = np.unique(np.concatenate(owners), return_index=True)
-        pairs, counts = np.unique(np.concatenate(keys)[first], return_counts=True)
-        present = windows.present
-        rows = windows.items[present]
+        new = ~_among(self.own, pair_owners)
+        pair_owners, fresh = pair_owners[new], np.concatenate(keys)[first[new]]
+        pairs, at = np.unique(np.concatenate([self.pairs, fresh]), return_inverse=True)
+        counts = np.bincount(at, weights=np.concatenate([self.counts, np.ones(len(fresh))])).astype(np.int64)
+        rows = windows.items[windows.present]
         item_owners, first = np.unique(_item_hash(np.repeat(users, windows.lengths), rows), return_index=True)
-        popularity = np.bincount(rows[first], minlength=n_items)
-        return cls(pairs, counts, popularity, np.unique(np.concatenate([pair_owners, item_owners])))
+        new = ~_among(self.own, item_owners)
+        popularity = self.popularity + np.bincount(rows[first[new]], minlength=n_items)
+        return Company(pairs, counts, popularity, np.unique(np.concatenate([self.own, pair_owners, item_owners[new]])))
 
     def others(self, windows: Windows) -> tuple[FloatArray, FloatArray]:
         """(together [W, L, L], alone [W, L]): how many *other* users have both items, and the item; 0 for padding."""

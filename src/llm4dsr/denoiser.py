@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +43,9 @@ T = TypeVar("T")
 FORMAT = 2  # of a saved denoiser; another number is refused
 CARD = "denoiser.json"
 NEW_WINDOWS = 200  # validation windows of unseen users that are enough to calibrate on
-TRAIN_WINDOWS = 20_000  # training windows that are scored out of fold to bound the share of noise
+DRAWN = 20_000  # windows that get self-made noise, at most
+RECALIBRATED = 1_000  # windows without which probabilities are not made anew
+REPLAY_PARTS = 10  # of a split, in order of time; each knows what was known before it
 VALID_SHARE = 0.1  # of the windows, held out for calibration where no validation windows are given
 
 
@@ -110,6 +113,7 @@ class Denoiser:
             self.curve += tune(model, self._builder, part, catalogue, config, progress, f"tune{of}")
             models.append(model)
         self._catalogue, self._models, self._seen = catalogue, models, np.unique(user_hashes(windows.user_ids))
+        self.observe(validation)
         self._calibrate(windows, validation, progress)
         return self
 
@@ -152,17 +156,18 @@ class Denoiser:
             validation = validation.take(new) if len(new) >= NEW_WINDOWS else validation
         rng = np.random.default_rng(config.seed + 1)
         half = rng.random(len(validation)) < 0.5
-        untouched, owner = self._sample(validation, progress, "calibrate: untouched")
-        made = [self._self_made(validation, rng, progress, f"calibrate: noise {draw + 1}")
-                for draw in range(config.score.calibration_draws)]  # fmt: skip
-        noise = calibrate.Sample(*(np.concatenate([getattr(m[0], k) for m in made]) for k in ("log_odds", "context")))
-        more = None
+        log_odds = self._log_odds(validation, progress, "calibrate: untouched")
+        untouched, owner = _sample(validation, log_odds), np.nonzero(validation.present)[0]
+        noise, source = self._self_made(validation, config.score.calibration_draws, rng, progress, "calibrate: noise")
+        pairs = [(noise, untouched)]
         if out_of_fold:
-            some = limit_windows(windows, TRAIN_WINDOWS, config.seed)
-            plain = self._sample(some, progress, "calibrate: untouched, training")[0]
-            more = (self._self_made(some, rng, progress, "calibrate: noise, training")[0], plain)
-        halves = (half[np.concatenate([m[1] for m in made])], half[owner])
-        self.calibrator = calibrate.fit(noise, untouched, config.score.calibration, halves, more)
+            some = limit_windows(windows, DRAWN, config.seed)
+            plain = _sample(some, self._log_odds(some, progress, "calibrate: untouched, training"))
+            pairs.append((self._self_made(some, 1, rng, progress, "calibrate: noise, training")[0], plain))
+        share = calibrate.noise_share(pairs, config.score.odd_share)
+        before, after = calibrate.self_made_ece(noise, untouched, config.score.calibration, (half[source], half[owner]))
+        fitted = calibrate.fit(noise, untouched, config.score.calibration, share)
+        self.calibrator = dataclasses.replace(fitted, ece_before=before, ece_after=after)
         if config.model.items == "vector":
             foreign, chosen, _, originals = self._inject(validation, rng)
             rows = np.concatenate([rows for rows, members in self._shares(foreign) if 0 in members])
@@ -179,41 +184,86 @@ class Denoiser:
         foreign = dataclasses.replace(some, items=replace(some.items, chosen, self.catalogue, rng))
         return foreign, chosen, rows[drawn], some.items[at]
 
-    def _self_made(self, windows: Windows, rng: np.random.Generator, progress: Progress | None,
+    def _self_made(self, windows: Windows, draws: int, rng: np.random.Generator, progress: Progress | None,
                    doing: str) -> tuple[calibrate.Sample, IntArray]:  # fmt: skip
-        """(sample of self-made noise, which of the windows each is from)."""
-        foreign, chosen, source, _ = self._inject(windows, rng)
-        sample, _ = self._sample(foreign, progress, doing)
-        return sample.take(chosen[foreign.present]), source
-
-    def _sample(self, windows: Windows, progress: Progress | None, doing: str) -> tuple[calibrate.Sample, IntArray]:
-        """(all interactions of the windows, which window each is from)."""
-        log_odds, present = self._log_odds(windows, progress, doing), windows.present
-        total = np.where(present, log_odds, 0.0).sum(axis=1, keepdims=True)
-        context = (total - log_odds) / np.maximum(windows.lengths - 1, 1)[:, None]
-        return calibrate.Sample(log_odds[present], context[present]), np.nonzero(present)[0]
+        """(sample of self-made noise, one in each window and draw; which of the windows each is from)."""
+        made, sources = [], []
+        for _ in range(draws):
+            foreign, chosen, source, _ = self._inject(windows, rng)
+            sample = _sample(foreign, self._log_odds(foreign, progress, doing))
+            made.append(sample.take(chosen[foreign.present]))
+            sources.append(source)
+        return calibrate.join(made), np.concatenate(sources)
 
     # -- score, decide, suggest, correct -----------------------------------------------------------------------------
 
-    def score(self, histories: Any, progress: Progress | None = None) -> pl.DataFrame:
+    def observe(self, histories: Any) -> Denoiser:
+        """Counts histories as known: what other users have together is evidence from now on. No weights change.
+
+        For histories that are newer than those fitted on. `fit` has observed its own. Returns self.
+        """
+        if self.builder.company is not None:
+            self.builder.company = self.builder.company.add(as_windows(histories, self.catalogue))
+        return self
+
+    def score(self, histories: Any, progress: Progress | None = None, target_fixed: bool = False,
+              recalibrate: bool = False) -> pl.DataFrame:  # fmt: skip
         """One row per interaction: window_id, position (0 = oldest), item_id, log_odds, noise_probability in [0, 1]
         (higher = more likely noise), rank in the window (1 = most suspicious).
 
         With `train.folds` > 1 a user that the models were tuned on is scored by the model that never saw this user
         (out of sample), any other user by the mean log-odds of all models. With one fold, scores of histories that the
         model was tuned on are in sample, and too low where noise was learnt by heart.
-        """
-        windows = as_windows(histories, self.catalogue)
-        return self._score_frame(windows, self._log_odds(windows, progress, "score"))
 
-    def _score_frame(self, windows: Windows, log_odds: FloatArray) -> pl.DataFrame:
+        target_fixed: the last item of each history is an evaluation target and is not scored. With timestamps such
+        histories are judged in order of time, and the earlier ones are observed before the later ones are judged.
+        recalibrate: the map to probabilities is made anew from self-made noise in these very histories, since tastes
+        and catalogues change; takes a multiple of the time, and wants 1,000 histories or more (with fewer it is left
+        out). Neither changes the denoiser.
+        """
+        config, windows = self.config, as_windows(histories, self.catalogue)
+        judged = windows.histories() if target_fixed else windows
+        method = config.score.calibration
+        recalibrate = recalibrate and method != "off" and len(windows) >= RECALIBRATED
+        draws = max(1, min(config.score.calibration_draws, DRAWN // max(1, len(windows))))
+        rng = np.random.default_rng(config.seed + 2)
+        log_odds, made, calibrator = np.full(judged.items.shape, np.nan), [], self.calibrator
+        for rows, part_progress in self._replay(windows, target_fixed, progress):
+            part = judged.take(rows)
+            log_odds[rows] = self._log_odds(part, part_progress, "score")
+            if recalibrate:
+                some = limit_windows(part, DRAWN, config.seed)
+                made.append(self._self_made(some, draws, rng, part_progress, "score: self-made noise")[0])
+        if method != "off" and made:
+            calibrator = calibrate.fit(calibrate.join(made), _sample(judged, log_odds), method, calibrator.noise_rate)
+        return self._score_frame(judged, log_odds, calibrator)
+
+    def _replay(self, windows: Windows, target_fixed: bool,
+                progress: Progress | None) -> Iterator[tuple[IntArray, Progress | None]]:  # fmt: skip
+        """(rows, progress) of windows, in order of time where they have targets and times. While one part is at work,
+        company holds what was known before it; afterwards it is what it was."""
+        before = self.builder.company
+        if before is None or not target_fixed or (windows.timestamps < 0).any():
+            yield np.arange(len(windows)), progress
+            return
+        done = 0
+        try:
+            for rows in np.array_split(np.argsort(windows.timestamps, kind="stable"), REPLAY_PARTS):
+                if len(rows):
+                    yield rows, progress and _within(progress, done, len(windows))
+                    self.observe(windows.take(rows))
+                    done += len(rows)
+        finally:
+            self.builder.company = before
+
+    def _score_frame(self, windows: Windows, log_odds: FloatArray, calibrator: calibrate.Calibrator) -> pl.DataFrame:
         present = windows.present
         rows, positions = np.nonzero(present)
         return pl.DataFrame(
             {
                 c.WINDOW: windows.window_ids[rows], c.POSITION: positions,
                 c.ITEM: self.catalogue.ids.gather(windows.items[present]), c.LOG_ODDS: log_odds[present],
-                c.NOISE_PROBABILITY: self.calibrator(log_odds[present]), c.RANK: deciding.ranks(log_odds)[present],
+                c.NOISE_PROBABILITY: calibrator(log_odds[present]), c.RANK: deciding.ranks(log_odds)[present],
             }
         )  # fmt: skip
 
@@ -241,15 +291,22 @@ class Denoiser:
             rules = dataclasses.replace(rules, cap=cap, cap_test=None)
         return deciding.settings(rules, is_train)
 
-    def suggest(self, histories: Any, decisions: pl.DataFrame, progress: Progress | None = None) -> pl.DataFrame:
-        """One row per flagged interaction: what the model suggests in its place and how that item was found."""
+    def suggest(self, histories: Any, decisions: pl.DataFrame, progress: Progress | None = None,
+                target_fixed: bool = False) -> pl.DataFrame:  # fmt: skip
+        """One row per flagged interaction: what the model suggests in its place and how that item was found.
+        target_fixed: as in `score`."""
         windows = as_windows(histories, self.catalogue)
-        flagged = matrix(decisions, windows, None)
-        tables = []
-        for rows, members in self._shares(windows):
-            model, part = self._models[members[0]], windows.take(rows)  # type: ignore[index]
-            found = suggest(model, self.builder, part, flagged[rows], self.catalogue, self.config, self.blend, progress)
-            tables.append(self._suggestion_frame(part, found))
+        judged = windows.histories() if target_fixed else windows
+        flagged = matrix(decisions, judged, None)
+        tables, done, total = [], 0, int(flagged.sum())
+        for replayed, _ in self._replay(windows, target_fixed, None):
+            for share, members in self._shares(judged.take(replayed)):
+                rows = replayed[share]
+                model, part = self._models[members[0]], judged.take(rows)  # type: ignore[index]
+                found = suggest(model, self.builder, part, flagged[rows], self.catalogue, self.config, self.blend,
+                                progress and _within(progress, done, total))  # fmt: skip
+                tables.append(self._suggestion_frame(part, found))
+                done += len(found.rows)
         order = pl.DataFrame({c.WINDOW: windows.window_ids}).with_row_index("order")
         return pl.concat(tables).join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")
 
@@ -274,12 +331,11 @@ class Denoiser:
         evaluation target: it is neither scored nor changed.
         """
         windows = as_windows(histories, self.catalogue)
-        inner = windows.histories() if target_fixed else windows
         action = action or self.config.correct.action
         if decisions is None:
-            decisions = self.decide(self.score(inner), is_train=not target_fixed)
+            decisions = self.decide(self.score(windows, target_fixed=target_fixed), is_train=not target_fixed)
         if suggestions is None and action == "replace":
-            suggestions = self.suggest(inner, decisions)
+            suggestions = self.suggest(windows, decisions, target_fixed=target_fixed)
         return apply(windows, decisions, suggestions, self.catalogue, action, target_fixed)
 
     # -- save and load -----------------------------------------------------------------------------------------------
@@ -413,6 +469,19 @@ def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
         frame = pl.DataFrame({c.WINDOW: np.arange(size), c.USER: np.arange(size), c.ITEMS: lists})
         return to_windows(frame, catalogue, "the histories")
     return to_windows(_frame(histories), catalogue, "the histories")
+
+
+def _sample(windows: Windows, log_odds: FloatArray) -> calibrate.Sample:
+    """All interactions of the windows, in the order of np.nonzero(windows.present)."""
+    present = windows.present
+    total = np.where(present, log_odds, 0.0).sum(axis=1, keepdims=True)
+    context = (total - log_odds) / np.maximum(windows.lengths - 1, 1)[:, None]
+    return calibrate.Sample(log_odds[present], context[present])
+
+
+def _within(progress: Progress, before: int, total: int) -> Progress:
+    """Progress of a part, told as progress of the whole."""
+    return lambda done, _, doing: progress(before + done, total, doing)
 
 
 def _frame(table: Any) -> pl.DataFrame:

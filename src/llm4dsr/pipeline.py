@@ -153,9 +153,9 @@ class Run:
 
     def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         with self.stage("score", overwrite) as (out, facts):
-            data, denoiser = self.data(), Denoiser.from_pretrained(self.path("train"))
-            for name, windows in self._judged(data).items():
-                scores = denoiser.score(windows, progress)
+            denoiser = Denoiser.from_pretrained(self.path("train"))
+            for name, windows in self._in_time(denoiser):
+                scores = denoiser.score(windows, progress, target_fixed=name != c.TRAIN, recalibrate=True)
                 write_parquet(scores, out / f"{name}.parquet")
                 facts[name] = len(scores)
             facts["train_scores"] = "out of fold" if self.config.train.folds > 1 else "in sample"
@@ -184,8 +184,8 @@ class Run:
         with self.stage("suggest", overwrite) as (out, facts):
             denoiser = Denoiser.from_pretrained(self.path("train"))
             denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
-            for name, windows in self._judged(self.data()).items():
-                found = denoiser.suggest(windows, self.decisions()[name], progress)
+            for name, windows in self._in_time(denoiser):
+                found = denoiser.suggest(windows, self.decisions()[name], progress, target_fixed=name != c.TRAIN)
                 write_parquet(found, out / f"{name}.parquet")
                 facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
 
@@ -239,9 +239,13 @@ class Run:
     def data(self) -> Data:
         return read_data(self.path("prepare"))
 
-    def _judged(self, data: Data) -> dict[str, Windows]:
-        """Training windows whole, evaluation windows without their target: it is never scored nor touched."""
-        return {k: w if k == c.TRAIN else w.histories() for k, w in data.splits.items()}
+    def _in_time(self, denoiser: Denoiser) -> Iterator[tuple[str, Windows]]:
+        """The splits, oldest first. Once a split is done it is known; what is later never is."""
+        splits = self.data().splits
+        for name in c.SPLITS:
+            yield name, splits[name]
+            if name == c.VALID:
+                denoiser.observe(splits[name])
 
     def decisions(self) -> dict[str, pl.DataFrame]:
         return {name: pl.read_parquet(self.path("decide") / f"{name}.parquet") for name in c.SPLITS}
