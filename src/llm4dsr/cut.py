@@ -1,0 +1,235 @@
+"""From an interaction log to windows: order, repeats, k-core, cuts and split, on columns of numbers alone.
+
+`make_windows` and `prepare` share it: the one makes all windows in memory, the other writes them part by part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.catalogue import PAD, BoolArray, IntArray, Windows
+from llm4dsr.errors import DataError
+
+Ints = npt.NDArray[np.integer[Any]]
+Split = Literal["time", "leave-one-out", "user"]
+Repeats = Literal["keep", "first", "consecutive"]
+
+MIN_HISTORY: Final = 4  # fewer items show no interest that another could fail to fit
+
+
+@dataclass
+class Log:
+    """Interactions as columns, one entry for each row of the log.
+
+    users: [N] the number of the user, from 0. items: [N] catalogue rows. order: [N] what the interactions of a user are
+    sorted by; rows with the same value keep their order. seconds: [N] since 1970, or None (unknown).
+    noise_mask [N], clean_items [N]: the known truth where there is one.
+    """
+
+    users: Ints
+    items: Ints
+    order: npt.NDArray[Any]
+    seconds: Ints | None
+    noise_mask: BoolArray | None = None
+    clean_items: Ints | None = None
+
+
+@dataclass
+class Cut:
+    """Windows of a log, as places: it takes few bytes for each, however long they are.
+
+    rows: [K] rows of the log that are left after the k-core, user by user, oldest first.
+    starts, lengths: [W] a window is rows[start : start + length]; its last one is the target.
+    splits: train, valid, test; the numbers of their windows, in order of time of their targets.
+    dropped: how many interactions were left out, by reason; all others are in a window.
+    """
+
+    rows: IntArray
+    starts: IntArray
+    lengths: IntArray
+    splits: dict[str, IntArray]
+    dropped: dict[str, int]
+
+
+def cut_log(
+    log: Log,
+    history: int,
+    k_core: int,
+    split: Split = "time",
+    ratios: Sequence[int] = (8, 1, 1),
+    seed: int = 0,
+    repeats: Repeats = "keep",
+    max_history: int | None = None,
+) -> Cut:
+    """Leaves out, in this order: rows that repeat user, item and time of an earlier one; repeated items of a user
+    (`first`: all but the first; `consecutive`: those that directly follow the same item); all but the newest
+    `max_history` interactions of a user; users and items outside the k-core; users with too few items for a window.
+
+    A history longer than history + 1 gives one window per step; a shorter one is a single window, and none if it has
+    fewer than MIN_HISTORY items before the target (fewer than `history`, where that is smaller).
+    split: `time` puts the windows in order of time and cuts that by `ratios`; `user` does so with whole users, drawn by
+    `seed`; `leave-one-out` has the last target of each user in test, the one before it in valid, and the windows
+    that end earlier in train, cut as if the history ended there.
+    Raises DataError if nothing is left, or if a split would be empty.
+    """
+    rows = np.lexsort((log.order, log.users))  # stable: ties keep the order of the log
+    dropped: dict[str, int] = {}
+
+    def leave_out(reason: str, gone: BoolArray) -> None:
+        nonlocal rows
+        dropped[reason] = int(gone.sum())
+        rows = rows[~gone]
+
+    leave_out("repeated_row", _same_again(log, rows))
+    if repeats == "first":
+        leave_out("repeated_item", _seen_before(log.users[rows], log.items[rows]))
+    elif repeats == "consecutive":
+        leave_out("repeated_item", _as_before(log.users[rows]) & _as_before(log.items[rows]))
+    if max_history is not None:
+        first, counts = _runs(log.users[rows])
+        leave_out("max_history", np.repeat(first + counts, counts) - np.arange(len(rows)) > max_history)
+    before = len(rows)
+    rows = rows[_k_core(log.users[rows], log.items[rows], k_core)]
+    dropped["k_core"] = before - len(rows)
+    if not len(rows):
+        raise DataError(
+            f"The {k_core}-core is empty: none of the {before} interactions has a user and an item with at least "
+            f"{k_core} interactions each. Set a smaller k_core (0 = keep all), or give a longer log."
+        )
+
+    least = min(MIN_HISTORY, history)
+    first, counts = _runs(log.users[rows])
+    enough = counts > least
+    dropped["short_history"] = int(counts[~enough].sum())
+    first, counts = first[enough], counts[enough]
+    if not len(first):
+        raise DataError(
+            f"No user has the {least + 1} interactions that a window needs at least. "
+            "Give longer histories, or a smaller k_core if that took them away."
+        )
+    held = 2 if split == "leave-one-out" else 0  # targets for valid and test, which training is cut without
+    earliest = np.maximum(least, np.minimum(history, counts - 1 - held))  # place of a user's first target
+    windows = counts - earliest  # of each user
+    targets = np.arange(windows.sum()) + np.repeat(earliest - np.cumsum(windows) + windows, windows)
+    starts = np.repeat(first, windows) + np.maximum(targets - history, 0)
+    lengths = np.minimum(targets, history) + 1
+
+    in_time = np.argsort(log.order[rows[starts + lengths - 1]], kind="stable")
+    part = np.empty(len(starts), dtype=np.int8)  # 0, 1, 2: the number of the split
+    if split == "time":
+        part[in_time] = _shares(len(part), ratios)
+    elif split == "user":
+        of_user = np.empty(len(first), dtype=np.int8)
+        of_user[np.random.default_rng(seed).permutation(len(first))] = _shares(len(first), ratios)
+        part[:] = np.repeat(of_user, windows)
+    else:
+        ratios = (1, 1, 1)
+        part[:] = 2 - np.minimum(np.repeat(counts - 1, windows) - targets, 2)
+    part = part[in_time]
+    splits = {name: in_time[part == number] for number, name in enumerate(c.SPLITS)}
+    empty = [name for name, share in zip(c.SPLITS, ratios, strict=True) if share and not len(splits[name])]
+    if empty:
+        how = (
+            split if split == "leave-one-out" else ":".join(map(str, ratios)) + (" by user" if split == "user" else "")
+        )
+        raise DataError(
+            f"{len(starts)} window(s) are too few to split {how}: {', '.join(empty)} would be "
+            "empty. Give more histories, or a smaller k_core."
+        )
+    return Cut(rows, starts, lengths, splits, dropped)
+
+
+def windows_of(log: Log, cut: Cut, split: str, users: pl.Series, begin: int = 0, end: int | None = None) -> Windows:
+    """The windows `begin` to `end` of a split, numbered from `begin`. users: the user's ids, by number.
+
+    Where the truth is known, the target of a test window is restored to it: a recommender is measured on what the user
+    wanted.
+    """
+    numbers = cut.splits[split][begin:end]
+    starts, lengths = cut.starts[numbers], cut.lengths[numbers]
+    steps = np.arange(int(cut.lengths.max()))
+    present = steps < lengths[:, None]
+    at = cut.rows[np.minimum(starts[:, None] + steps, len(cut.rows) - 1)]  # [W, L] rows of the log
+    last = np.arange(len(numbers)), lengths - 1
+    windows = Windows(
+        items=np.where(present, log.items[at], np.int64(PAD)),
+        lengths=lengths,
+        window_ids=begin + np.arange(len(numbers)),
+        user_ids=users.gather(log.users[at[:, 0]]),
+        timestamps=np.full(len(numbers), -1) if log.seconds is None else log.seconds[at[last]].astype(np.int64),
+        noise_mask=None if log.noise_mask is None else present & log.noise_mask[at],
+        clean_items=None if log.clean_items is None else np.where(present, log.clean_items[at], np.int64(PAD)),
+    )
+    if split == c.TEST and windows.clean_items is not None and windows.noise_mask is not None:
+        windows.items[last], windows.noise_mask[last] = windows.clean_items[last], False
+    return windows
+
+
+def keep_used_items(log: Log, cut: Cut, n_items: int) -> IntArray:
+    """Catalogue rows that are left after the k-core, rising; the items of the log are numbered anew by them, in place.
+
+    An item that no interaction is left of is no longer part of the catalogue.
+    """
+    used = np.zeros(n_items, dtype=bool)
+    used[log.items[cut.rows]] = True
+    if log.clean_items is not None:
+        used[log.clean_items[cut.rows]] = True
+    renumber = np.where(used, np.cumsum(used, dtype=np.int32) - 1, PAD)
+    log.items = renumber[log.items]
+    if log.clean_items is not None:
+        log.clean_items = renumber[log.clean_items]
+    return np.flatnonzero(used)
+
+
+def _shares(n: int, ratios: Sequence[int]) -> npt.NDArray[np.int8]:
+    """[n] the numbers 0, 1, 2 in consecutive parts; parts end where the shares say, rounded down."""
+    ends = [n * int(done) // sum(ratios) for done in np.cumsum([0, *ratios])]
+    return np.repeat(np.arange(len(ratios), dtype=np.int8), np.diff(ends))
+
+
+def _runs(users: Ints) -> tuple[IntArray, IntArray]:
+    """(first row, number of rows) of each user, in rows that are sorted by user."""
+    first = np.flatnonzero(np.diff(users, prepend=-1))
+    return first, np.diff(first, append=len(users))
+
+
+def _as_before(values: npt.NDArray[Any]) -> BoolArray:
+    """[N] True where a value is that of the row before."""
+    same = np.zeros(len(values), dtype=bool)
+    same[1:] = values[1:] == values[:-1]
+    return same
+
+
+def _seen_before(groups: Ints, items: Ints) -> BoolArray:
+    """[N] True where an earlier row has the same group and item."""
+    order = np.lexsort((items, groups))  # stable, so the earliest of equal rows is the first of its run
+    seen = np.zeros(len(order), dtype=bool)
+    seen[order[_as_before(groups[order]) & _as_before(items[order])]] = True
+    return seen
+
+
+def _same_again(log: Log, rows: IntArray) -> BoolArray:
+    """[K] True where an earlier row has the same user, item and time; only rows with one time need to be compared."""
+    tied = _as_before(log.users[rows]) & _as_before(log.order[rows])
+    some = np.flatnonzero(tied | np.append(tied[1:], False))
+    same = np.zeros(len(rows), dtype=bool)
+    same[some] = _seen_before(np.cumsum(~tied[some]), log.items[rows[some]])
+    return same
+
+
+def _k_core(users: Ints, items: Ints, k: int) -> IntArray:
+    """Rows left when users and items with fewer than k rows have left, again and again until nothing changes."""
+    keep = np.arange(len(users))
+    while len(keep):
+        enough = (np.bincount(users) >= k)[users] & (np.bincount(items) >= k)[items]
+        if enough.all():
+            break
+        keep, users, items = keep[enough], users[enough], items[enough]
+    return keep
