@@ -12,6 +12,7 @@ ITEM: Final = "item_id"
 TIME: Final = "timestamp"
 TITLE: Final = "title"
 CANONICAL: Final = "canonical_id"  # smallest-index item with the same title; equals item_id where titles are unique
+RATING: Final = "rating"  # float, where the publisher has one
 WINDOW: Final = "window_id"
 ITEMS: Final = "item_ids"  # list, oldest first; the last one is the target
 CLEAN_ITEMS: Final = "clean_item_ids"  # known truth, for measuring only

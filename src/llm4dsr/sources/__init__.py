@@ -1,0 +1,5 @@
+"""Readers of what publishers and users have: each gives a `Source`, a catalogue and a log that streams."""
+
+from llm4dsr.sources.source import Source, from_frames
+
+__all__ = ["Source", "from_frames"]

@@ -1,0 +1,268 @@
+"""What every reader hands on: a catalogue, and a log that streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.errors import DataError
+
+BATCH_ROWS: Final = 500_000
+_EXAMPLES: Final = 5
+_WHOLE: Final = 2.0**53  # from here on a float no longer holds every whole number
+# Text that is a date, in the order in which it is tried. %+ is RFC 3339; the last but one is that of Goodreads.
+_DATES: Final = ("%+", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%a %b %d %H:%M:%S %z %Y")
+
+
+@dataclass
+class Tally:
+    """Rows left out, by reason, and where the first few stood."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, rows: int = 1, where: str | None = None) -> None:
+        if rows:
+            self.counts[reason] = self.counts.get(reason, 0) + rows
+            places = self.examples.setdefault(reason, [])
+            if where is not None and len(places) < _EXAMPLES:
+                places.append(where)
+
+
+@dataclass
+class Source:
+    """A log and its catalogue, as the publisher has them.
+
+    items: `item_id, title`, one row per item, titles not yet cleaned. Ids are Int64 or text, the same in both tables.
+    rows: gives raw frames of the log, and adds to the tally what it skips; use `batches` instead.
+    dropped_items: rows that the catalogue left out, by reason: no_title, missing_value, repeated_item, bad_line.
+    """
+
+    name: str
+    items: pl.DataFrame
+    rows: Callable[[Tally], Iterator[pl.DataFrame]]
+    dropped_items: dict[str, int] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows of the log that `batches` left out up to now, by reason: bad_line, missing_value."""
+        return self.tally.counts
+
+    @property
+    def examples(self) -> dict[str, list[str]]:
+        """Where the first few left-out rows stood, by reason, as "file, line 12"."""
+        return self.tally.examples
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """The log in the order of the file: `user_id, item_id, timestamp`, and `rating` where there is one.
+
+        timestamp: Int64, seconds since 1970; null in every row where the source has no time. rating: Float64.
+        Batches have 500,000 rows but for the last, so memory is bounded. Can be called again; counting starts anew.
+        Raises DataError where the file breaks off or is of another format.
+        """
+        tally = self.tally = Tally()
+        waiting: list[pl.DataFrame] = []
+        for frame in self.rows(tally):
+            waiting.append(_complete(frame, tally))
+            while sum(map(len, waiting)) >= BATCH_ROWS:
+                whole = pl.concat(waiting)
+                yield whole[:BATCH_ROWS]
+                waiting = [whole[BATCH_ROWS:]]
+        if waiting and (rest := pl.concat(waiting)).height:
+            yield rest
+
+
+def _complete(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """The columns of a batch in their order and types, without rows that lack a value."""
+    needed = [c.USER, c.ITEM]
+    if c.TIME in frame.columns:
+        needed.append(c.TIME)
+    else:
+        frame = frame.with_columns(pl.lit(None, pl.Int64).alias(c.TIME))
+    ratings = [pl.col(c.RATING).cast(pl.Float64).fill_nan(None)] if c.RATING in frame.columns else []
+    frame = frame.select(c.USER, c.ITEM, pl.col(c.TIME).cast(pl.Int64), *ratings)
+    empty = [name for name in (c.USER, c.ITEM) if frame.schema[name] == pl.String]
+    full = frame.filter(
+        pl.all_horizontal([pl.col(name).is_not_null() for name in needed] + [pl.col(name) != "" for name in empty])
+    )
+    tally.add("missing_value", len(frame) - len(full))
+    return full
+
+
+def catalogue_of(items: pl.DataFrame, tally: Tally | None = None) -> tuple[pl.DataFrame, dict[str, int]]:
+    """(`item_id, title` with one row per item, rows left out by reason). Of a repeated item the first title stays."""
+    tally = Tally() if tally is None else tally
+    known = items.select(c.ITEM, pl.col(c.TITLE).cast(pl.String)).filter(pl.col(c.ITEM).is_not_null())
+    if known.schema[c.ITEM] == pl.String:
+        known = known.filter(pl.col(c.ITEM) != "")
+    titled = known.filter(pl.col(c.TITLE).str.strip_chars().str.len_bytes() > 0)
+    once = titled.unique(c.ITEM, keep="first", maintain_order=True)
+    tally.add("missing_value", len(items) - len(known))
+    tally.add("no_title", len(known) - len(titled))
+    tally.add("repeated_item", len(titled) - len(once))
+    return once, tally.counts
+
+
+# --- frames passed from Python ---------------------------------------------------------------------------------------
+
+
+def from_frames(interactions: Any, items: Any, columns: Mapping[str, str] | None = None) -> Source:
+    """From two tables in memory: pandas, Polars or Arrow.
+
+    interactions: user and item ids, and times (seconds, dates or ISO text) and ratings where there are some.
+    items: ids and titles. columns: where names differ, ours → yours, as in {"user_id": "visitor", "title": "name"}.
+    Raises DataError where a column is missing or has a type that cannot be used.
+    """
+    log, catalogue = as_frame(interactions, "the interactions"), as_frame(items, "the items")
+    log = renamed(log, columns, (c.USER, c.ITEM), (c.TIME, c.RATING), "the interactions")
+    log = typed(log, "the interactions")
+    catalogue = renamed(catalogue, columns, (c.ITEM, c.TITLE), (), "the items")
+    known, dropped = catalogue_of(typed(catalogue, "the items"))
+    if known.schema[c.ITEM] != log.schema[c.ITEM]:  # 12 here and "12" there: text can hold both
+        known, log = (frame.with_columns(pl.col(c.ITEM).cast(pl.String)) for frame in (known, log))
+
+    def rows(tally: Tally) -> Iterator[pl.DataFrame]:
+        yield from log.iter_slices(BATCH_ROWS)
+
+    return Source("tables in memory", known, rows, dropped)
+
+
+def as_frame(table: Any, what: str) -> pl.DataFrame:
+    """A Polars frame of a table of Polars, pandas or Arrow. Raises DataError for anything else."""
+    try:
+        if isinstance(table, pl.LazyFrame):
+            return table.collect()
+        if isinstance(table, pl.DataFrame):
+            return table
+        if type(table).__module__.split(".")[0] == "pandas":
+            return pl.from_pandas(table, include_index=False)
+        if type(table).__module__.split(".")[0] == "pyarrow":
+            return pl.DataFrame(pl.from_arrow(table))
+    except Exception as error:  # Arrow and pandas raise many kinds here, all about a column that they cannot convert
+        raise DataError(f"{what} cannot be read: {_first_line(error)}. Give each column a single type.") from None
+    raise DataError(f"{what} are of type {type(table).__name__}; expected a table of Polars, pandas or Arrow.")
+
+
+def renamed(
+    frame: pl.DataFrame,
+    columns: Mapping[str, str] | None,
+    needed: tuple[str, ...],
+    optional: tuple[str, ...],
+    where: str,
+) -> pl.DataFrame:
+    """The needed and optional columns under our names. Raises DataError that names the missing one."""
+    return frame.select(
+        pl.col(theirs).alias(ours) for ours, theirs in pick(frame.columns, columns, needed, optional, where).items()
+    )
+
+
+def pick(
+    found: list[str],
+    columns: Mapping[str, str] | None,
+    needed: tuple[str, ...],
+    optional: tuple[str, ...],
+    where: str,
+) -> dict[str, str]:
+    """Our name → the name in the table, for the columns that it has. A table may use our name in spite of `columns`.
+
+    Raises DataError where a needed column, or one that `columns` asks for, is missing, or `columns` has a name that is
+    not ours.
+    """
+    columns = columns or {}
+    ours = (c.USER, c.ITEM, c.TIME, c.RATING, c.TITLE)
+    unknown = [name for name in columns if name not in ours]
+    if unknown:
+        raise DataError(f"columns has the name {unknown[0]!r}; expected names out of {', '.join(ours)}.")
+    out = {}
+    for name in (*needed, *optional):
+        theirs = next((n for n in (columns.get(name), name) if n in found), None)
+        if theirs is not None:
+            out[name] = theirs
+        elif name in needed or name in columns:
+            wanted = f"{columns[name]!r} (for {name})" if name in columns else repr(name)
+            raise DataError(
+                f"{where} have the columns {found}, but {wanted} is missing. Rename the column, or say which it is by "
+                f"columns={{{name!r}: …}}."
+            )
+    return out
+
+
+def typed(frame: pl.DataFrame, where: str) -> pl.DataFrame:
+    """Ids as Int64 or text, times as seconds, ratings as Float64. Raises DataError for types that cannot be any."""
+    changes = []
+    for name, kind in frame.schema.items():
+        if name in (c.USER, c.ITEM):
+            changes.append(_ids(frame[name], where))
+        elif name == c.TIME:
+            changes.append(to_seconds(frame[name], where))
+        elif name == c.RATING:
+            if not (kind.is_numeric() or kind in (pl.String, pl.Null)):
+                raise DataError(f"{name!r} of {where} has the type {kind}; expected numbers.")
+            changes.append(frame[name].cast(pl.Float64, strict=False))
+        elif not (kind in (pl.String, pl.Null) or kind.is_numeric() or isinstance(kind, (pl.Categorical, pl.Enum))):
+            raise DataError(f"{name!r} of {where} has the type {kind}; expected text.")
+    return frame.with_columns(changes)
+
+
+def _ids(ids: pl.Series, where: str) -> pl.Series:
+    kind = ids.dtype
+    if kind == pl.String or kind == pl.UInt64:
+        return ids
+    if kind.is_integer() or kind == pl.Null:
+        return ids.cast(pl.Int64)
+    if isinstance(kind, (pl.Categorical, pl.Enum)):
+        return ids.cast(pl.String)
+    if kind.is_float():  # what pandas makes of whole numbers when some are missing
+        values = ids.fill_nan(None).drop_nulls()
+        if bool(((values == values.floor()) & (values.abs() < _WHOLE)).all()):
+            return ids.fill_nan(None).cast(pl.Int64)
+    raise DataError(f"{ids.name!r} of {where} has the type {kind}; expected ids that are whole numbers or text.")
+
+
+def to_seconds(times: pl.Series, where: str) -> pl.Series:
+    """Int64 seconds since 1970; null where a value is missing or cannot be read.
+
+    times: dates; numbers, of seconds, or of milli-, micro- or nanoseconds where they are so large that seconds would
+    lie beyond the year 5138; or text that holds either. Raises DataError for any other type.
+    """
+    kind = times.dtype
+    if kind == pl.Null:
+        return times.cast(pl.Int64)
+    if kind.is_temporal() and kind not in (pl.Time, pl.Duration):
+        return times.dt.epoch("s")
+    if kind.is_integer():
+        return _whole_seconds(times.cast(pl.Int64, strict=False))
+    if kind.is_numeric():
+        return _whole_seconds(times.cast(pl.Float64).floor().cast(pl.Int64, strict=False))
+    if kind != pl.String:
+        raise DataError(f"{times.name!r} of {where} has the type {kind}; expected a number, a date or text.")
+    text = times.str.strip_chars()
+    out = _whole_seconds(text.cast(pl.Float64, strict=False).floor().cast(pl.Int64, strict=False))
+    for form in _DATES:
+        if not (out.is_null() & text.is_not_null() & (text != "")).any():
+            return out
+        out = out.zip_with(out.is_not_null(), _dates(text, form))
+    return out.zip_with(
+        out.is_not_null(), text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")).dt.epoch("s")
+    )
+
+
+def _dates(text: pl.Series, form: str) -> pl.Series:
+    zoned = form == "%+" or "%z" in form
+    dates = text.str.to_datetime(form, time_unit="us", time_zone="UTC" if zoned else None, strict=False)
+    return dates.dt.epoch("s")
+
+
+def _whole_seconds(numbers: pl.Series) -> pl.Series:
+    size = numbers.abs()
+    units = pl.when(size < 10**11).then(1).when(size < 10**14).then(10**3).when(size < 10**17).then(10**6)
+    return pl.select(numbers // units.otherwise(10**9)).to_series().alias(numbers.name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
