@@ -13,6 +13,7 @@ TIME: Final = "timestamp"
 TITLE: Final = "title"
 CANONICAL: Final = "canonical_id"  # smallest-index item with the same title; equals item_id where titles are unique
 RATING: Final = "rating"  # float, where the publisher has one
+CATEGORY: Final = "category"  # of an item; optional
 WINDOW: Final = "window_id"
 ITEMS: Final = "item_ids"  # list, oldest first; the last one is the target
 CLEAN_ITEMS: Final = "clean_item_ids"  # known truth, for measuring only
@@ -25,6 +26,7 @@ POSITION: Final = "position"  # 0-based, oldest = 0
 LOG_ODDS: Final = "log_odds"  # the model's own, uncalibrated score; higher = more likely noise
 NOISE_PROBABILITY: Final = "noise_probability"  # calibrated, in [0, 1]; higher = more likely noise
 RANK: Final = "rank"  # 1 = the most suspicious interaction of its window
+COVER: Final = "windows"  # how many overlapping windows hold the interaction, where scores were merged
 SUGGESTED: Final = "suggested_item_id"
 SUGGESTED_TITLE: Final = "suggested_title"
 GENERATED: Final = "generated_text"  # what the model wrote, or null where nothing was decoded

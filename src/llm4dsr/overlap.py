@@ -1,0 +1,96 @@
+"""Histories that are longer than a window: scored in windows that overlap, and merged to one row per interaction.
+
+windows, origin = overlapping(histories, width=20, stride=10)
+scores = merge_scores(denoiser.score(windows), origin)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.catalogue import PAD, IntArray, Windows
+from llm4dsr.errors import DataError
+
+
+@dataclass
+class Origin:
+    """Where overlapping windows come from. One entry for each, which is number 0, 1, 2, … (its `window_id`).
+
+    window_ids: [W] the id of the history. offsets: [W] the place in the history of the window's first item.
+    """
+
+    window_ids: IntArray
+    offsets: IntArray
+
+
+def overlapping(histories: Windows, width: int, stride: int) -> tuple[Windows, Origin]:
+    """Windows of at most `width` items that together hold every item of each history, oldest first, in its order.
+
+    histories: of any length; `Windows.from_lists` makes them from ragged rows. One that fits into a window is that
+    window, unchanged but for its id. A longer one gives windows of exactly `width`, each `stride` items after the one
+    before; the last ends where the history ends, and so may overlap more. stride: 1 … width; half the width
+    judges all but the ends of a history twice, with the other half of their neighbours each time.
+    The truth and weights are carried along. The timestamp is that of the history where a window ends with it, else -1.
+    Raises DataError where width or stride is out of range.
+    """
+    if width < 1 or not 1 <= stride <= width:
+        raise DataError(
+            f"width={width}, stride={stride}; expected a stride from 1 to the width, so that none is missed."
+        )
+    beyond = np.maximum(histories.lengths - width, 0)
+    counts = -(-beyond // stride) + 1  # windows of each history
+    of = np.repeat(np.arange(len(histories)), counts)  # [W] the history of each window
+    step = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    offsets = np.minimum(step * stride, beyond[of])
+    lengths = np.minimum(histories.lengths, width)[of]
+    steps = np.arange(int(lengths.max(initial=0)))
+    present = steps < lengths[:, None]
+    at = of[:, None], np.where(present, offsets[:, None] + steps, 0)
+
+    def cut(values: npt.NDArray[Any] | None, fill: Any) -> Any:
+        return None if values is None else np.where(present, values[at], fill)
+
+    last = step == counts[of] - 1
+    windows = Windows(
+        cut(histories.items, PAD), lengths, np.arange(len(of)), histories.user_ids.gather(of),
+        np.where(last, histories.timestamps[of], -1), cut(histories.noise_mask, False),
+        cut(histories.clean_items, PAD), cut(histories.weights, 1.0),
+    )  # fmt: skip
+    return windows, Origin(histories.window_ids[of], offsets)
+
+
+def merge_scores(scores: pl.DataFrame, origin: Origin) -> pl.DataFrame:
+    """One row per interaction of the histories that `overlapping` cut, in their order and by position.
+
+    scores: the table of `Denoiser.score` for the overlapping windows. log_odds and noise_probability become the mean
+    over the windows that hold the interaction, `windows` says how many these are, and rank is made anew in each history
+    (1 = most suspicious, ties by age). Raises DataError where scores are of windows that `origin` does not know.
+    """
+    number = scores[c.WINDOW].to_numpy()
+    if len(number) and not 0 <= number.min() <= number.max() < len(origin.offsets):
+        raise DataError(
+            f"The scores are of the windows {number.min()} to {number.max()}; expected 0 to {len(origin.offsets) - 1}. "
+            "Give those of the windows that came with this origin."
+        )
+    merged = (
+        scores.with_columns(
+            pl.Series(c.WINDOW, origin.window_ids[number]),
+            pl.Series(c.POSITION, scores[c.POSITION].to_numpy() + origin.offsets[number]),
+        )
+        .group_by(c.WINDOW, c.POSITION)
+        .agg(pl.col(c.ITEM).first(), pl.col(c.LOG_ODDS, c.NOISE_PROBABILITY).mean(), pl.len().alias(c.COVER))
+        .sort(c.WINDOW, pl.col(c.LOG_ODDS).neg(), c.POSITION)
+        .with_columns(pl.int_range(1, pl.len() + 1).over(c.WINDOW).alias(c.RANK))
+    )
+    order = pl.DataFrame({c.WINDOW: origin.window_ids}).unique(maintain_order=True).with_row_index("order")
+    return (
+        merged.join(order, on=c.WINDOW)
+        .sort("order", c.POSITION)
+        .select(c.WINDOW, c.POSITION, c.ITEM, c.LOG_ODDS, c.NOISE_PROBABILITY, c.RANK, c.COVER)
+    )
