@@ -172,20 +172,21 @@ def windows_of(log: Log, cut: Cut, split: str, users: pl.Series, begin: int = 0,
     return windows
 
 
-def keep_used_items(log: Log, cut: Cut, n_items: int) -> IntArray:
-    """Catalogue rows that are left after the k-core, rising; the items of the log are numbered anew by them, in place.
-
-    An item that no interaction is left of is no longer part of the catalogue.
-    """
+def used_items(log: Log, cut: Cut, n_items: int) -> BoolArray:
+    """[n_items] True where an item is left after the k-core, as an interaction or as what should stand there."""
     used = np.zeros(n_items, dtype=bool)
     used[log.items[cut.rows]] = True
     if log.clean_items is not None:
         used[log.clean_items[cut.rows]] = True
-    renumber = np.where(used, np.cumsum(used, dtype=np.int32) - 1, PAD)
-    log.items = renumber[log.items]
+    return used
+
+
+def number_anew(log: Log, used: BoolArray) -> None:
+    """The items of the log get their row in the catalogue of used items alone; -1 where they are not in it."""
+    row = np.where(used, np.cumsum(used, dtype=np.int32) - 1, np.int32(PAD))
+    log.items = row[log.items]
     if log.clean_items is not None:
-        log.clean_items = renumber[log.clean_items]
-    return np.flatnonzero(used)
+        log.clean_items = row[log.clean_items]
 
 
 def _shares(n: int, ratios: Sequence[int]) -> npt.NDArray[np.int8]:

@@ -14,7 +14,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.catalogue import Catalogue, Windows
-from llm4dsr.cut import Log, cut_log, keep_used_items, windows_of
+from llm4dsr.cut import Log, cut_log, number_anew, used_items, windows_of
 from llm4dsr.errors import DataError, OutputError
 
 FORMATS: Final = (".parquet", ".csv", ".jsonl")
@@ -90,14 +90,14 @@ def read_data(path: str | Path, history: int = 10, k_core: int = 5, ratios: tupl
     if items is None or not whole:
         lacking = [f"{prefix}{ITEMS}"] if items is None else missing
         raise DataError(f"{folder} lacks {', '.join(lacking)}; it holds {_listing(folder)}. {_EXPECTED}.")
-    catalogue_frame = _read(items)
+    catalogue_frame = read_table(items)
     if missing:
         log = found[LOG]
         assert log is not None
-        return make_windows(_read(log), catalogue_frame, history, k_core, ratios)
+        return make_windows(read_table(log), catalogue_frame, history, k_core, ratios)
     catalogue = Catalogue.from_frame(catalogue_frame)
     files = {name: file for name, file in found.items() if file is not None and name != LOG}
-    return Data(catalogue, {name: to_windows(_read(file), catalogue, str(file)) for name, file in files.items()})
+    return Data(catalogue, {name: to_windows(read_table(file), catalogue, str(file)) for name, file in files.items()})
 
 
 def locate(path: Path) -> tuple[Path, str]:
@@ -131,7 +131,7 @@ def _listing(folder: Path, most: int = 12) -> str:
     return (", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")) or "nothing"
 
 
-def _read(path: Path) -> pl.DataFrame:
+def read_table(path: Path) -> pl.DataFrame:
     with as_data_error(f"{path} cannot be read as {path.suffix[1:]}", "Is it cut off, or another format?"):
         if path.suffix == ".parquet":
             return pl.read_parquet(path)
@@ -221,9 +221,10 @@ def make_windows(
     if c.CLEAN_ITEM in frame.columns:
         columns.clean_items = catalogue.index(frame[c.CLEAN_ITEM].to_list(), c.CLEAN_ITEM)
     cut = cut_log(columns, history, k_core, ratios=ratios)
-    if k_core > 0:
-        used = keep_used_items(columns, cut, len(catalogue))
-        catalogue = Catalogue(catalogue.ids.gather(used), [catalogue.titles[i] for i in used])
+    if k_core > 0:  # an item that no interaction is left of is no longer part of the catalogue
+        used = used_items(columns, cut, len(catalogue))
+        number_anew(columns, used)
+        catalogue = Catalogue(catalogue.ids.filter(used), [catalogue.titles[i] for i in np.flatnonzero(used)])
     splits = {name: windows_of(columns, cut, name, frame[c.USER]) for name in c.SPLITS}
     return Data(catalogue, splits, {"missing_value": missing, **cut.dropped})
 

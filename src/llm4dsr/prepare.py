@@ -1,0 +1,399 @@
+"""From a log of any size to a folder of windows, in bounded memory, with every dropped row counted by its reason.
+
+Ids are turned into numbers while the log streams in, so that an interaction takes 16 bytes, whatever its ids look like;
+windows are places in these columns (`cut.Cut`), and become lists of ids only part by part, as they are written. For
+tables that are in memory already there is `data.make_windows`, with the same result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm4dsr import columns as c
+from llm4dsr.catalogue import BoolArray, Windows, clean_title
+from llm4dsr.cut import Cut, Log, Repeats, Split, cut_log, number_anew, used_items, windows_of
+from llm4dsr.data import ITEMS, as_data_error
+from llm4dsr.errors import ConfigError, DataError, OutputError
+
+if TYPE_CHECKING:
+    from llm4dsr.batch import Progress
+    from llm4dsr.sources import Source
+
+REPORT: Final = "report.json"
+READ: Final = 500_000  # rows that are turned into numbers at once
+WRITE: Final = 100_000  # windows that are written at once; one row group
+_NO_TIME: Final = np.iinfo(np.int64).min
+_ORDINARY = r"^[!#-%'-~]+(?: [!#-%'-~]+)*$"  # printable ASCII without " and &, words one space apart: clean as it is
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How windows are made (`cut.cut_log` has the exact meaning). Raises ConfigError where a value is out of range."""
+
+    history: int = 10  # items before the target of a window, at most
+    k_core: int = 5  # users and items with fewer interactions leave, until none has; 0 keeps all
+    split: Split = "time"  # windows by the time of their target, the last targets of each user, or whole users
+    ratios: tuple[int, int, int] = (8, 1, 1)  # train, valid, test; not for leave-one-out
+    min_rating: float | None = None  # interactions with a lower rating, or with none, leave
+    # A second interaction of a user with an item: kept, left out always, or left out where nothing else lies between.
+    # Rows that have the time in common too are one row written twice, and always leave.
+    repeats: Repeats = "keep"
+    merge_titles: bool = False  # items with the same title count as one: the first of them
+    max_history: int | None = None  # only so many of a user's interactions are kept, the newest
+    seed: int = 0  # draws the users of the split by user; nothing else is drawn
+
+    def __post_init__(self) -> None:
+        for name, least in (("history", 1), ("k_core", 0), ("max_history", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; expected a whole number from {least} on.")
+        for name, allowed in (("split", get_args(Split)), ("repeats", get_args(Repeats))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}.")
+        if len(self.ratios) != 3 or min(self.ratios) < 1:
+            raise ConfigError(
+                f"ratios is {tuple(self.ratios)}; expected three whole numbers from 1 on, as in (8, 1, 1): "
+                "each of train, valid and test needs windows."
+            )
+
+
+def prepare(
+    source: Source, out: str | Path, options: PrepareOptions | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Writes items, train, valid and test as Parquet into `out`, for `llm4dsr run --data` and `read_data`.
+
+    Returns the report, which also stands there as report.json: counts of what came in and what went out, interactions
+    and items left out by reason, options and versions. For interactions and for items, in = out + all that was dropped;
+    what the source itself could not use is counted beside that (`unreadable`).
+
+    progress(done, total, doing) is called along the way; total is 0 while the log is read, whose length is not known.
+    `out` appears when all is written, or not at all. Takes about 100 bytes of memory for each interaction at most, and
+    those of the items and user ids.
+    Raises DataError if the log cannot be used or nothing is left of it, OutputError if `out` cannot be written to, or
+    exists and is not empty.
+    """
+    options, out = options or PrepareOptions(), Path(out)
+    tell = progress or (lambda done, total, doing: None)
+    with _new_folder(out) as folder:
+        items, lost_items = _item_table(source.items)
+        log, users, rows_in, dropped = _read_log(source.batches(), items[c.ITEM], options, tell)
+        if log.seconds is None and options.split == "time":
+            raise DataError(
+                f"The log of {source.name} has no timestamps, so that it cannot be split by time. "
+                "Choose the split leave-one-out or user; interactions are then taken in the order of the log."
+            )
+        seen = np.zeros(len(items), dtype=bool)
+        for column in (log.items, log.clean_items):
+            if column is not None:
+                seen[column] = True
+        wanted = seen if options.k_core > 0 else np.ones(len(items), dtype=bool)
+        titles = clean_titles(pl.select(pl.when(pl.Series(wanted)).then(items[c.TITLE])).to_series())
+        titled = (titles.fill_null("") != "").to_numpy()
+        dropped["item_without_title"] = _leave(log, titled[log.items])
+        if log.clean_items is not None:
+            dropped["unknown_clean_item"] += _leave(log, titled[log.clean_items])
+        if not len(log.users):
+            raise DataError(
+                f"None of the {rows_in} interaction(s) of {source.name} can be used. Left out: {_counts(dropped)}."
+            )
+        merged = np.zeros(len(items), dtype=bool)
+        if options.merge_titles:
+            merged = _merge(log, titles, titled)
+
+        tell(0, 1, "cut windows")
+        cut = cut_log(log, options.history, options.k_core, options.split, options.ratios, options.seed,
+                      options.repeats, options.max_history)  # fmt: skip
+        dropped |= cut.dropped
+        used = used_items(log, cut, len(items)) if options.k_core > 0 else titled & ~merged
+        number_anew(log, used)
+        tell(1, 1, "cut windows")
+
+        catalogue = pl.DataFrame({c.ITEM: items[c.ITEM].filter(used), c.TITLE: titles.filter(used)})
+        catalogue = catalogue.with_columns(pl.col(c.ITEM).first().over(c.TITLE).alias(c.CANONICAL))
+        catalogue.write_parquet(folder / f"{ITEMS}.parquet", compression="zstd")
+        _write_splits(folder, log, cut, users, catalogue[c.ITEM], tell)
+        in_windows = np.zeros(len(users), dtype=bool)
+        in_windows[log.users[cut.rows[cut.starts]]] = True
+        lost_items |= {
+            "without_title": int((wanted & ~titled).sum()),
+            "merged": int(merged.sum()),
+            "without_interaction": int((~wanted | (titled & ~merged & ~used)).sum()),
+        }
+        report = {
+            "source": source.name,
+            "unreadable": {"interactions": dict(source.dropped), "items": dict(source.dropped_items)},
+            "interactions": {
+                "in": rows_in, "out": len(cut.rows) - cut.dropped["short_history"], "dropped": dropped
+            },
+            "items": {"in": len(source.items), "out": len(catalogue), "dropped": lost_items},
+            "users": {"in": len(users), "out": int(in_windows.sum())},
+            "windows": {name: len(numbers) for name, numbers in cut.splits.items()},
+            "options": dataclasses.asdict(options),
+            "versions": _versions(),
+        }  # fmt: skip
+        (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return report
+
+
+def clean_titles(titles: pl.Series) -> pl.Series:
+    """`clean_title` for each, again and again until it changes nothing more (`&amp;amp;` is `&` then); null stays."""
+    titles = titles.cast(pl.String)
+    odd = titles.is_not_null() & ~titles.str.contains(_ORDINARY)
+    return titles.scatter(odd.arg_true(), [_steady(title) for title in titles.filter(odd)])
+
+
+def _steady(title: str) -> str:
+    while (clean := clean_title(title)) != title:
+        title = clean
+    return title
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _item_table(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """(one row for each item id, how many rows of the table have none or repeat one)."""
+    for name in (c.ITEM, c.TITLE):
+        if name not in items.columns:
+            raise DataError(f"The items table has the columns {items.columns}, but {name!r} is missing.")
+    known = items.select(c.ITEM, c.TITLE).filter(pl.col(c.ITEM).is_not_null())
+    once = known.unique(c.ITEM, keep="first", maintain_order=True)
+    return once, {"missing_id": len(items) - len(known), "repeated_id": len(known) - len(once)}
+
+
+class _Numbers:
+    """Ids as numbers, in the order in which they come: 0, 1, 2, …"""
+
+    def __init__(self) -> None:
+        self.parts: list[pl.DataFrame] = []  # id, number
+
+    def of(self, ids: pl.Series) -> npt.NDArray[np.int32]:
+        new = ids.unique(maintain_order=True).alias("id").to_frame()
+        if self.parts:
+            new = new.join(self._table(), on="id", how="anti", maintain_order="left")
+        known = sum(len(part) for part in self.parts)
+        self.parts.append(new.with_columns(number=pl.int_range(known, known + len(new), dtype=pl.Int32, eager=True)))
+        return _look_up(ids, self._table())
+
+    def _table(self) -> pl.DataFrame:
+        self.parts = [pl.concat(self.parts)]
+        return self.parts[0]
+
+    def ids(self) -> pl.Series:
+        return self._table()["id"]
+
+
+def _look_up(ids: pl.Series, table: pl.DataFrame) -> npt.NDArray[np.int32]:
+    """[N] the `number` of each id; -1 where the table does not have it."""
+    found = ids.alias("id").to_frame().join(table, on="id", how="left", maintain_order="left")["number"]
+    return found.fill_null(-1).to_numpy()
+
+
+def _read_log(
+    batches: Iterable[pl.DataFrame], item_ids: pl.Series, options: PrepareOptions, tell: Progress
+) -> tuple[Log, pl.Series, int, dict[str, int]]:
+    """(the log, user ids by number, rows that came, how many of them were left out by reason)."""
+    table = pl.DataFrame({"id": item_ids, "number": np.arange(len(item_ids), dtype=np.int32)})
+    users, came = _Numbers(), 0
+    dropped = {"missing_value": 0, "unknown_item": 0}
+    parts: dict[str, list[npt.NDArray[Any]]] = {c.USER: [], c.ITEM: [], c.TIME: []}
+    for batch in _joined(batches, options):
+        item = _item_numbers(batch[c.ITEM], table)
+        gone = (batch[c.USER].is_null() | batch[c.ITEM].is_null()).to_numpy()
+        dropped["missing_value"] += int(gone.sum())
+        dropped["unknown_item"] += int((~gone & (item < 0)).sum())
+        gone |= item < 0
+        clean = mask = None
+        if c.CLEAN_ITEM in batch.columns:
+            clean = _item_numbers(batch[c.CLEAN_ITEM], table)
+            dropped["unknown_clean_item"] = dropped.get("unknown_clean_item", 0) + int((~gone & (clean < 0)).sum())
+            gone |= clean < 0
+            mask = item != clean
+        if c.NOISE_MASK in batch.columns:
+            mask = _mask(batch[c.NOISE_MASK])
+        if options.min_rating is not None:
+            low = ~(batch[c.RATING].cast(pl.Float64) >= options.min_rating).fill_null(False).to_numpy()
+            dropped["low_rating"] = dropped.get("low_rating", 0) + int((~gone & low).sum())
+            gone |= low
+        kept = ~gone
+        found = {c.USER: users.of(batch[c.USER].filter(kept)), c.ITEM: item[kept],
+                 c.TIME: batch[c.TIME].cast(pl.Int64).fill_null(_NO_TIME).to_numpy()[kept],
+                 c.NOISE_MASK: None if mask is None else mask[kept],
+                 c.CLEAN_ITEM: None if clean is None else clean[kept]}  # fmt: skip
+        for name, values in found.items():
+            if values is not None:
+                parts.setdefault(name, []).append(values)
+        came += len(batch)
+        tell(came, 0, "read interactions")
+    if not came:
+        raise DataError("The log has no interactions; expected at least one.")
+    whole = {name: np.concatenate(parts.pop(name)) for name in list(parts)}  # one column at a time holds two copies
+    times = whole[c.TIME]
+    log = Log(whole[c.USER], whole[c.ITEM], times, times, whole.get(c.NOISE_MASK), whole.get(c.CLEAN_ITEM))
+    timed = times != _NO_TIME
+    if timed.any():
+        dropped["missing_time"] = _leave(log, timed)
+    else:
+        log.order, log.seconds = np.arange(len(times)), None
+    return log, users.ids(), came, dropped
+
+
+def _joined(batches: Iterable[pl.DataFrame], options: PrepareOptions) -> Iterator[pl.DataFrame]:
+    """Batches of at least READ rows, with the columns that are needed."""
+    needed = [c.USER, c.ITEM, c.TIME, *([c.RATING] if options.min_rating is not None else [])]
+    held: list[pl.DataFrame] = []
+
+    def join() -> pl.DataFrame:
+        with as_data_error("The parts of the log do not fit together", "Give each the same columns and types."):
+            return pl.concat(held, how="vertical_relaxed")
+
+    for batch in batches:
+        for name in needed:
+            if name not in batch.columns:
+                why = ", which min_rating needs" if name == c.RATING else ""
+                raise DataError(f"The log has the columns {batch.columns}, but {name!r} is missing{why}.")
+        held.append(batch.select(*needed, *[n for n in (c.NOISE_MASK, c.CLEAN_ITEM) if n in batch.columns]))
+        if sum(len(part) for part in held) >= READ:
+            yield join()
+            held = []
+    if held:
+        yield join()
+
+
+def _item_numbers(ids: pl.Series, table: pl.DataFrame) -> npt.NDArray[np.int32]:
+    expected = table["id"].dtype
+    if ids.dtype.is_integer() and expected.is_integer():
+        ids = ids.cast(expected, strict=False)
+    if ids.dtype != expected and ids.null_count() < len(ids):
+        raise DataError(
+            f"Item ids have the type {ids.dtype} in the log, and {expected} in the items table. Give both one type."
+        )
+    return _look_up(ids.cast(expected), table)
+
+
+def _mask(values: pl.Series) -> BoolArray:
+    found = values.unique().to_list()
+    if not set(found) <= {0, 1}:
+        raise DataError(f"{c.NOISE_MASK!r} of the log holds {found[:5]}; expected 0 or 1 in each row.")
+    return values.cast(pl.Boolean).to_numpy()
+
+
+def _leave(log: Log, kept: BoolArray) -> int:
+    """Takes rows out of the log; returns how many."""
+    if kept.all():
+        return 0
+    timed = log.seconds is not None
+    for name in ("users", "items", "order", "noise_mask", "clean_items"):
+        column = getattr(log, name)
+        setattr(log, name, None if column is None else column[kept])
+    log.seconds = log.order if timed else None
+    return int((~kept).sum())
+
+
+def _merge(log: Log, titles: pl.Series, titled: BoolArray) -> BoolArray:
+    """Items of the log become the first item with their title. Returns where an item is not that first one."""
+    first = pl.select(pl.int_range(len(titles), dtype=pl.Int32).first().over(titles)).to_series().to_numpy()
+    log.items = first[log.items]
+    if log.clean_items is not None:
+        log.clean_items = first[log.clean_items]
+    merged: BoolArray = titled & (first != np.arange(len(first)))
+    return merged
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that is renamed to it at the end; whatever goes wrong, nothing half made is left."""
+    taken = f"{out} exists already and is not an empty folder. Choose another one, or remove it."
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(taken)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        _remove_leftovers(out)
+        part.mkdir(parents=True)
+        yield part
+        os.replace(part, out)
+    except OSError as error:
+        why = taken if out.is_dir() and any(out.iterdir()) else f"Cannot write {out}: {error.strerror or error}."
+        raise OutputError(f"{why} Check that the place is writable and the disk not full.") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Hidden folders of processes that were killed while they wrote to the same place."""
+    for part in out.parent.glob(f".{out.name}.*.part"):
+        if (number := re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.part", part.name)) is not None:
+            try:
+                os.kill(int(number[1]), 0)  # no signal: asks whether the process is there
+            except ProcessLookupError:
+                shutil.rmtree(part, ignore_errors=True)
+            except PermissionError:
+                pass
+
+
+def _write_splits(folder: Path, log: Log, cut: Cut, users: pl.Series, item_ids: pl.Series, tell: Progress) -> None:
+    ids = item_ids.to_arrow(compat_level=pl.CompatLevel.oldest())
+    done, total = 0, sum(len(numbers) for numbers in cut.splits.values())
+    for name, numbers in cut.splits.items():
+        writer = None
+        try:
+            for begin in range(0, len(numbers), WRITE):
+                windows = windows_of(log, cut, name, users, begin, begin + WRITE)
+                table = _table(windows, ids)
+                if writer is None:
+                    writer = pq.ParquetWriter(folder / f"{name}.parquet", table.schema, compression="zstd")
+                writer.write_table(table, row_group_size=WRITE)
+                done += len(windows)
+                tell(done, total, "write windows")
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def _table(windows: Windows, item_ids: Any) -> Any:
+    """The same table as `Windows.to_frame`, as Arrow. item_ids: an Arrow array, by catalogue row."""
+    present = windows.present
+    ends = pa.array(np.append(0, np.cumsum(windows.lengths)), pa.int32())
+
+    def lists(values: Any) -> Any:
+        return pa.ListArray.from_arrays(ends, values)
+
+    columns = {
+        c.WINDOW: pa.array(windows.window_ids),
+        c.USER: windows.user_ids.to_arrow(compat_level=pl.CompatLevel.oldest()),
+        c.ITEMS: lists(item_ids.take(pa.array(windows.items[present]))),
+        c.TIME: pa.array(windows.timestamps),
+    }
+    if windows.noise_mask is not None:
+        columns[c.NOISE_MASK] = lists(pa.array(windows.noise_mask[present].astype(np.int8)))
+    if windows.clean_items is not None:
+        columns[c.CLEAN_ITEMS] = lists(item_ids.take(pa.array(windows.clean_items[present])))
+    return pa.table(columns)
+
+
+def _counts(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count) or "nothing"
+
+
+def _versions() -> dict[str, str]:
+    from llm4dsr import __version__
+
+    return {"llm4dsr": __version__, "numpy": np.__version__, "polars": pl.__version__, "pyarrow": pa.__version__}
