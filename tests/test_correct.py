@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from llm4dsr import columns as c
 from llm4dsr.catalogue import Catalogue, Windows
 from llm4dsr.config import Config
-from llm4dsr.correct import Corrected, correct
+from llm4dsr.correct import Corrected, apply, correct
 from llm4dsr.data import Data
-from llm4dsr.denoiser import apply
 from llm4dsr.errors import ConfigError
 from llm4dsr.evaluate import Tables, corrected
 from llm4dsr.pipeline import Run

@@ -7,9 +7,10 @@ import pytest
 from llm4dsr import Config, Denoiser
 from llm4dsr.company import user_hashes
 from llm4dsr.demo import make_demo
-from llm4dsr.denoiser import matrix
+from llm4dsr.ensemble import fold_of
 from llm4dsr.errors import ConfigError
 from llm4dsr.metrics import auroc
+from llm4dsr.tables import matrix
 
 SMALL = {
     "model": {"hidden_size": 32, "layers": 1, "vector_size": 32},
@@ -45,18 +46,18 @@ def test_scores_are_one_row_per_interaction(scores):
 
 def test_nobody_is_scored_by_a_model_that_saw_the_history(denoiser):
     seen = set(user_hashes(TRAIN.user_ids).tolist())
-    for rows, members in denoiser._shares(TEST):
+    for rows, members in denoiser.ensemble.shares(TEST):
         users = TEST.take(rows).user_ids
         assert (set(user_hashes(users).tolist()) <= seen) == (len(members) == 1)
         if len(members) == 1:
-            assert (denoiser._fold_of(TEST.take(rows)) == members[0]).all()
+            assert (fold_of(TEST.take(rows), 2) == members[0]).all()
 
 
 def test_strangers_are_scored_by_all_models(denoiser):
     histories = TEST.histories()
     stranger = histories.take(np.arange(5))
     stranger.user_ids = pl.Series("user_id", [f"new {i}" for i in range(5)])
-    parts = [rows for rows, members in denoiser._shares(stranger) if len(members) == 2]
+    parts = [rows for rows, members in denoiser.ensemble.shares(stranger) if len(members) == 2]
     assert len(parts) == 1
     assert parts[0].tolist() == [0, 1, 2, 3, 4]
 

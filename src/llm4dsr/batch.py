@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llm4dsr.errors import ModelError
 from llm4dsr.prompt import Tokens
 
+log = logging.getLogger("llm4dsr")
+T = TypeVar("T")
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is going on
 
 
@@ -55,6 +59,44 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
+
+
+def run_batches(sizes: Sequence[int], budget: int, run: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+    """(indices, result of `run` on them) in groups of `token_batches`. Where the memory is too small for a group, the
+    budget is halved from there on, and it is said. Raises ModelError where a single row does not fit."""
+    left = list(range(len(sizes)))
+    while left:
+        done: set[int] = set()
+        for group in token_batches([sizes[i] for i in left], budget):
+            part = [left[g] for g in group]
+            result = attempt(lambda part=part: run(part))  # type: ignore[misc]
+            if result is None:
+                budget = less(min(budget, sum(sizes[i] for i in part)), single=len(part) == 1)
+                break
+            yield part, result
+            done.update(part)
+        left = [i for i in left if i not in done]
+
+
+def attempt(run: Callable[[], T]) -> T | None:
+    """What `run` gives; None where it ran out of memory."""
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not short:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def less(budget: int, single: bool = False) -> int:
+    """Half the budget of tokens per pass, and a word about it. Raises ModelError where nothing is left to halve."""
+    if single or budget < 2:
+        raise ModelError("Out of memory with a single window in a pass. Use a smaller model, or a machine with more.")
+    log.warning("Out of memory: going on with %d tokens per pass instead of %d.", budget // 2, budget)
+    return budget // 2
 
 
 def precision(dtype: str, device: torch.device) -> Any:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm4dsr.catalogue import Windows
 from llm4dsr.metrics import expected_calibration_error
 
 Floats = npt.NDArray[np.float64]
@@ -40,6 +41,14 @@ class Sample:
 
     log_odds: Floats
     context: Floats
+
+    @classmethod
+    def of(cls, windows: Windows, log_odds: Floats) -> Sample:
+        """All interactions of the windows, in the order of np.nonzero(windows.present). log_odds: [W, L]."""
+        present = windows.present
+        total = np.where(present, log_odds, 0.0).sum(axis=1, keepdims=True)
+        context = (total - log_odds) / np.maximum(windows.lengths - 1, 1)[:, None]
+        return cls(log_odds[present], context[present])
 
     def take(self, rows: npt.NDArray[Any]) -> Sample:
         return Sample(self.log_odds[rows], self.context[rows])

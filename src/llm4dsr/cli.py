@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llm4dsr.config import Config
-from llm4dsr.errors import ConfigError, LLM4DSRError
+from llm4dsr.errors import LLM4DSRError
 from llm4dsr.pipeline import STAGES, Run
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -58,17 +59,19 @@ def _config(recipe: Path | None, model: str | None, limit: int | None, seed: int
 
 
 def _stages(run: Run, data: Any) -> None:
-    for name in STAGES:
-        if run.done(name):
-            continue
-        console.print(f"[bold]{name}[/bold]")
-        if name == "prepare":
-            run.prepare(data)
-        elif name in ("decide", "correct"):
-            getattr(run, name)()
-        else:
-            with bar() as progress:
-                getattr(run, name)(progress)
+    with run.alone():
+        for name in STAGES:
+            if run.done(name):
+                console.print(f"[bold]{name}[/bold] is there already")
+                continue
+            console.print(f"[bold]{name}[/bold]")
+            if name == "prepare":
+                run.prepare(data)
+            elif name in ("decide", "correct"):
+                getattr(run, name)()
+            else:
+                with bar() as progress:
+                    getattr(run, name)(progress)
     _show(run)
 
 
@@ -87,7 +90,8 @@ def demo(out: Annotated[Path, typer.Option(help="Run folder to make.")] = Path("
 
     config = Config.from_yaml("demo")
     config = replace(config, seed=config.seed if seed is None else seed)
-    _stages(Run.create(out, config), make_demo(config.seed).data)
+    data = make_demo(config.seed).data
+    _stages(Run.begin(out, config, data), data)
 
 
 @app.command()
@@ -98,20 +102,9 @@ def run(
     config: Recipe = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Use only so many windows of each split.")] = None,
     seed: Seed = None,
-    resume: Annotated[bool, typer.Option(help="Go on with a run: finished stages are kept.")] = False,
 ) -> None:
-    """All stages, from the data to the result table."""
-    wanted = _config(config, model, limit, seed)
-    if not resume or not out.exists():
-        _stages(Run.create(out, wanted), data)
-        return
-    going = Run(out)
-    if any(given is not None for given in (config, model, limit, seed)) and wanted != going.config:
-        raise ConfigError(
-            f"{out} was started with other options. Go on with:  llm4dsr run --data {data} --out {out} --resume   "
-            "(it keeps its own), or choose another --out."
-        )
-    _stages(going, data)
+    """All stages, from the data to the result table. Stopped, it goes on when the same command is given again."""
+    _stages(Run.begin(out, _config(config, model, limit, seed), data), data)
 
 
 @app.command()
@@ -180,6 +173,7 @@ def main() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # our own bars say what takes time
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except LLM4DSRError as error:
@@ -187,4 +181,9 @@ def main() -> None:
         Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on from here.")
         raise SystemExit(130) from None
+
+
+def _terminated(*_: Any) -> None:
+    raise SystemExit(143)

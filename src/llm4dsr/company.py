@@ -23,6 +23,7 @@ import polars as pl
 
 from llm4dsr.catalogue import BoolArray, FloatArray, IntArray, Windows
 from llm4dsr.data import write_parquet
+from llm4dsr.shards import digest
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -120,6 +121,11 @@ class Company:
         cosine = count / np.sqrt((self.popularity[items] + 1) * (self.popularity[other] + 1))
         total = np.bincount(row * n_items + other, weights=cosine, minlength=len(windows) * n_items)
         return np.asarray(total.reshape(len(windows), n_items))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal counts."""
+        return digest(self.pairs, self.counts, self.popularity, self.own)
 
     @cached_property
     def _neighbours(self) -> tuple[IntArray, IntArray, IntArray]:

@@ -11,6 +11,7 @@ from llm4dsr import columns as c
 from llm4dsr.catalogue import PAD, BoolArray, Catalogue, FloatArray, Windows, pad
 from llm4dsr.errors import ConfigError
 from llm4dsr.suggest import Suggestions
+from llm4dsr.tables import matrix
 
 
 @dataclass
@@ -99,3 +100,22 @@ def _edits(windows, rows, positions, probability, suggestions, kept, taken, cata
             c.KEPT: catalogue.ids_of(kept),
         }
     )
+
+
+def apply(windows: Windows, decisions: pl.DataFrame, suggestions: pl.DataFrame | None, catalogue: Catalogue,
+          action: str, target_fixed: bool) -> Corrected:  # fmt: skip
+    """`correct` from the tables of the stages before."""
+    flagged = matrix(decisions, windows, None)
+    probability = np.nan_to_num(matrix(decisions, windows, c.NOISE_PROBABILITY))
+    found = None
+    if suggestions is not None and action == "replace":
+        rows, positions = np.nonzero(flagged)
+        at = pl.DataFrame({c.WINDOW: windows.window_ids[rows], c.POSITION: positions})
+        joined = at.join(suggestions, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
+        ids = joined[c.SUGGESTED]
+        items = np.full(len(rows), -1)
+        known = ids.is_not_null().to_numpy()
+        items[known] = catalogue.index(ids.drop_nulls().to_list(), "the suggestions")
+        found = Suggestions(rows, positions, items, joined[c.GENERATED].to_list(),
+                            joined[c.GROUNDING].fill_null("none").to_list(), joined[c.DISTANCE].to_numpy())  # fmt: skip
+    return correct(windows, flagged, probability, found, catalogue, action, target_fixed)

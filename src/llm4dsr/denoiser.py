@@ -15,7 +15,7 @@ import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -26,20 +26,23 @@ from llm4dsr import columns as c
 from llm4dsr import correct as correcting
 from llm4dsr import decide as deciding
 from llm4dsr.batch import Progress
+from llm4dsr.calibrate import Sample
 from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, IntArray, Windows
-from llm4dsr.company import Company, Hashes, user_hashes
+from llm4dsr.checkpoint import Checkpoint
+from llm4dsr.company import Company, user_hashes
 from llm4dsr.config import EMBEDDED, Config
-from llm4dsr.data import limit_windows, to_windows, write_parquet
+from llm4dsr.data import limit_windows, write_parquet
+from llm4dsr.ensemble import Ensemble, chunks, fold_of, within
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
 from llm4dsr.prompt import PromptBuilder, judged_in_place
-from llm4dsr.score import score_windows
-from llm4dsr.suggest import Blend, Suggestions, fit_blend, suggest
-from llm4dsr.task import replace
+from llm4dsr.shards import Shards, digest
+from llm4dsr.suggest import NOTHING, Blend, Suggestions, fit_blend, suggest
+from llm4dsr.tables import as_frame, as_windows, matrix
+from llm4dsr.task import inject
 from llm4dsr.tune import tune, warm_up
 from llm4dsr.vectors import title_vectors
 
-T = TypeVar("T")
 FORMAT = 2  # of a saved denoiser; another number is refused
 CARD = "denoiser.json"
 NEW_WINDOWS = 200  # validation windows of unseen users that are enough to calibrate on
@@ -61,22 +64,20 @@ class Denoiser:
         self.calibrator = calibrate.Calibrator()
         self.curve: list[float] = []  # mean tuning loss of each epoch
         self.blend = Blend()  # how vector suggestions are ranked
-        self._catalogue: Catalogue | None = None
-        self._models: list[NoiseLM] | None = None  # one per fold
-        self._builder: PromptBuilder | None = None
-        self._seen: Hashes = np.empty(0, np.uint64)  # of the users that the models were tuned on
+        self._ensemble: Ensemble | None = None
 
     # -- fit ---------------------------------------------------------------------------------------------------------
 
-    def fit(self, histories: Any, items: Any, valid: Any = None, progress: Progress | None = None) -> Denoiser:
+    def fit(self, histories: Any, items: Any, valid: Any = None, progress: Progress | None = None,
+            work: Path | None = None) -> Denoiser:  # fmt: skip
         """Tunes the language model on self-made noise in `histories`, then calibrates on `valid`.
 
         histories: training windows, target included. items: table with `item_id, title`. valid: other users'
         histories without their targets; where None, a tenth of `histories` is held out. No noise mask is ever read.
-        Raises DataError or ModelError.
+        work: a folder for what is finished so far; the same call goes on from it. Raises DataError or ModelError.
         """
         config = self.config
-        catalogue = items if isinstance(items, Catalogue) else Catalogue.from_frame(_frame(items))
+        catalogue = items if isinstance(items, Catalogue) else Catalogue.from_frame(as_frame(items))
         windows = as_windows(histories, catalogue)
         if len(windows) < 10:
             raise DataError(
@@ -87,8 +88,8 @@ class Denoiser:
                 f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another."
             )
         if valid is None:
-            users = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
-            held = np.random.default_rng(config.seed).random(users.max() + 1)[users] < VALID_SHARE
+            who = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
+            held = np.random.default_rng(config.seed).random(who.max() + 1)[who] < VALID_SHARE
             held[:1] = True
             held[-1:] = False
             windows, validation = windows.take(np.flatnonzero(~held)), windows.take(np.flatnonzero(held))
@@ -102,24 +103,27 @@ class Denoiser:
                 catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
             )
             company = Company.of(windows, len(catalogue)) if config.model.company else None
-        folds = self._fold_of(windows)
+        folds = fold_of(windows, config.train.folds)
+        users = user_hashes(windows.user_ids)
+        key = digest(config.seed, config.model, config.task, config.train, catalogue.titles, windows.items, users)
         models, self.curve = [], []
         for fold in range(max(1, config.train.folds)):
             part = windows if config.train.folds <= 1 else windows.take(np.flatnonzero(folds != fold))
             if not len(part):
                 raise DataError(f"With train.folds = {config.train.folds} a fold has no user left to learn from.")
             of = f" {fold + 1} of {config.train.folds}" if config.train.folds > 1 else ""
-            model, self._builder = self._start(catalogue, part, vectors, company, fold, progress)
-            self.curve += tune(model, self._builder, part, catalogue, config, progress, f"tune{of}")
+            checkpoint = Checkpoint(work and work / f"fold_{fold}.safetensors", f"{key} {fold}")
+            model, builder = self._start(catalogue, part, vectors, company, fold, progress, checkpoint.exists)
+            self.curve += tune(model, builder, part, catalogue, config, progress, f"tune{of}", checkpoint)
             models.append(model)
-        self._catalogue, self._models, self._seen = catalogue, models, np.unique(user_hashes(windows.user_ids))
+        self._ensemble = Ensemble(models, builder, catalogue, config, np.unique(users))
         self.observe(validation)
-        self._calibrate(windows, validation, progress)
+        self._calibrate(windows, validation, progress, Shards(work))
         return self
 
     def _start(self, catalogue: Catalogue, windows: Windows, vectors: Any, company: Company | None, fold: int,
-               progress: Progress | None) -> tuple[NoiseLM, PromptBuilder]:  # fmt: skip
-        """A model that is ready to be tuned, and the builder of its prompts."""
+               progress: Progress | None, begun: bool) -> tuple[NoiseLM, PromptBuilder]:  # fmt: skip
+        """A model that is ready to be tuned, and the builder of its prompts. begun: a checkpoint has its weights."""
         config, seed = self.config, self.config.seed + fold
         if config.model.source == EMBEDDED:
             lm, tokenizer = embedded_lm(catalogue.titles, config.model, config.train.max_tokens, seed)
@@ -130,18 +134,13 @@ class Denoiser:
             model = NoiseLM(lm, tokenizer, vectors, company is not None, judged_in_place(config.model))
             model = model.to(pick_device())
             builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens, company)
-            if config.model.source == EMBEDDED and config.model.items == "text" and config.model.warmup_epochs:
+            if config.model.source == EMBEDDED and config.model.items == "text" and not begun:
                 warm_up(model, builder, windows, config, progress)
             if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
                 model.lm = add_lora(model.lm, config.model)
         return model, builder
 
-    def _fold_of(self, windows: Windows) -> IntArray:
-        """[W] the fold that holds a window's user; the same for a user everywhere."""
-        folds = max(1, self.config.train.folds)
-        return (user_hashes(windows.user_ids) >> np.uint64(8)).astype(np.int64) % folds
-
-    def _calibrate(self, windows: Windows, validation: Windows, progress: Progress | None) -> None:
+    def _calibrate(self, windows: Windows, validation: Windows, progress: Progress | None, shards: Shards) -> None:
         """Self-made noise in validation gives the map to probabilities; no label is read.
 
         windows: those that the models were tuned on. With several folds they are scored out of fold, and help to bound
@@ -150,47 +149,38 @@ class Denoiser:
         config = self.config
         if config.score.calibration == "off" or len(validation) < 20:
             return
-        out_of_fold = len(_fitted(self._models)) > 1
+        out_of_fold = len(self.ensemble.models) > 1
         if not out_of_fold:
-            new = np.flatnonzero(~np.isin(user_hashes(validation.user_ids), self._seen))
+            new = np.flatnonzero(~np.isin(user_hashes(validation.user_ids), self.ensemble.seen))
             validation = validation.take(new) if len(new) >= NEW_WINDOWS else validation
         rng = np.random.default_rng(config.seed + 1)
         half = rng.random(len(validation)) < 0.5
-        log_odds = self._log_odds(validation, progress, "calibrate: untouched")
-        untouched, owner = _sample(validation, log_odds), np.nonzero(validation.present)[0]
-        noise, source = self._self_made(validation, config.score.calibration_draws, rng, progress, "calibrate: noise")
+        log_odds = self.ensemble.log_odds(validation, progress, "calibrate: untouched", shards)
+        untouched, owner = Sample.of(validation, log_odds), np.nonzero(validation.present)[0]
+        noise, source = self._self_made(
+            validation, config.score.calibration_draws, rng, progress, "calibrate: noise", shards
+        )
         pairs = [(noise, untouched)]
         if out_of_fold:
             some = limit_windows(windows, DRAWN, config.seed)
-            plain = _sample(some, self._log_odds(some, progress, "calibrate: untouched, training"))
-            pairs.append((self._self_made(some, 1, rng, progress, "calibrate: noise, training")[0], plain))
+            plain = Sample.of(some, self.ensemble.log_odds(some, progress, "calibrate: untouched, training", shards))
+            pairs.append((self._self_made(some, 1, rng, progress, "calibrate: noise, training", shards)[0], plain))
         share = calibrate.noise_share(pairs, config.score.odd_share)
         before, after = calibrate.self_made_ece(noise, untouched, config.score.calibration, (half[source], half[owner]))
         fitted = calibrate.fit(noise, untouched, config.score.calibration, share)
         self.calibrator = dataclasses.replace(fitted, ece_before=before, ece_after=after)
         if config.model.items == "vector":
-            foreign, chosen, _, originals = self._inject(validation, rng)
-            rows = np.concatenate([rows for rows, members in self._shares(foreign) if 0 in members])
+            foreign, chosen, _, originals = inject(validation, self.catalogue, rng)
+            rows = np.concatenate([rows for rows, members in self.ensemble.shares(foreign) if 0 in members])
             self.blend = fit_blend(self.model, self.builder, foreign.take(rows), chosen[rows], originals[rows], config)
 
-    def _inject(self, windows: Windows, rng: np.random.Generator) -> tuple[Windows, BoolArray, IntArray, IntArray]:
-        """As many windows as given, each with one foreign item, at places drawn uniformly over all interactions (as
-        noise falls). Returns (windows, where [W, L], which windows they were [W], what stood there [W])."""
-        rows, positions = np.nonzero(windows.present)
-        drawn = rng.integers(0, len(rows), size=len(windows))
-        some, at = windows.take(rows[drawn]), (np.arange(len(windows)), positions[drawn])
-        chosen = np.zeros(some.items.shape, dtype=bool)
-        chosen[at] = True
-        foreign = dataclasses.replace(some, items=replace(some.items, chosen, self.catalogue, rng))
-        return foreign, chosen, rows[drawn], some.items[at]
-
     def _self_made(self, windows: Windows, draws: int, rng: np.random.Generator, progress: Progress | None,
-                   doing: str) -> tuple[calibrate.Sample, IntArray]:  # fmt: skip
+                   doing: str, shards: Shards) -> tuple[Sample, IntArray]:  # fmt: skip
         """(sample of self-made noise, one in each window and draw; which of the windows each is from)."""
         made, sources = [], []
         for _ in range(draws):
-            foreign, chosen, source, _ = self._inject(windows, rng)
-            sample = _sample(foreign, self._log_odds(foreign, progress, doing))
+            foreign, chosen, source, _ = inject(windows, self.catalogue, rng)
+            sample = Sample.of(foreign, self.ensemble.log_odds(foreign, progress, doing, shards))
             made.append(sample.take(chosen[foreign.present]))
             sources.append(source)
         return calibrate.join(made), np.concatenate(sources)
@@ -207,7 +197,7 @@ class Denoiser:
         return self
 
     def score(self, histories: Any, progress: Progress | None = None, target_fixed: bool = False,
-              recalibrate: bool = False) -> pl.DataFrame:  # fmt: skip
+              recalibrate: bool = False, work: Path | None = None) -> pl.DataFrame:  # fmt: skip
         """One row per interaction: window_id, position (0 = oldest), item_id, log_odds, noise_probability in [0, 1]
         (higher = more likely noise), rank in the window (1 = most suspicious).
 
@@ -220,7 +210,9 @@ class Denoiser:
         recalibrate: the map to probabilities is made anew from self-made noise in these very histories, since tastes
         and catalogues change; takes a multiple of the time, and wants 1,000 histories or more (with fewer it is left
         out). Neither changes the denoiser.
+        work: a folder for what is finished so far; the same call goes on from it.
         """
+        shards = Shards(work)
         config, windows = self.config, as_windows(histories, self.catalogue)
         judged = windows.histories() if target_fixed else windows
         method = config.score.calibration
@@ -230,12 +222,12 @@ class Denoiser:
         log_odds, made, calibrator = np.full(judged.items.shape, np.nan), [], self.calibrator
         for rows, part_progress in self._replay(windows, target_fixed, progress):
             part = judged.take(rows)
-            log_odds[rows] = self._log_odds(part, part_progress, "score")
+            log_odds[rows] = self.ensemble.log_odds(part, part_progress, "score", shards)
             if recalibrate:
                 some = limit_windows(part, DRAWN, config.seed)
-                made.append(self._self_made(some, draws, rng, part_progress, "score: self-made noise")[0])
+                made.append(self._self_made(some, draws, rng, part_progress, "score: self-made noise", shards)[0])
         if method != "off" and made:
-            calibrator = calibrate.fit(calibrate.join(made), _sample(judged, log_odds), method, calibrator.noise_rate)
+            calibrator = calibrate.fit(calibrate.join(made), Sample.of(judged, log_odds), method, calibrator.noise_rate)
         return self._score_frame(judged, log_odds, calibrator)
 
     def _replay(self, windows: Windows, target_fixed: bool,
@@ -250,7 +242,7 @@ class Denoiser:
         try:
             for rows in np.array_split(np.argsort(windows.timestamps, kind="stable"), REPLAY_PARTS):
                 if len(rows):
-                    yield rows, progress and _within(progress, done, len(windows))
+                    yield rows, progress and within(progress, done, len(rows), len(windows))
                     self.observe(windows.take(rows))
                     done += len(rows)
         finally:
@@ -292,23 +284,35 @@ class Denoiser:
         return deciding.settings(rules, is_train)
 
     def suggest(self, histories: Any, decisions: pl.DataFrame, progress: Progress | None = None,
-                target_fixed: bool = False) -> pl.DataFrame:  # fmt: skip
+                target_fixed: bool = False, work: Path | None = None) -> pl.DataFrame:  # fmt: skip
         """One row per flagged interaction: what the model suggests in its place and how that item was found.
-        target_fixed: as in `score`."""
+        target_fixed, work: as in `score`."""
         windows = as_windows(histories, self.catalogue)
         judged = windows.histories() if target_fixed else windows
         flagged = matrix(decisions, judged, None)
-        tables, done, total = [], 0, int(flagged.sum())
+        tables, done, total, shards = [self._suggestion_frame(judged, NOTHING)], 0, int(flagged.sum()), Shards(work)
         for replayed, _ in self._replay(windows, target_fixed, None):
-            for share, members in self._shares(judged.take(replayed)):
-                rows = replayed[share]
-                model, part = self._models[members[0]], judged.take(rows)  # type: ignore[index]
-                found = suggest(model, self.builder, part, flagged[rows], self.catalogue, self.config, self.blend,
-                                progress and _within(progress, done, total))  # fmt: skip
-                tables.append(self._suggestion_frame(part, found))
-                done += len(found.rows)
+            for share, members in self.ensemble.shares(judged.take(replayed)):
+                rows_of = replayed[share]
+                for rows in chunks(rows_of[flagged[rows_of].any(axis=1)]):
+                    count = int(flagged[rows].sum())
+                    step = progress and within(progress, done, count, total)
+                    tables.append(self._suggestions(judged.take(rows), flagged[rows], members[0], step, shards))
+                    done += count
+                    if progress:
+                        progress(done, total, "suggest")
         order = pl.DataFrame({c.WINDOW: windows.window_ids}).with_row_index("order")
         return pl.concat(tables).join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")
+
+    def _suggestions(self, part: Windows, flagged: BoolArray, member: int, progress: Progress | None,
+                     shards: Shards) -> pl.DataFrame:  # fmt: skip
+        def write() -> pl.DataFrame:
+            model = self.ensemble.models[member]
+            found = suggest(model, self.builder, part, flagged, self.catalogue, self.config, self.blend, progress)
+            return self._suggestion_frame(part, found)
+
+        key = (*self.ensemble.key(part, shards), member, flagged, part.window_ids, self.blend, self.config.suggest)
+        return shards.table(key, write)
 
     def _suggestion_frame(self, windows: Windows, found: Suggestions) -> pl.DataFrame:
         return pl.DataFrame(
@@ -336,17 +340,17 @@ class Denoiser:
             decisions = self.decide(self.score(windows, target_fixed=target_fixed), is_train=not target_fixed)
         if suggestions is None and action == "replace":
             suggestions = self.suggest(windows, decisions, target_fixed=target_fixed)
-        return apply(windows, decisions, suggestions, self.catalogue, action, target_fixed)
+        return correcting.apply(windows, decisions, suggestions, self.catalogue, action, target_fixed)
 
     # -- save and load -----------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Weights (safetensors), tokenizer, catalogue, calibration, configuration and versions, in one folder."""
         folder = Path(folder)
-        for model, place in zip(_fitted(self._models), self._places(folder), strict=True):
+        for model, place in zip(self.ensemble.models, self._places(folder), strict=True):
             model.save(place)
         write_parquet(self.catalogue.to_frame(), folder / "items.parquet")
-        write_parquet(pl.DataFrame({"hash": self._seen}), folder / "users.parquet")
+        write_parquet(pl.DataFrame({"hash": self.ensemble.seen}), folder / "users.parquet")
         if self.builder.company is not None:
             self.builder.company.save(folder)
         card = {
@@ -371,15 +375,16 @@ class Denoiser:
             )
         out = cls(Config.from_dict(card["config"], str(folder / CARD)))
         out.calibrator, out.curve = calibrate.Calibrator(**card["calibrator"]), card["curve"]
-        out._catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet"))
-        out.blend, out._seen = Blend(**card["blend"]), pl.read_parquet(folder / "users.parquet")["hash"].to_numpy()
-        out._models = [NoiseLM.load(place, out.config.model).eval() for place in out._places(folder)]
+        out.blend, seen = Blend(**card["blend"]), pl.read_parquet(folder / "users.parquet")["hash"].to_numpy()
+        catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet"))
+        models = [NoiseLM.load(place, out.config.model).eval() for place in out._places(folder)]
         with_company = out.config.model.items == "vector" and out.config.model.company
-        out._builder = PromptBuilder(
-            out._models[0].tokenizer, out._catalogue.titles, out.config.model, out.config.train.max_tokens,
+        builder = PromptBuilder(
+            models[0].tokenizer, catalogue.titles, out.config.model, out.config.train.max_tokens,
             Company.load(folder) if with_company else None,
         )  # fmt: skip
-        if out._builder.hash != card["prompt_hash"]:
+        out._ensemble = Ensemble(models, builder, catalogue, out.config, seen)
+        if builder.hash != card["prompt_hash"]:
             raise ModelError(f"{folder} was tuned with another prompt ({card['prompt_hash']}). Tune the model again.")
         return out
 
@@ -389,115 +394,26 @@ class Denoiser:
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _log_odds(self, windows: Windows, progress: Progress | None, doing: str) -> FloatArray:
-        out = np.full(windows.items.shape, np.nan)
-        models = _fitted(self._models)
-        for rows, members in self._shares(windows):
-            part = windows.take(rows)
-            scores = [score_windows(models[m], self.builder, part, self.catalogue, self.config, progress, doing)
-                      for m in members]  # fmt: skip
-            out[rows] = np.mean(scores, axis=0)
-        return out
-
-    def _shares(self, windows: Windows) -> list[tuple[IntArray, list[int]]]:
-        """(rows, members) which models judge which windows: never one that was tuned on that user, if there is one."""
-        count = len(_fitted(self._models))
-        if count == 1:
-            return [(np.arange(len(windows)), [0])]
-        seen, folds = np.isin(user_hashes(windows.user_ids), self._seen), self._fold_of(windows)
-        shares = [(np.flatnonzero(seen & (folds == k)), [k]) for k in range(count)]
-        shares.append((np.flatnonzero(~seen), list(range(count))))
-        return [(rows, members) for rows, members in shares if len(rows)]
+    @property
+    def ensemble(self) -> Ensemble:
+        """The tuned models. Raises ModelError where there are none yet."""
+        if self._ensemble is None:
+            raise ModelError(
+                "This denoiser has not been fitted. Call fit(histories, items), or load one with from_pretrained."
+            )
+        return self._ensemble
 
     @property
     def model(self) -> NoiseLM:
-        return _fitted(self._models)[0]
+        return self.ensemble.models[0]
 
     @property
     def builder(self) -> PromptBuilder:
-        return _fitted(self._builder)
+        return self.ensemble.builder
 
     @property
     def catalogue(self) -> Catalogue:
-        return _fitted(self._catalogue)
-
-
-def apply(windows: Windows, decisions: pl.DataFrame, suggestions: pl.DataFrame | None, catalogue: Catalogue,
-          action: str, target_fixed: bool) -> correcting.Corrected:  # fmt: skip
-    """`correct.correct` from the tables of the stages before."""
-    flagged = matrix(decisions, windows, None)
-    probability = np.nan_to_num(matrix(decisions, windows, c.NOISE_PROBABILITY))
-    found = None
-    if suggestions is not None and action == "replace":
-        rows, positions = np.nonzero(flagged)
-        at = pl.DataFrame({c.WINDOW: windows.window_ids[rows], c.POSITION: positions})
-        joined = at.join(suggestions, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
-        ids = joined[c.SUGGESTED]
-        items = np.full(len(rows), -1)
-        known = ids.is_not_null().to_numpy()
-        items[known] = catalogue.index(ids.drop_nulls().to_list(), "the suggestions")
-        found = Suggestions(rows, positions, items, joined[c.GENERATED].to_list(),
-                            joined[c.GROUNDING].fill_null("none").to_list(), joined[c.DISTANCE].to_numpy())  # fmt: skip
-    return correcting.correct(windows, flagged, probability, found, catalogue, action, target_fixed)
-
-
-def matrix(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
-    """[W, L] a column of a table by window_id and position (NaN elsewhere); column None: True where there is a row."""
-    row = {int(w): i for i, w in enumerate(windows.window_ids)}
-    try:
-        at = ([row[w] for w in table[c.WINDOW].to_list()], table[c.POSITION].to_numpy())
-    except KeyError as missing:
-        raise DataError(
-            f"The table names {c.WINDOW} {missing.args[0]}, which is not among the histories given."
-        ) from None
-    if column is None:
-        mask: BoolArray = np.zeros(windows.items.shape, dtype=bool)
-        mask[at] = True
-        return mask
-    values = np.full(windows.items.shape, np.nan)
-    values[at] = table[column].to_numpy()
-    return values
-
-
-def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
-    """Windows from any accepted form of histories. Raises DataError."""
-    if isinstance(histories, Windows):
-        return histories
-    if isinstance(histories, list):
-        size = len(histories)
-        lists = pl.Series(c.ITEMS, histories, dtype=pl.List(catalogue.ids.dtype), strict=False)
-        frame = pl.DataFrame({c.WINDOW: np.arange(size), c.USER: np.arange(size), c.ITEMS: lists})
-        return to_windows(frame, catalogue, "the histories")
-    return to_windows(_frame(histories), catalogue, "the histories")
-
-
-def _sample(windows: Windows, log_odds: FloatArray) -> calibrate.Sample:
-    """All interactions of the windows, in the order of np.nonzero(windows.present)."""
-    present = windows.present
-    total = np.where(present, log_odds, 0.0).sum(axis=1, keepdims=True)
-    context = (total - log_odds) / np.maximum(windows.lengths - 1, 1)[:, None]
-    return calibrate.Sample(log_odds[present], context[present])
-
-
-def _within(progress: Progress, before: int, total: int) -> Progress:
-    """Progress of a part, told as progress of the whole."""
-    return lambda done, _, doing: progress(before + done, total, doing)
-
-
-def _frame(table: Any) -> pl.DataFrame:
-    if isinstance(table, pl.DataFrame):
-        return table
-    if type(table).__module__.startswith("pandas"):
-        return pl.from_pandas(table)
-    raise DataError(f"Got a {type(table).__name__}; expected a Polars or pandas table.")
-
-
-def _fitted(part: T | None) -> T:
-    if part is None:
-        raise ModelError(
-            "This denoiser has not been fitted. Call fit(histories, items), or load one with from_pretrained."
-        )
-    return part
+        return self.ensemble.catalogue
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@
 | 4    | the model cannot be used: wrong path, adapter of another base  |
 | 5    | the output folder exists already, or an earlier stage is missing |
 | 6    | the configuration is invalid                                   |
-| 130  | interrupted                                                    |
+| 130  | interrupted (Ctrl-C); 143: terminated                          |
 """
 
 

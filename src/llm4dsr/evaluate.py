@@ -23,10 +23,11 @@ from llm4dsr import metrics
 from llm4dsr.batch import Progress
 from llm4dsr.catalogue import BoolArray, Catalogue, Windows
 from llm4dsr.config import EvaluateConfig
-from llm4dsr.correct import Corrected, correct
-from llm4dsr.denoiser import apply, matrix
+from llm4dsr.correct import Corrected, apply, correct
 from llm4dsr.sasrec import rank_targets, train_sasrec
+from llm4dsr.shards import Shards, digest
 from llm4dsr.suggest import Suggestions
+from llm4dsr.tables import matrix
 
 ORIGINAL = "original"
 ORACLE_DROP, ORACLE_RESTORE = "oracle (drop)", "oracle (restore)"
@@ -108,37 +109,48 @@ def _oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: b
 
 
 def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, seed: int,
-            progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
+            progress: Progress | None = None, work: Path | None = None) -> pl.DataFrame:  # fmt: skip
     """Trains the recommender for each row and seed; one tidy table: row, seed, ndcg, hit_rate, valid_ndcg, epochs,
-    seconds.
+    seconds. work: a folder for the recommenders that are done; the same call goes on from it.
 
     A recommender this small gains little from a second core, so each is trained on one, and as many at a time as torch
     may use cores. The numbers do not depend on how many that are.
     """
     jobs = [(name, seed + s) for s in range(config.seeds) for name in compared]
     workers = max(1, min(torch.get_num_threads(), len(jobs)))
+    keys = {name: digest(n_items, config.k, config.sasrec, *_content(splits)) for name, splits in compared.items()}
     with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.sasrec.epochs, progress):
         lines = Parallel(workers, max_nbytes=None)(
-            delayed(_train_and_test)(name, s, compared[name], n_items, config, Path(folder) / str(i))
+            delayed(_train_and_test)(name, s, compared[name], n_items, config, Path(folder) / str(i), keys[name], work)
             for i, (name, s) in enumerate(jobs)
         )
-    return pl.DataFrame(lines)
+    return pl.concat(lines)
+
+
+def _content(splits: Splits) -> list[object]:
+    """All of the windows that a recommender reads."""
+    return [part for name in c.SPLITS for part in (splits[name].items, splits[name].lengths, splits[name].weights)]
 
 
 def _train_and_test(name: str, seed: int, splits: Splits, n_items: int, config: EvaluateConfig,
-                    epochs_done: Path) -> dict[str, object]:  # fmt: skip
+                    epochs_done: Path, key: str, work: Path | None) -> pl.DataFrame:  # fmt: skip
     """One line of `compare`, in a process of its own; the file `epochs_done` says how far it is."""
     torch.set_num_threads(1)
 
     def report(epoch: int, epochs: int, doing: str) -> None:
         _say(epochs_done, f"{epoch} {name}")
 
-    trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.sasrec, seed, report)
-    ranks = rank_targets(trained.model, splits[c.TEST].histories(), splits[c.TEST].targets())
+    def train() -> pl.DataFrame:
+        trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.sasrec, seed, report)
+        ranks = rank_targets(trained.model, splits[c.TEST].histories(), splits[c.TEST].targets())
+        line = {"row": name, "seed": seed, "ndcg": metrics.ndcg(ranks, config.k),
+                "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
+                "epochs": len(trained.curve), "seconds": trained.seconds}  # fmt: skip
+        return pl.DataFrame([line])
+
+    line: pl.DataFrame = Shards(work).table((key, name, seed), train)
     _say(epochs_done, f"{config.sasrec.epochs} ")
-    return {"row": name, "seed": seed, "ndcg": metrics.ndcg(ranks, config.k),
-            "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
-            "epochs": len(trained.curve), "seconds": trained.seconds}  # fmt: skip
+    return line
 
 
 @contextmanager

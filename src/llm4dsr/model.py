@@ -21,6 +21,7 @@ from llm4dsr.company import EVIDENCE
 from llm4dsr.config import EMBEDDED, ModelConfig
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.prompt import PHRASES, judged_in_place
+from llm4dsr.shards import digest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROJECTOR_FILE = "projector.safetensors"
@@ -92,6 +93,14 @@ class NoiseLM(nn.Module):
         """[..., H] → [..., vocabulary], in float32."""
         out: Tensor = self.base.get_output_embeddings()(hidden)
         return out.float()
+
+    def fingerprint(self) -> str:
+        """A hash of the weights; of a model with an adapter, of the adapter's and of the base's input embeddings."""
+        parts: list[Tensor] = [self.base.get_input_embeddings().weight]
+        whole = not hasattr(self.lm, "peft_config")
+        parts += [p for name, p in self.named_parameters() if whole or "lora" in name or not name.startswith("lm.")]
+        parts += [] if self.vectors is None else [self.vectors]
+        return digest(*(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for p in parts))
 
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]

@@ -2,14 +2,19 @@
 
     prepare → train → score → decide → suggest → correct → evaluate
 
-A stage writes into a hidden folder that is renamed when all of it is there: a stage is whole or absent.
+A stage writes into a hidden folder that is renamed when all of it is there: a stage is whole or absent. What a long
+stage has finished so far is kept in `.work/` until then, so that the same command goes on wherever it was stopped. One
+process at a time works on a run folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import platform
 import resource
 import shutil
 import sys
@@ -22,6 +27,7 @@ from typing import Any
 import polars as pl
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from llm4dsr import columns as c
 from llm4dsr import evaluate as evaluation
@@ -30,7 +36,7 @@ from llm4dsr.catalogue import Windows
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data, write_parquet
 from llm4dsr.denoiser import Denoiser, versions
-from llm4dsr.errors import OutputError
+from llm4dsr.errors import ConfigError, OutputError
 from llm4dsr.report import result_table
 
 STAGES = ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate")
@@ -39,6 +45,14 @@ FOLDERS = {"prepare": "windows", "train": "model", "score": "scores", "decide": 
 # What a stage cannot do without. Suggestions are only for replacing; evaluation applies the decisions itself.
 NEEDS = {name: [s for s in STAGES[: STAGES.index(name)] if s not in ("suggest", "correct")] for name in STAGES}
 CARD, CONFIG = "run_card.json", "config.yaml"
+WORK, LOCK = ".work", ".lock"
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+FORMAT = 1  # of a run folder; another number is refused
+
+
+def origin(data: str | Path | Data) -> str:
+    """Where the data are from, for the run card."""
+    return "in memory" if isinstance(data, Data) else str(Path(data).resolve())
 
 
 class Run:
@@ -52,8 +66,10 @@ class Run:
                 raise OutputError(
                     f"{self.folder} is not a run folder (no {CONFIG}). Start with:  llm4dsr prepare --data … --out …"
                 )
+            if (found := self.card().get("format", FORMAT)) != FORMAT:
+                raise OutputError(f"{self.folder} has the format {found}; this version reads {FORMAT}. Run it anew.")
             config = Config.from_yaml(stored)
-        self.config = config
+        self.config, self._held, self._origin = config, False, ""
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
 
     @classmethod
@@ -61,8 +77,32 @@ class Run:
         """A new run folder. Raises OutputError where it exists and is not empty."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"{folder} exists already. Choose another --out, or add --resume to go on with that run.")
+            raise OutputError(f"{folder} exists already. Choose another --out.")
         return cls(folder, config)
+
+    @classmethod
+    def begin(cls, folder: str | Path, config: Config, data: str | Path | Data) -> Run:
+        """A new run folder, or the one that the same configuration and data have begun.
+
+        Raises OutputError where the folder holds something else or a finished run,
+        ConfigError where it was begun with other options."""
+        folder = Path(folder)
+        known = folder / CONFIG
+        if not known.is_file():
+            left = {f".{FOLDERS['prepare']}.part", WORK, LOCK}  # of a run that was stopped before its first stage
+            if folder.is_dir() and {f.name for f in folder.iterdir()} <= left:
+                return cls(folder, config)
+            return cls.create(folder, config)
+        going = cls(folder)
+        begun, given = going.card().get("data"), origin(data)
+        if going.config != config or begun != given:
+            raise ConfigError(
+                f"{folder} was begun with other options or data ({begun}). Give the same command to go on with it, or "
+                "choose another --out."
+            )
+        if all(going.done(name) for name in STAGES):
+            raise OutputError(f"{folder} exists already and is finished. Choose another --out.")
+        return going
 
     def path(self, stage: str) -> Path:
         return self.folder / FOLDERS[stage]
@@ -82,31 +122,67 @@ class Run:
                 )
         if self.done(name) and not overwrite:
             raise OutputError(f"{self.path(name)} exists already. Add --overwrite to make it again.")
-        part = self.folder / f".{FOLDERS[name]}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            part.mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(f"{self.folder} cannot be written to: {error.strerror}. Choose another folder.") from None
+        part, work = self.folder / f".{FOLDERS[name]}.part", self.work(name)
         facts: dict[str, Any] = {}
         started = time.monotonic()
-        try:
-            yield part, facts
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            if name == "prepare" and not any(self.folder.iterdir()):
-                self.folder.rmdir()
-            raise
-        for later in STAGES[STAGES.index(name) :]:
-            shutil.rmtree(self.path(later), ignore_errors=True)
-        if name == "prepare":
-            _write_text(self.folder / CONFIG, yaml.safe_dump(_plain(self.config.to_dict()), sort_keys=False))
-        os.replace(part, self.path(name))
-        self._card(name, {"seconds": round(time.monotonic() - started, 1), "peak_memory_mb": peak_memory_mb(), **facts})
+        with self.alone(), _told(self.folder):
+            for leftover in (part, *(self.work(other) for other in STAGES if other != name and self.done(other))):
+                shutil.rmtree(leftover, ignore_errors=True)
+            part.mkdir(parents=True)
+            try:
+                yield part, facts
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            for later in STAGES[STAGES.index(name) :]:
+                shutil.rmtree(self.path(later), ignore_errors=True)
+            if name == "prepare":
+                _write_text(self.folder / CONFIG, yaml.safe_dump(_plain(self.config.to_dict()), sort_keys=False))
+            facts = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mb": peak_memory_mb(), **facts}
+            self._card(name, facts)
+            os.replace(part, self.path(name))
+            shutil.rmtree(work, ignore_errors=True)
+
+    def work(self, stage: str) -> Path:
+        """What a stage has finished so far."""
+        return self.folder / WORK / stage
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the run folder, so that no other process works on it. The system lets go of it when the process ends,
+        however it ends. Raises OutputError that names the holder."""
+        if self._held:
+            yield
+            return
+        made = not self.folder.exists()
+        with _told(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / LOCK).open("a+", encoding="utf-8")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise OutputError(
+                    f"{self.folder} is in use by {file.read() or 'another process'}. Wait for it, stop it, or choose "
+                    "another folder."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+                if made and [f.name for f in self.folder.iterdir()] == [LOCK]:
+                    shutil.rmtree(self.folder, ignore_errors=True)
 
     def _card(self, name: str, facts: dict[str, Any]) -> None:
         card = self.card()
         card |= {
+            "format": FORMAT,
+            "data": self._origin or card.get("data"),
             "config": self.config.to_dict(),
             "seed": self.config.seed,
             "versions": versions(),
@@ -125,6 +201,7 @@ class Run:
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def prepare(self, data: str | Path | Data, overwrite: bool = False) -> None:
+        self._origin = origin(data)
         with self.stage("prepare", overwrite) as (out, facts):
             loaded = data if isinstance(data, Data) else read_data(data)
             if self.config.limit:
@@ -138,7 +215,7 @@ class Run:
         with self.stage("train", overwrite) as (out, facts):
             data = self.data()
             denoiser = Denoiser(self.config).fit(
-                data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), progress
+                data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), progress, self.work("train")
             )
             denoiser.save_pretrained(out)
             facts |= {
@@ -155,7 +232,9 @@ class Run:
         with self.stage("score", overwrite) as (out, facts):
             denoiser = Denoiser.from_pretrained(self.path("train"))
             for name, windows in self._in_time(denoiser):
-                scores = denoiser.score(windows, progress, target_fixed=name != c.TRAIN, recalibrate=True)
+                scores = denoiser.score(
+                    windows, progress, target_fixed=name != c.TRAIN, recalibrate=True, work=self.work("score")
+                )
                 write_parquet(scores, out / f"{name}.parquet")
                 facts[name] = len(scores)
             facts["train_scores"] = "out of fold" if self.config.train.folds > 1 else "in sample"
@@ -185,7 +264,9 @@ class Run:
             denoiser = Denoiser.from_pretrained(self.path("train"))
             denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
             for name, windows in self._in_time(denoiser):
-                found = denoiser.suggest(windows, self.decisions()[name], progress, target_fixed=name != c.TRAIN)
+                found = denoiser.suggest(
+                    windows, self.decisions()[name], progress, target_fixed=name != c.TRAIN, work=self.work("suggest")
+                )
                 write_parquet(found, out / f"{name}.parquet")
                 facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
 
@@ -225,7 +306,10 @@ class Run:
                 if _has_truth(w)
             }
             compared = evaluation.rows(data.splits, tables, data.catalogue, actions, self.config.correct.train_targets)
-            results = evaluation.compare(compared, len(data.catalogue), settings, self.config.seed, progress)
+            results = evaluation.compare(compared, len(data.catalogue), settings, self.config.seed, progress,
+                                         self.work("evaluate"))  # fmt: skip
+            facts["seconds_of_each"] = results["seconds"].to_list()
+            results = results.drop("seconds")  # the files are the same whenever they are made
             lines = evaluation.summary(results)
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")
@@ -271,6 +355,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What the system says of a full or closed disk, as an error for people."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        written = error.errno in UNWRITABLE if isinstance(error, OSError) else "os error" in str(error)
+        if not written:
+            raise
+        raise OutputError(
+            f"{folder} cannot be written to: {error}. Free some space or choose another folder; the same command then "
+            "goes on where it stopped."
+        ) from error
 
 
 def _write_text(path: Path, text: str) -> None:

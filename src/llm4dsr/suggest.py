@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm4dsr.batch import Progress, collate, precision, token_batches
+from llm4dsr.batch import Progress, collate, precision, run_batches
 from llm4dsr.catalogue import BoolArray, Catalogue, IntArray, Windows
 from llm4dsr.config import Config
 from llm4dsr.model import NoiseLM
@@ -36,6 +36,9 @@ class Suggestions:
     generated: list[str | None]
     grounding: list[str]
     distance: npt.NDArray[np.float64]
+
+
+NOTHING = Suggestions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), [], [], np.empty(0))
 
 
 @dataclass
@@ -84,11 +87,15 @@ def suggest(model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: B
     prompts = [builder.suggestion_prompt(state.window(i), int(positions[i]), evidence[i]) for i in range(count)]
     tree = CatalogueTree(builder.titles[: len(catalogue)], catalogue.canonical.tolist())
     limit = tree if config.suggest.mode == "constrained" else None
-    done = 0
-    for flags in token_batches([len(p) for p in prompts], config.train.batch_tokens // 4):
+
+    def write(flags: list[int]) -> list[list[int]]:
         with torch.inference_mode(), precision(config.model.dtype, model.device):
-            written = decode(model, [prompts[i] for i in flags], limit, [state.excluded(i) for i in flags],
-                             builder.close, config.suggest.max_new_tokens)  # fmt: skip
+            return decode(model, [prompts[i] for i in flags], limit, [state.excluded(i) for i in flags],
+                          builder.close, config.suggest.max_new_tokens)  # fmt: skip
+
+    done = 0
+    for flags, written in run_batches([len(p) for p in prompts], config.train.batch_tokens // 4, write):
+        with torch.inference_mode():
             state.ground(flags, written, tree, constrained=limit is not None)
         done += len(flags)
         if progress:
@@ -218,9 +225,13 @@ class _Work:
         out: list[Any] = [None] * len(texts)
         tokens = [Tokens(ids=t, slots=[-1] * len(t)) for t in texts]
         adapter_off = self.model.lm.disable_adapter if hasattr(self.model.lm, "peft_config") else torch.no_grad
+
+        def last(group: list[int]) -> Tensor:
+            hidden = self.model.hidden(collate([tokens[i] for i in group], self.model.device))
+            return hidden[range(len(group)), [len(tokens[i]) - 1 for i in group]].float()
+
         with adapter_off():
-            for group in token_batches([len(t) for t in tokens], self.config.train.batch_tokens):
-                hidden = self.model.hidden(collate([tokens[i] for i in group], self.model.device))
-                for g, i in enumerate(group):
-                    out[i] = hidden[g, len(tokens[i]) - 1].float()
+            for group, states in run_batches([len(t) for t in tokens], self.config.train.batch_tokens, last):
+                for i, state in zip(group, states, strict=True):
+                    out[i] = state
         return torch.stack(out)

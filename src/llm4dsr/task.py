@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from llm4dsr.catalogue import PAD, BoolArray, Catalogue, IntArray
+from llm4dsr.catalogue import PAD, BoolArray, Catalogue, IntArray, Windows
 from llm4dsr.config import TaskConfig
 
 
@@ -46,3 +48,16 @@ def replace(items: IntArray, chosen: BoolArray, catalogue: Catalogue, rng: np.ra
         foreign = np.flatnonzero(~np.isin(catalogue.canonical, canonical[items[row]]))
         out[row, col] = rng.choice(foreign) if len(foreign) else items[row, col]
     return out
+
+
+def inject(windows: Windows, catalogue: Catalogue,
+           rng: np.random.Generator) -> tuple[Windows, BoolArray, IntArray, IntArray]:  # fmt: skip
+    """As many windows as given, each with one foreign item, at places drawn uniformly over all interactions (as
+    noise falls). Returns (windows, where [W, L], which windows they were [W], what stood there [W])."""
+    rows, positions = np.nonzero(windows.present)
+    drawn = rng.integers(0, len(rows), size=len(windows))
+    some, at = windows.take(rows[drawn]), (np.arange(len(windows)), positions[drawn])
+    chosen = np.zeros(some.items.shape, dtype=bool)
+    chosen[at] = True
+    foreign = dataclasses.replace(some, items=replace(some.items, chosen, catalogue, rng))
+    return foreign, chosen, rows[drawn], some.items[at]

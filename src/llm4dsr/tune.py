@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace as with_changes
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm4dsr.batch import Progress, collate, precision, token_batches
+from llm4dsr.batch import Progress, attempt, collate, less, precision, token_batches
 from llm4dsr.catalogue import Catalogue, IntArray, Windows
+from llm4dsr.checkpoint import Checkpoint, Position
 from llm4dsr.config import Config
 from llm4dsr.errors import ModelError
 from llm4dsr.model import NoiseLM
@@ -19,19 +22,23 @@ from llm4dsr.prompt import PromptBuilder, Tokens
 from llm4dsr.task import draw_positions, replace
 
 NEGATIVES = 512  # catalogue items that a suggested vector is told apart from, shared by a step
+CHECKPOINT_SECONDS = 60.0
 TEMPERATURE = 0.05  # of the cosine similarity in that loss
 
 
 def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Catalogue, config: Config,
-         progress: Progress | None = None, doing: str = "tune") -> list[float]:  # fmt: skip
+         progress: Progress | None = None, doing: str = "tune",
+         checkpoint: Checkpoint | None = None) -> list[float]:  # fmt: skip
     """Tunes `model` in place on whole windows (target included); returns the mean loss of each epoch.
 
     From the second epoch on, the share `train.trim` of a step's untouched interactions that look most like noise has
     no say (answer: position): much of it is noise indeed, and would be taught as what belongs. Small-loss selection,
-    as in co-teaching (Han et al., 2018).
+    as in co-teaching (Han et al., 2018). checkpoint: written once a minute and at the end; where it is there already,
+    tuning goes on from it.
     Raises ModelError if the loss stops being a number.
     """
     settings, rng = config.train, np.random.default_rng(config.seed)
+    checkpoint = checkpoint or Checkpoint(None, "")
     rows = np.arange(len(windows))
     if settings.samples and settings.samples < len(rows):
         rows = np.sort(rng.choice(rows, settings.samples, replace=False))
@@ -40,47 +47,69 @@ def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Ca
     steps = -(-len(rows) // settings.batch_windows)
     total = steps * settings.epochs
     warmup = min(settings.warmup_steps, max(1, total // 10))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, max(0.02, 1 - s / max(1, total)))
-    )
     half = config.model.dtype == "fp16" and model.device.type == "cuda"
     scaler = torch.amp.GradScaler("cuda", enabled=half)
     torch.manual_seed(config.seed)  # dropout
     model.train()
-    curve = []
-    for epoch in range(settings.epochs):
-        order, losses = rng.permutation(rows), []
-        for step in range(steps):
-            batch = windows.take(order[step * settings.batch_windows : (step + 1) * settings.batch_windows])
-            loss = 0.0
-            trim = settings.trim if epoch else 0.0
-            for part in _losses(model, builder, batch, catalogue, config, rng, trim):
-                scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-                loss += float(part.detach())
-            if not np.isfinite(loss):
-                raise ModelError(
-                    "The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32."
-                )
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            schedule.step()
-            losses.append(loss)
-            if progress:
-                progress(epoch * steps + step + 1, total, f"{doing}, loss {np.mean(losses):.3f}")
-        curve.append(float(np.mean(losses)))
+    budget = settings.batch_tokens
+    at, saved = checkpoint.load(model, optimizer, scaler, rng), time.monotonic()
+    while at.epoch < settings.epochs:
+        if not len(at.order):
+            at.order = rng.permutation(rows)
+        done = at.epoch * steps + at.step
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min((done + 1) / warmup, max(0.02, 1 - done / max(1, total)))
+        batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])
+        trim = settings.trim if at.epoch else 0.0
+        loss, budget = _backward(model, builder, batch, catalogue, config, rng, trim, budget, scaler)
+        at.losses.append(loss)
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        at.step += 1
+        if progress:
+            progress(done + 1, total, f"{doing}, loss {np.mean(at.losses):.3f}")
+        if at.step == steps:
+            curve = [*at.curve, float(np.mean(at.losses))]
+            at = Position(at.epoch + 1, curve=curve)
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS or at.epoch == settings.epochs:
+            checkpoint.save(model, optimizer, scaler, rng, at)
+            saved = time.monotonic()
     if not all(torch.isfinite(p).all() for p in parameters):
         raise ModelError(
             "The tuned weights are no longer numbers. Lower train.learning_rate, or use dtype: bf16 or fp32."
         )
     model.eval()
-    return curve
+    return at.curve
+
+
+def _backward(model: NoiseLM, builder: PromptBuilder, batch: Windows, catalogue: Catalogue, config: Config,
+              rng: np.random.Generator, trim: float, budget: int, scaler: Any) -> tuple[float, int]:  # fmt: skip
+    """The gradients of one step, in passes of `budget` tokens; returns its loss and the budget for the next. Where the
+    memory is too small, the step begins again in smaller passes, with the same draws."""
+    numpy_state, torch_state = rng.bit_generator.state, torch.get_rng_state()
+
+    def passes() -> float:
+        loss = 0.0
+        for part in _losses(model, builder, batch, catalogue, config, rng, trim, budget):
+            scaler.scale(part).backward()
+            loss += float(part.detach())
+        return loss
+
+    while (loss := attempt(passes)) is None:
+        budget = less(budget)
+        model.zero_grad()
+        rng.bit_generator.state = numpy_state
+        torch.set_rng_state(torch_state)
+    if not np.isfinite(loss):
+        raise ModelError("The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32.")
+    return loss, budget
 
 
 def _losses(model: NoiseLM, builder: PromptBuilder, batch: Windows, catalogue: Catalogue, config: Config,
-            rng: np.random.Generator, trim: float) -> Iterator[Tensor]:  # fmt: skip
+            rng: np.random.Generator, trim: float, budget: int) -> Iterator[Tensor]:  # fmt: skip
     """The step's loss in parts (one forward pass each) that add up to its mean over windows' answers."""
     chosen = draw_positions(batch.lengths, batch.items.shape[1], config.task, rng)
     corrupted = replace(batch.items, chosen, catalogue, rng)
@@ -94,7 +123,7 @@ def _losses(model: NoiseLM, builder: PromptBuilder, batch: Windows, catalogue: C
     negatives = rng.integers(0, len(catalogue), size=NEGATIVES)
     counts = {"verdicts": int(batch.lengths.sum()), "replaced": max(1, int(chosen.sum())),
               "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
-    for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
+    for group in token_batches([len(r) for r in rows], budget):
         with precision(config.model.dtype, model.device):
             tokens = collate([rows[i] for i in group], model.device)
             hidden = model.hidden(tokens)  # [B, T, H]
