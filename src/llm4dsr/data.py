@@ -57,7 +57,7 @@ def write_parquet(frame: pl.DataFrame, path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(part, compression="zstd")
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, pl.exceptions.ComputeError) as error:  # Polars wraps what the system says of a full disk
         raise OutputError(f"Cannot write {path}: {error}. Check that the folder is writable and not full.") from None
     finally:
         if path.parent.is_dir():
