@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
@@ -13,6 +14,8 @@ from llm4dsr.errors import DataError
 
 BATCH_ROWS: Final = 500_000
 _EXAMPLES: Final = 5
+EXTRAS: Final = (c.RATING, c.NOISE_MASK, c.CLEAN_ITEM)  # carried along where a table has them
+LOG_EXTRAS: Final = (c.TIME, *EXTRAS)
 _WHOLE: Final = 2.0**53  # from here on a float no longer holds every whole number
 # Text that is a date, in the order in which it is tried. %+ is RFC 3339; the last but one is that of Goodreads.
 _DATES: Final = ("%+", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%a %b %d %H:%M:%S %z %Y")
@@ -59,9 +62,10 @@ class Source:
         return self.tally.examples
 
     def batches(self) -> Iterator[pl.DataFrame]:
-        """The log in the order of the file: `user_id, item_id, timestamp`, and `rating` where there is one.
+        """The log in the order of the file: `user_id, item_id, timestamp`, and what there is of `rating, noise_mask,
+        clean_item_id`.
 
-        timestamp: Int64, seconds since 1970; null in every row where the source has no time. rating: Float64.
+        timestamp: Int64, seconds since 1970; null where the source has no time. rating: Float64.
         Batches have 500,000 rows but for the last, so memory is bounded. Can be called again; counting starts anew.
         Raises DataError where the file breaks off or is of another format.
         """
@@ -79,19 +83,34 @@ class Source:
 
 def _complete(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
     """The columns of a batch in their order and types, without rows that lack a value."""
-    needed = [c.USER, c.ITEM]
-    if c.TIME in frame.columns:
-        needed.append(c.TIME)
-    else:
+    needed = (c.USER, c.ITEM)
+    if c.TIME not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.Int64).alias(c.TIME))
-    ratings = [pl.col(c.RATING).cast(pl.Float64).fill_nan(None)] if c.RATING in frame.columns else []
-    frame = frame.select(c.USER, c.ITEM, pl.col(c.TIME).cast(pl.Int64), *ratings)
-    empty = [name for name in (c.USER, c.ITEM) if frame.schema[name] == pl.String]
+    extras = [name for name in EXTRAS if name in frame.columns]
+    frame = frame.select(c.USER, c.ITEM, pl.col(c.TIME).cast(pl.Int64), *extras)
+    empty = [name for name in needed if frame.schema[name] == pl.String]
     full = frame.filter(
         pl.all_horizontal([pl.col(name).is_not_null() for name in needed] + [pl.col(name) != "" for name in empty])
     )
     tally.add("missing_value", len(frame) - len(full))
     return full
+
+
+def make_source(
+    name: str, items: Callable[[Tally], Iterable[pl.DataFrame]], rows: Callable[[Tally], Iterator[pl.DataFrame]]
+) -> Source:
+    """A Source whose catalogue is read now, and whose log when it is asked for."""
+    tally = Tally()
+    known, dropped = catalogue_of(joined(items(tally), f"the items of {name}"), tally)
+    return Source(name, known, rows, dropped)
+
+
+def joined(frames: Iterable[pl.DataFrame], what: str) -> pl.DataFrame:
+    """One frame of all. Raises DataError if there is none, as for an empty file."""
+    parts = list(frames)
+    if not parts:
+        raise DataError(f"The file of {what} is empty. Download or write it again.")
+    return pl.concat(parts)
 
 
 def catalogue_of(items: pl.DataFrame, tally: Tally | None = None) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -105,6 +124,8 @@ def catalogue_of(items: pl.DataFrame, tally: Tally | None = None) -> tuple[pl.Da
     tally.add("missing_value", len(items) - len(known))
     tally.add("no_title", len(known) - len(titled))
     tally.add("repeated_item", len(titled) - len(once))
+    if once.is_empty():
+        raise DataError(f"None of the {len(items)} row(s) of the items has an id and a title. The method reads titles.")
     return once, tally.counts
 
 
@@ -119,17 +140,30 @@ def from_frames(interactions: Any, items: Any, columns: Mapping[str, str] | None
     Raises DataError where a column is missing or has a type that cannot be used.
     """
     log, catalogue = as_frame(interactions, "the interactions"), as_frame(items, "the items")
-    log = renamed(log, columns, (c.USER, c.ITEM), (c.TIME, c.RATING), "the interactions")
-    log = typed(log, "the interactions")
-    catalogue = renamed(catalogue, columns, (c.ITEM, c.TITLE), (), "the items")
-    known, dropped = catalogue_of(typed(catalogue, "the items"))
-    if known.schema[c.ITEM] != log.schema[c.ITEM]:  # 12 here and "12" there: text can hold both
-        known, log = (frame.with_columns(pl.col(c.ITEM).cast(pl.String)) for frame in (known, log))
+    left_out = Tally()
+    found = log.columns
+    log = renamed(log, columns, (c.USER, c.ITEM), LOG_EXTRAS, "the interactions")
+    for name in LOG_EXTRAS:
+        if name in (columns or {}) and name not in log.columns:
+            raise missing(name, found, columns, "the interactions")
+    log = typed_log(log, "the interactions", "the interactions", left_out)
+    known, dropped = catalogue_of(typed(renamed(catalogue, columns, (c.ITEM, c.TITLE), (), "the items"), "the items"))
+    known, log = one_type([known, log])
 
     def rows(tally: Tally) -> Iterator[pl.DataFrame]:
+        for reason, count in left_out.counts.items():
+            tally.add(reason, count, left_out.examples[reason][0])
         yield from log.iter_slices(BATCH_ROWS)
 
     return Source("tables in memory", known, rows, dropped)
+
+
+def one_type(frames: list[pl.DataFrame]) -> list[pl.DataFrame]:
+    """The frames with item ids of one type: as they are, or as text, which can hold both 12 and "12"."""
+    ids = (c.ITEM, c.CLEAN_ITEM)
+    if len({frame.schema[name] for frame in frames for name in ids if name in frame.columns}) < 2:
+        return frames
+    return [frame.with_columns(pl.col(n).cast(pl.String) for n in ids if n in frame.columns) for frame in frames]
 
 
 def as_frame(table: Any, what: str) -> pl.DataFrame:
@@ -170,11 +204,10 @@ def pick(
 ) -> dict[str, str]:
     """Our name → the name in the table, for the columns that it has. A table may use our name in spite of `columns`.
 
-    Raises DataError where a needed column, or one that `columns` asks for, is missing, or `columns` has a name that is
-    not ours.
+    Raises DataError where a needed column is missing, or `columns` has a name that is not ours.
     """
     columns = columns or {}
-    ours = (c.USER, c.ITEM, c.TIME, c.RATING, c.TITLE)
+    ours = (c.USER, c.ITEM, c.TITLE, *LOG_EXTRAS)
     unknown = [name for name in columns if name not in ours]
     if unknown:
         raise DataError(f"columns has the name {unknown[0]!r}; expected names out of {', '.join(ours)}.")
@@ -183,27 +216,45 @@ def pick(
         theirs = next((n for n in (columns.get(name), name) if n in found), None)
         if theirs is not None:
             out[name] = theirs
-        elif name in needed or name in columns:
-            wanted = f"{columns[name]!r} (for {name})" if name in columns else repr(name)
-            raise DataError(
-                f"{where} have the columns {found}, but {wanted} is missing. Rename the column, or say which it is by "
-                f"columns={{{name!r}: …}}."
-            )
+        elif name in needed:
+            raise missing(name, found, columns, where)
     return out
+
+
+def missing(name: str, found: Iterable[str], columns: Mapping[str, str] | None, where: str) -> DataError:
+    """What to say of a column that is not there."""
+    wanted = f"{columns[name]!r} (for {name})" if columns and name in columns else repr(name)
+    return DataError(
+        f"{where}: the columns are {', '.join(found)}, but {wanted} is missing. Rename a column, or say which it is by "
+        f"columns={{{name!r}: …}}."
+    )
+
+
+def typed_log(frame: pl.DataFrame, where: str, name: str, tally: Tally) -> pl.DataFrame:
+    """`typed`, without the rows whose time is text that cannot be read (bad_line)."""
+    out = typed(frame, where)
+    if frame.schema.get(c.TIME) != pl.String:
+        return out
+    bad = out[c.TIME].is_null() & frame[c.TIME].is_not_null() & (frame[c.TIME].str.strip_chars() != "")
+    for value in frame[c.TIME].filter(bad).head(1).to_list():
+        tally.add("bad_line", int(bad.sum()), f"{name}, {c.TIME} {value!r}")
+    return out.filter(~bad)
 
 
 def typed(frame: pl.DataFrame, where: str) -> pl.DataFrame:
     """Ids as Int64 or text, times as seconds, ratings as Float64. Raises DataError for types that cannot be any."""
     changes = []
     for name, kind in frame.schema.items():
-        if name in (c.USER, c.ITEM):
+        if name in (c.USER, c.ITEM, c.CLEAN_ITEM):
             changes.append(_ids(frame[name], where))
         elif name == c.TIME:
             changes.append(to_seconds(frame[name], where))
         elif name == c.RATING:
             if not (kind.is_numeric() or kind in (pl.String, pl.Null)):
                 raise DataError(f"{name!r} of {where} has the type {kind}; expected numbers.")
-            changes.append(frame[name].cast(pl.Float64, strict=False))
+            changes.append(frame[name].cast(pl.Float64, strict=False).fill_nan(None))
+        elif name == c.NOISE_MASK:
+            changes.append(frame[name].cast(pl.Int8, strict=False))
         elif not (kind in (pl.String, pl.Null) or kind.is_numeric() or isinstance(kind, (pl.Categorical, pl.Enum))):
             raise DataError(f"{name!r} of {where} has the type {kind}; expected text.")
     return frame.with_columns(changes)
@@ -211,9 +262,9 @@ def typed(frame: pl.DataFrame, where: str) -> pl.DataFrame:
 
 def _ids(ids: pl.Series, where: str) -> pl.Series:
     kind = ids.dtype
-    if kind == pl.String or kind == pl.UInt64:
+    if kind == pl.String:
         return ids
-    if kind.is_integer() or kind == pl.Null:
+    if kind == pl.Null or (kind.is_integer() and (kind != pl.UInt64 or (ids <= 2**63 - 1).all())):
         return ids.cast(pl.Int64)
     if isinstance(kind, (pl.Categorical, pl.Enum)):
         return ids.cast(pl.String)
@@ -250,6 +301,16 @@ def to_seconds(times: pl.Series, where: str) -> pl.Series:
     return out.zip_with(
         out.is_not_null(), text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")).dt.epoch("s")
     )
+
+
+def date_seconds(frame: pl.DataFrame, form: str, path: Path, tally: Tally) -> pl.DataFrame:
+    """The frame with its `timestamp`, text of a date in the given form, in seconds; without rows whose text is none."""
+    text = frame[c.TIME]
+    seconds = _dates(text.str.strip_chars(), form)
+    bad = seconds.is_null() & text.is_not_null() & (text != "")
+    for value in text.filter(bad).head(1).to_list():
+        tally.add("bad_line", int(bad.sum()), f"{path.name}, date {value!r}")
+    return frame.with_columns(seconds.alias(c.TIME)).filter(~bad)
 
 
 def _dates(text: pl.Series, form: str) -> pl.Series:

@@ -1,0 +1,74 @@
+"""Last.fm: artists are items.
+
+1K users (zenodo.org/records/6090214): one line per song played. The item id is the artist's name, because the
+MusicBrainz id is missing in many lines.
+HetRec 2011, 2K users (grouplens.org/datasets/hetrec-2011): who tagged which artist when (in ms), and who listened to
+which artist how often, without times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.errors import DataError
+from llm4dsr.sources.lines import delimited, whole_text
+from llm4dsr.sources.source import Source, Tally, date_seconds, make_source
+
+_PLAY: Final = (c.USER, c.TIME, "musicbrainz-artist-id", c.ITEM, "musicbrainz-track-id", "track-name")
+
+
+def read_1k(log: Path, items: Path) -> Source:
+    """log, items: userid-timestamp-artid-artname-traid-traname.tsv. It is read twice, once for the artists."""
+
+    def rows(tally: Tally) -> Iterator[pl.DataFrame]:
+        for frame in delimited(log, "\t", _PLAY, {c.USER: pl.String, c.TIME: pl.String, c.ITEM: pl.String}, tally):
+            yield date_seconds(frame, "%Y-%m-%dT%H:%M:%SZ", log, tally)
+
+    def artists(tally: Tally) -> Iterator[pl.DataFrame]:
+        known: pl.Series = pl.Series(c.ITEM, [], pl.String)
+        for frame in delimited(items, "\t", _PLAY, {c.ITEM: pl.String}, Tally()):
+            known = pl.concat([known, frame[c.ITEM]]).unique(maintain_order=True)
+        known = known.filter(known != "")
+        yield pl.DataFrame({c.ITEM: known, c.TITLE: known})
+
+    return make_source("lastfm-1k", artists, rows)
+
+
+def read_2k_tags(log: Path, items: Path) -> Source:
+    """log: user_taggedartists-timestamps.dat. items: artists.dat."""
+    schema = {c.USER: pl.Int64, c.ITEM: pl.Int64, c.TIME: pl.Int64}
+
+    def rows(tally: Tally) -> Iterator[pl.DataFrame]:
+        for frame in delimited(log, "\t", (c.USER, c.ITEM, "tagID", c.TIME), schema, tally, titled=True):
+            yield frame.with_columns(pl.col(c.TIME) // 1000)
+
+    return make_source("lastfm-2k-tags", lambda tally: [_artists(items, tally)], rows)
+
+
+def read_2k_plays(log: Path, items: Path) -> Source:
+    """log: user_artists.dat, which has no times. items: artists.dat."""
+    columns, schema = (c.USER, c.ITEM, "weight"), {c.USER: pl.Int64, c.ITEM: pl.Int64}
+    return make_source(
+        "lastfm-2k-plays",
+        lambda tally: [_artists(items, tally)],
+        lambda tally: delimited(log, "\t", columns, schema, tally, titled=True),
+    )
+
+
+def _artists(path: Path, tally: Tally) -> pl.DataFrame:
+    """artists.dat: id, name, url, pictureURL with tabs between. 17,632 lines, so that a loop does."""
+    rows: list[tuple[int, str]] = []
+    for number, line in enumerate(whole_text(path).split("\n")[1:], 2):
+        fields = line.rstrip("\r").split("\t")
+        if len(fields) >= 2 and fields[0].isdecimal():
+            rows.append((int(fields[0]), fields[1]))
+        elif line.strip():
+            tally.add("bad_line", where=f"{path.name}, line {number}")
+    if not rows:
+        raise DataError(f"{path} is of another format: no line begins with the number and the name of an artist.")
+    return pl.DataFrame(rows, schema={c.ITEM: pl.Int64, c.TITLE: pl.String}, orient="row")

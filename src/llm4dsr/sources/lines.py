@@ -1,0 +1,380 @@
+"""Files of lines, plain or gzip: read a chunk of whole lines at a time, so that memory does not grow with the file.
+
+A line that cannot be parsed is counted (`bad_line`) and left out. What makes the whole file doubtful ends in a
+DataError: gzip that is cut short, bytes that are not UTF-8, no line of the first hundred in the expected format.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+
+from llm4dsr.errors import DataError
+from llm4dsr.sources.source import Tally
+
+CHUNK: Final = 16 * 2**20
+PIECE: Final = 2**20  # read at once
+LONGEST: Final = 64 * 2**20  # a line, or a quoted field with its line breaks
+SAMPLE: Final = 100  # lines that are looked at before a file is taken for another format
+Schema = dict[str, Any]  # column → Polars type
+
+# What a file begins with that is not text.
+_MAGIC: Final = {
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"PAR1": "Parquet: name it .parquet",
+    b"BZh": "bzip2: unpack it first",
+    b"\xfd7zXZ": "xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "zstd: unpack it first",
+    b"\x1f\x8b": "gzip inside gzip: unpack it once",
+    b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
+    b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
+    b"<!doctype html": "a web page instead of data: download it again",
+    b"<html": "a web page instead of data: download it again",
+}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Whole lines of a file; `line` is the number of the first one, from 1."""
+
+    path: Path
+    data: bytes
+    line: int
+
+    def lines(self) -> list[bytes]:
+        return self.data.split(b"\n")
+
+    def where(self, index: int) -> str:
+        """Of a line of this chunk, from 0."""
+        return f"{self.path.name}, line {self.line + index}"
+
+
+def whole_text(path: Path) -> str:
+    """A small file as text: UTF-8, or Latin-1 as older sets are published."""
+    data = b"".join(_pieces(path))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+# --- chunks ----------------------------------------------------------------------------------------------------------
+
+
+def chunks(path: Path, quoted: bool = False) -> Iterator[Chunk]:
+    """About 16 MiB of whole lines at a time; nothing for an empty file.
+
+    quoted: a line break between double quotes belongs to a field, so that no chunk ends there.
+    Raises DataError that names the line where the file cannot be read on.
+    """
+    held, line = bytearray(), 1
+    for piece in _pieces(path):
+        held += piece
+        if len(held) < CHUNK or len(held) % CHUNK >= len(piece):  # looks for the end once for each 16 MiB, not more
+            continue
+        end = _last_end(held, quoted)
+        if end:
+            yield _text(path, bytes(held[:end]), line)
+            line += held.count(b"\n", 0, end)
+            del held[:end]
+        elif len(held) > LONGEST:
+            what = "a quoted field that is not closed" if quoted and b"\n" in held else "a line"
+            raise DataError(
+                f"{path}: line {line} begins {what} within {LONGEST // 2**20} MiB. Is it another format? Expected text "
+                "with one record per line."
+            )
+    if held:
+        yield _text(path, bytes(held), line)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The text of a file, unpacked, in pieces of up to PIECE bytes."""
+    lines = size = 0
+    try:
+        with open(path, "rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            if path.suffix == ".gz" and not packed and raw.peek(1):
+                raise DataError(f"{path} is named .gz but is no gzip file{_found(raw.peek(64)[:64])}.")
+            file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if packed else raw)
+            while piece := file.read1(PIECE):  # type: ignore[attr-defined]
+                if not size:
+                    _check_start(path, piece)
+                    piece = piece.removeprefix(b"\xef\xbb\xbf")
+                yield piece
+                lines, size = lines + piece.count(b"\n"), size + len(piece)
+    except EOFError:
+        raise DataError(
+            f"{path} is cut short: its gzip stream ends in line {lines + 1}, byte {size} of the unpacked text. "
+            "Download or copy it again."
+        ) from None
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path} is damaged after line {lines + 1}, byte {size} of the unpacked text ({error}). "
+            "Download or copy it again."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. Check the path and its rights.") from None
+
+
+def _check_start(path: Path, piece: bytes) -> None:
+    found = _found(piece)
+    if found or b"\0" in piece[:4096]:
+        raise DataError(f"{path} is not a text file{found or '; it holds zero bytes'}.")
+
+
+def _found(start: bytes) -> str:
+    lower = start.lstrip()[:16].lower()
+    return next((f"; it holds {what}" for magic, what in _MAGIC.items() if lower.startswith(magic.lower())), "")
+
+
+def _last_end(data: bytearray, quoted: bool) -> int:
+    """Where the last whole line ends; 0 if there is none."""
+    end = data.rfind(b"\n") + 1
+    odd = quoted and data.count(b'"', 0, end) % 2
+    while end and odd:  # this line break lies between quotes: go back to the one before
+        before = data.rfind(b"\n", 0, end - 1) + 1
+        odd ^= data.count(b'"', before, end) % 2
+        end = before
+    return end
+
+
+def _text(path: Path, data: bytes, line: int) -> Chunk:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        begin = data.rfind(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}: line {line + data.count(bytes([10]), 0, error.start)}, byte {error.start - begin + 1} of it, is "
+            f"not UTF-8 (0x{data[error.start]:02x}). Convert the file, for example with iconv -f latin1 -t utf-8."
+        ) from None
+    return Chunk(path, data, line)
+
+
+# --- JSON and Python literals ----------------------------------------------------------------------------------------
+
+
+def json_lines(path: Path, schema: Schema, tally: Tally) -> Iterator[pl.DataFrame]:
+    """Frames with the columns of `schema` from a file with a JSON object per line; a missing key is null."""
+    return _records(path, schema, tally, lambda data: _json(data, schema))
+
+
+def literal_lines(path: Path, names: Sequence[str], tally: Tally) -> Iterator[pl.DataFrame]:
+    """Frames of text from a file with a Python dictionary per line, as written by Python's print.
+
+    Nothing is executed: only constants, lists and dictionaries are read.
+    """
+    schema = dict.fromkeys(names, pl.String)
+    return _records(path, schema, tally, lambda data: _literals(data, names))
+
+
+def _records(
+    path: Path, schema: Schema, tally: Tally, parse: Callable[[bytes], pl.DataFrame | None]
+) -> Iterator[pl.DataFrame]:
+    """parse: a frame of some lines, or None if one of them is bad."""
+    checked = False
+    for chunk in chunks(path):
+        lines = chunk.lines()
+        if not checked:
+            _check_sample(path, [line for line in lines[: 10 * SAMPLE] if line.strip()][:SAMPLE], schema, parse)
+            checked = True
+        frame = parse(chunk.data)
+        yield from [frame] if frame is not None else _without_bad_lines(chunk, lines, parse, tally)
+
+
+def _without_bad_lines(
+    chunk: Chunk, lines: list[bytes], parse: Callable[[bytes], pl.DataFrame | None], tally: Tally
+) -> list[pl.DataFrame]:
+    """Halves the lines until a part is good, so that a few bad lines cost little."""
+    frames = []
+    parts = [(0, len(lines))]
+    while parts:
+        begin, end = parts.pop()
+        frame = parse(b"\n".join(lines[begin:end]))
+        if frame is not None:
+            frames.append(frame)
+        elif end - begin == 1:
+            tally.add("bad_line", where=chunk.where(begin))
+        else:
+            middle = (begin + end) // 2
+            parts += [(middle, end), (begin, middle)]
+    return frames
+
+
+def _check_sample(
+    path: Path, sample: list[bytes], schema: Schema, parse: Callable[[bytes], pl.DataFrame | None]
+) -> None:
+    """Raises DataError where none of the first lines has what every line should have."""
+    good = [frame for frame in map(parse, sample) if frame is not None]
+    whole = pl.concat(good) if good else pl.DataFrame(schema=schema)
+    if sample and (whole.is_empty() or whole.select(pl.all_horizontal(pl.all().is_null()).all()).item()):
+        raise DataError(
+            f"{path} is of another format: none of its first {len(sample)} line(s) is a record with "
+            f"{', '.join(schema)}. The first line begins with {sample[0][:80].decode(errors='replace')!r}."
+        )
+
+
+def _json(data: bytes, schema: Schema) -> pl.DataFrame | None:
+    try:
+        return pl.read_ndjson(io.BytesIO(data), schema=schema)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return None
+
+
+_STRING = r"""u?(?:'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+")"""
+_NESTED = "(?!)"
+for _ in range(4):  # lists and dictionaries, four deep
+    _NESTED = rf"""[\[{{(](?:[^\[\](){{}}'"]++|{_STRING}|{_NESTED})*+[\]}})]"""
+_PAIR = re.compile(rf"""\s*+({_STRING})\s*+:\s*+({_STRING}|{_NESTED}|[^\[\](){{}}'",:]++)\s*+(?:,|(?=}}))""")
+
+
+def literal(line: str, names: Sequence[str]) -> dict[str, str | None]:
+    """The wanted entries of a printed dictionary, as text. Raises ValueError, SyntaxError or the like if it is none.
+
+    `ast.literal_eval` builds every list of a record; skipping over what is not wanted is 2 to 9 times as quick. It is
+    still asked wherever this regular expression does not reach the closing brace.
+    """
+    found: dict[str, str | None] = {}
+    begin = end = line.find("{") + 1
+    while pair := _PAIR.match(line, end):
+        end = pair.end()
+        key = pair[1][pair[1].index(pair[1][-1]) + 1 : -1]
+        if key in names:
+            plain = pair[2][0] in "'\"" and "\\" not in pair[2]
+            found[key] = pair[2][1:-1] if plain else _as_text(ast.literal_eval(pair[2].strip()))
+    if line[:begin].strip() == "{" and line[end:].strip() == "}":
+        return found
+    record = ast.literal_eval(line.strip())
+    if not isinstance(record, dict):
+        raise ValueError("no dictionary")
+    return {name: _as_text(record.get(name)) for name in names}
+
+
+def _as_text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _literals(data: bytes, names: Sequence[str]) -> pl.DataFrame | None:
+    try:
+        records = [literal(line, names) for line in data.decode("utf-8").split("\n") if line.strip()]
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return None
+    return pl.DataFrame(
+        {name: [record.get(name) for record in records] for name in names}, dict.fromkeys(names, pl.String)
+    )
+
+
+# --- tables with a separator -----------------------------------------------------------------------------------------
+
+
+def header(path: Path, separator: str) -> list[str]:
+    """The names in the first line; none for an empty file."""
+    for chunk in chunks(path, quoted=True):
+        first = chunk.lines()[0].decode("utf-8").rstrip("\r")
+        try:
+            return next(csv.reader([first], delimiter=separator), [])
+        except csv.Error as error:
+            raise DataError(f"{path}: the names of the columns in line 1 cannot be read: {error}.") from None
+    return []
+
+
+def delimited(
+    path: Path,
+    separator: str,
+    columns: Sequence[str],
+    schema: Schema,
+    tally: Tally,
+    titled: bool = False,
+    quoted: bool = False,
+) -> Iterator[pl.DataFrame]:
+    """Frames with the columns of `schema` from a file with one record per line.
+
+    columns: names of all columns of the file, in order; a line with more or fewer is bad, as is one with text where
+    `schema` wants a number. An empty number is null, an empty text stays "". titled: the first line has the names.
+    quoted: fields may stand between double quotes, as csv does it; elsewhere a quote is a letter.
+    """
+    checked = False
+    for chunk in chunks(path, quoted):
+        if quoted and chunk.data.count(b'"') % 2 and _unclosed(chunk, separator):
+            raise DataError(f"{path}: a quoted field of line {chunk.line} or later is never closed. Repair the file.")
+        if titled and chunk.line == 1:
+            chunk = Chunk(path, chunk.data[chunk.data.find(b"\n") + 1 or len(chunk.data) :], 2)
+        table, bad = _split(chunk, separator, columns, list(schema), quoted)
+        frame, kept = _cast(table, schema)
+        if not checked and len(bad) + len(frame) and kept.sum() == 0:
+            line = next(line for line in chunk.lines() if line.strip())[:80].decode(errors="replace")
+            raise DataError(
+                f"{path} is of another format: no line of its first {len(bad) + len(frame)} has {len(columns)} columns "
+                f"with {', '.join(f'{name} ({kind})' for name, kind in schema.items())}. It begins with {line!r}."
+            )
+        checked = checked or bool(kept.any())
+        if not kept.all():
+            numbers = np.delete(np.arange(len(frame) + len(bad)), bad)  # lines of the frame's rows
+            bad += numbers[~kept].tolist()
+        for number in sorted(bad):
+            tally.add("bad_line", where=chunk.where(number))
+        yield frame.filter(pl.Series(kept))
+
+
+def _split(
+    chunk: Chunk, separator: str, columns: Sequence[str], wanted: list[str], quoted: bool
+) -> tuple[pl.DataFrame, list[int]]:
+    """(wanted columns as text, lines that have another number of columns, from 0)."""
+    bad: list[int] = []
+
+    def skip(row: Any) -> str:
+        bad.append(row.number - 1)
+        return "skip"
+
+    if not chunk.data.strip():
+        return pl.DataFrame(schema=dict.fromkeys(wanted, pl.String)), bad
+    try:
+        table = pa.csv.read_csv(
+            pa.BufferReader(chunk.data),
+            read_options=pa.csv.ReadOptions(
+                column_names=list(columns), use_threads=False, block_size=len(chunk.data) + 1
+            ),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=separator, quote_char='"' if quoted else False, newlines_in_values=quoted,
+                invalid_row_handler=skip,
+            ),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
+            ),
+        )  # fmt: skip
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{chunk.path}, from line {chunk.line} on, cannot be split into columns: {error}.") from None
+    return cast(pl.DataFrame, pl.from_arrow(table)), bad
+
+
+def _cast(text: pl.DataFrame, schema: Schema) -> tuple[pl.DataFrame, np.ndarray]:
+    """(typed columns, which rows have nothing that could not be read)."""
+    numbers = [name for name, kind in schema.items() if kind != pl.String]
+    stripped = text.with_columns(pl.col(numbers).str.strip_chars()) if numbers else text
+    typed = stripped.with_columns(pl.col(name).cast(schema[name], strict=False) for name in numbers)
+    kept = np.ones(len(text), dtype=bool)
+    for name in numbers:
+        kept &= (typed[name].is_not_null() | (stripped[name] == "")).to_numpy()
+    return typed, kept
+
+
+def _unclosed(chunk: Chunk, separator: str) -> bool:
+    """Whether a quoted field runs to the end of the file; a lone quote inside a field, as in 5" tape, does no harm."""
+    try:
+        for _ in csv.reader(io.StringIO(chunk.data.decode("utf-8"), newline=""), delimiter=separator, strict=True):
+            pass
+    except csv.Error as error:
+        return "unexpected end" in str(error) or "field larger" in str(error)
+    return False
