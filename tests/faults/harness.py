@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 from llm4dsr import Config
 from llm4dsr.demo import make_demo
-from llm4dsr.pipeline import Run
+from llm4dsr.errors import LLM4DSRError
+from llm4dsr.pipeline import FOLDERS, STAGES, Run
 
 CONFIG = Config.from_dict(
     {
@@ -29,7 +31,14 @@ LONG = ("train", "score", "suggest", "evaluate")
 # Processes are forked from one that has all imported and has computed nothing: a second each, instead of seven.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["llm4dsr.pipeline", "llm4dsr.demo", "peft", "sklearn.isotonic", "transformers.models.llama.modeling_llama"]
+    [
+        "llm4dsr.pipeline",
+        "llm4dsr.demo",
+        "llm4dsr.cli",
+        "peft",
+        "sklearn.isotonic",
+        "transformers.models.llama.modeling_llama",
+    ]
 )
 
 
@@ -50,39 +59,90 @@ def run_stage(folder: Path, stage: str, moment: int, how: int, limits: dict[int,
     import llm4dsr.tune
 
     llm4dsr.tune.CHECKPOINT_SECONDS, llm4dsr.ensemble.CHUNK = 0.0, 32  # shards as small as the data are
-    seen = 0
-
-    def pass_moment(*_: Any) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == moment:
-            os.kill(os.getpid(), how)
-
-    def audit(event: str, args: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
-        if writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir"):
-            pass_moment()
-
     run = Run(folder)
     for which, most in limits.items():
-        resource.setrlimit(which, (most, most))
-    sys.addaudithook(audit)
-    if stage in LONG:
-        getattr(run, stage)(pass_moment)
-    else:
-        getattr(run, stage)()
+        resource.setrlimit(which, (most, resource.RLIM_INFINITY))
+    if resource.RLIMIT_FSIZE in limits:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error instead of the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where tests keep what is said in a file, that has a size too
+    moments = Moments(moment, how)
+    try:
+        if stage in LONG:
+            getattr(run, stage)(moments)
+        else:
+            getattr(run, stage)()
+    except LLM4DSRError as error:
+        for which in limits:
+            resource.setrlimit(which, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     if counted:
-        counted.write_text(str(seen))
+        counted.write_text(str(moments.seen))
+
+
+class Moments:
+    """Counts reports of progress and changes of files, and at one of them sends this process a signal."""
+
+    def __init__(self, moment: int, how: int) -> None:
+        self.moment, self.how, self.seen = moment, how, 0
+        sys.addaudithook(self._audit)
+
+    def __call__(self, *_: Any) -> None:
+        self.seen += 1
+        if self.seen == self.moment:
+            os.kill(os.getpid(), self.how)
+
+    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+        if writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+            self()
+
+
+def run_command(arguments: list[str], moment: int, how: int) -> None:
+    """The same by the command line."""
+    import llm4dsr.tune
+    from llm4dsr.cli import main
+
+    llm4dsr.tune.CHECKPOINT_SECONDS = 0.0
+    Moments(moment, how)
+    sys.argv = ["llm4dsr", *arguments]
+    main()
+
+
+def by_command(arguments: list[str], moment: int = 0, how: int = signal.SIGKILL) -> int:
+    process = PROCESSES.Process(target=run_command, args=(arguments, moment, how))
+    process.start()
+    return _exit_code(process)
+
+
+def start(folder: Path, stage: str, moment: int = 0, how: int = signal.SIGKILL,
+          limits: dict[int, int] | None = None, counted: Path | None = None) -> Any:  # fmt: skip
+    process = PROCESSES.Process(target=run_stage, args=(folder, stage, moment, how, limits or {}, counted))
+    process.start()
+    return process
 
 
 def in_child(folder: Path, stage: str, moment: int = 0, how: int = signal.SIGKILL,
              limits: dict[int, int] | None = None, counted: Path | None = None) -> int:  # fmt: skip
     """The exit code of a process that runs the stage; negative: the signal that ended it."""
-    process = PROCESSES.Process(target=run_stage, args=(folder, stage, moment, how, limits or {}, counted))
-    process.start()
+    return _exit_code(start(folder, stage, moment, how, limits, counted))
+
+
+def _exit_code(process: Any) -> int:
     process.join(120)
-    assert process.exitcode is not None, "the stage hangs"
-    return process.exitcode
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError("the stage hangs")
+    code: int = process.exitcode
+    return code
+
+
+def before(stage: str, calm: Path, folder: Path) -> Path:
+    """A copy of the run as it was before the stage."""
+    shutil.copytree(calm, folder)
+    for later in STAGES[STAGES.index(stage) :]:
+        shutil.rmtree(folder / FOLDERS[later])
+    return folder
 
 
 def contents(folder: Path) -> dict[str, str]:

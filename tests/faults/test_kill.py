@@ -3,33 +3,14 @@
 import random
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 
-from llm4dsr.pipeline import FOLDERS, STAGES, WORK
+from llm4dsr.pipeline import FOLDERS, WORK
 
-from .harness import LONG, contents, in_child, make_run
+from .harness import LONG, before, by_command, contents, in_child
 
 KILLS = 20
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory) -> Path:
-    """A run that nobody disturbed, and how many moments each long stage has."""
-    folder = tmp_path_factory.mktemp("calm") / "run"
-    make_run(folder)
-    for stage in STAGES[1:]:
-        assert in_child(folder, stage, counted=folder.parent / stage) == 0
-    return folder
-
-
-def before(stage: str, calm: Path, folder: Path) -> Path:
-    """A copy of the run as it was before the stage."""
-    shutil.copytree(calm, folder)
-    for later in STAGES[STAGES.index(stage) :]:
-        shutil.rmtree(folder / FOLDERS[later])
-    return folder
 
 
 @pytest.mark.parametrize("stage", LONG)
@@ -49,3 +30,24 @@ def test_killed_twenty_times_the_files_are_the_same(stage, calm, tmp_path):
     assert in_child(folder, stage) == 0
     assert contents(folder / FOLDERS[stage]) == contents(calm / FOLDERS[stage])
     assert not (folder / WORK / stage).exists()
+
+
+@pytest.mark.parametrize("stage", LONG)
+def test_what_was_finished_is_not_done_again(stage, calm, tmp_path):
+    """Killed near its end, a stage needs little more; one that began anew would need as much as ever."""
+    moments = int((calm.parent / stage).read_text())
+    folder = before(stage, calm, tmp_path / "run")
+    assert in_child(folder, stage, moments * 8 // 10) == -signal.SIGKILL
+    assert in_child(folder, stage, counted=tmp_path / "again") == 0
+    assert int((tmp_path / "again").read_text()) < moments * 6 // 10
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_hand_it_says_so_and_the_same_command_goes_on(how, code, calm, tmp_path, capfd):
+    folder = before("train", calm, tmp_path / "run")
+    assert by_command(["train", "--run", str(folder)], moment=30, how=how) == code
+    assert not (folder / FOLDERS["train"]).exists()
+    assert (folder / WORK / "train").is_dir()
+    assert "Traceback" not in capfd.readouterr().err
+    assert by_command(["train", "--run", str(folder)]) == 0
+    assert contents(folder / FOLDERS["train"]) == contents(calm / FOLDERS["train"])
