@@ -136,11 +136,10 @@ def cut_log(
     splits = {name: in_time[part == number] for number, name in enumerate(c.SPLITS)}
     empty = [name for name, share in zip(c.SPLITS, ratios, strict=True) if share and not len(splits[name])]
     if empty:
-        how = (
-            split if split == "leave-one-out" else ":".join(map(str, ratios)) + (" by user" if split == "user" else "")
-        )
+        what = f"{len(first)} user(s)" if split == "user" else f"{len(starts)} window(s)"
+        how = split if split == "leave-one-out" else ":".join(map(str, ratios))
         raise DataError(
-            f"{len(starts)} window(s) are too few to split {how}: {', '.join(empty)} would be "
+            f"{what} are too few to split {how}: {', '.join(empty)} would be "
             "empty. Give more histories, or a smaller k_core."
         )
     return Cut(rows, starts, lengths, splits, dropped)

@@ -8,6 +8,7 @@ tables that are in memory already there is `data.make_windows`, with the same re
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -53,7 +54,7 @@ class PrepareOptions:
     # A second interaction of a user with an item: kept, left out always, or left out where nothing else lies between.
     # Rows that have the time in common too are one row written twice, and always leave.
     repeats: Repeats = "keep"
-    merge_titles: bool = False  # items with the same title count as one: the first of them
+    merge_titles: bool = False  # items with the same title count as one: the first that anyone took
     max_history: int | None = None  # only so many of a user's interactions are kept, the newest
     seed: int = 0  # draws the users of the split by user; nothing else is drawn
 
@@ -87,11 +88,12 @@ def prepare(
     Raises DataError if the log cannot be used or nothing is left of it, OutputError if `out` cannot be written to, or
     exists and is not empty.
     """
-    options, out = options or PrepareOptions(), Path(out)
+    options, out = options or PrepareOptions(), Path(os.path.abspath(out))
     tell = progress or (lambda done, total, doing: None)
     with _new_folder(out) as folder:
         items, lost_items = _item_table(source.items)
         log, users, rows_in, dropped = _read_log(source.batches(), items[c.ITEM], options, tell)
+        _refuse_nothing(log, source.name, rows_in, dropped)
         if log.seconds is None and options.split == "time":
             raise DataError(
                 f"The log of {source.name} has no timestamps, so that it cannot be split by time. "
@@ -107,10 +109,7 @@ def prepare(
         dropped["item_without_title"] = _leave(log, titled[log.items])
         if log.clean_items is not None:
             dropped["unknown_clean_item"] += _leave(log, titled[log.clean_items])
-        if not len(log.users):
-            raise DataError(
-                f"None of the {rows_in} interaction(s) of {source.name} can be used. Left out: {_counts(dropped)}."
-            )
+        _refuse_nothing(log, source.name, rows_in, dropped)
         merged = np.zeros(len(items), dtype=bool)
         if options.merge_titles:
             merged = _merge(log, titles, titled)
@@ -305,9 +304,16 @@ def _leave(log: Log, kept: BoolArray) -> int:
     return int((~kept).sum())
 
 
+def _refuse_nothing(log: Log, name: str, rows_in: int, dropped: dict[str, int]) -> None:
+    if not len(log.users):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
+        raise DataError(f"None of the {rows_in} interaction(s) of {name} can be used. Left out: {reasons or 'none'}.")
+
+
 def _merge(log: Log, titles: pl.Series, titled: BoolArray) -> BoolArray:
     """Items of the log become the first item with their title. Returns where an item is not that first one."""
-    first = pl.select(pl.int_range(len(titles), dtype=pl.Int32).first().over(titles)).to_series().to_numpy()
+    rows = titles.alias(c.TITLE).to_frame().with_row_index("row")
+    first = rows.select(pl.col("row").first().over(c.TITLE).cast(pl.Int32))["row"].to_numpy()
     log.items = first[log.items]
     if log.clean_items is not None:
         log.clean_items = first[log.clean_items]
@@ -339,7 +345,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 def _remove_leftovers(out: Path) -> None:
     """Hidden folders of processes that were killed while they wrote to the same place."""
-    for part in out.parent.glob(f".{out.name}.*.part"):
+    for part in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         if (number := re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.part", part.name)) is not None:
             try:
                 os.kill(int(number[1]), 0)  # no signal: asks whether the process is there
@@ -387,10 +393,6 @@ def _table(windows: Windows, item_ids: Any) -> Any:
     if windows.clean_items is not None:
         columns[c.CLEAN_ITEMS] = lists(item_ids.take(pa.array(windows.clean_items[present])))
     return pa.table(columns)
-
-
-def _counts(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count) or "nothing"
 
 
 def _versions() -> dict[str, str]:
