@@ -170,6 +170,17 @@ def test_an_adapter_of_another_base_is_refused(tmp_path, saved, tiny_demo, other
         load_lm(str(adapter), ModelConfig())
 
 
+def test_an_adapter_for_other_weights_of_the_same_shape_is_refused(tmp_path, saved, tiny_demo):
+    adapter = adapter_of(saved, tmp_path)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    twin = shutil.copytree(settings["base_model_name_or_path"], tmp_path / "twin")
+    weights = load_file(twin / "model.safetensors")
+    save_file({k: w + 0.01 for k, w in weights.items()}, twin / "model.safetensors", metadata={"format": "pt"})
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(twin)}))
+    with pytest.raises(ModelError, match="tuned on other weights"):
+        load_lm(str(adapter), ModelConfig())
+
+
 # --- damaged weights -------------------------------------------------------------------------------------------------
 
 

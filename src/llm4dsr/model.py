@@ -26,6 +26,7 @@ from llm4dsr.shards import digest
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROJECTOR_FILE = "projector.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+BASE_HASH = "base.json"  # beside an adapter: tells its base from another model of the same shape
 _EXPECTED = (
     "Give a hub name that can be reached, a local folder with config.json, *.safetensors and a tokenizer, "
     f"or {EMBEDDED!r}."
@@ -110,6 +111,8 @@ class NoiseLM(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.lm.save_pretrained(folder / "lm", safe_serialization=True)
         self.tokenizer.save_pretrained(folder / "lm")
+        if hasattr(self.lm, "peft_config"):
+            (folder / "lm" / BASE_HASH).write_text(json.dumps({"embeddings": _embeddings_hash(self.base)}))
         if self.vectors is not None:
             own = {f"{name}.{k}": v.contiguous() for name in self.parts
                    for k, v in getattr(self, name).state_dict().items()}  # fmt: skip
@@ -222,10 +225,20 @@ def _with_adapter(lm: Any, source: str, base: str) -> Any:
             f"The adapter at {source} does not belong to its base {base!r}: {_last_line(error)} "
             "Use the base that it was tuned on."
         ) from None
+    known = Path(source) / BASE_HASH
+    if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("embeddings") != _embeddings_hash(lm):
+        raise ModelError(
+            f"The adapter at {source} was tuned on other weights than its base {base!r} has now. Use the base that it "
+            "was tuned on, or tune again."
+        )
     missing = sorted(set(get_peft_model_state_dict(out, save_embedding_layers=False)) - stored)
     if missing:  # peft only warns, and goes on with an adapter that does nothing there
         raise ModelError(f"The adapter at {source} lacks {len(missing)} weights, for example {missing[0]}. Tune again.")
     return out
+
+
+def _embeddings_hash(lm: Any) -> str:
+    return digest(lm.get_input_embeddings().weight.detach().float().cpu().numpy())
 
 
 def _last_line(error: Exception) -> str:
