@@ -225,15 +225,15 @@ def _with_adapter(lm: Any, source: str, base: str) -> Any:
             f"The adapter at {source} does not belong to its base {base!r}: {_last_line(error)} "
             "Use the base that it was tuned on."
         ) from None
+    missing = sorted(set(get_peft_model_state_dict(out, save_embedding_layers=False)) - stored)
+    if missing:  # peft only warns, and goes on with an adapter that does nothing there
+        raise ModelError(f"The adapter at {source} lacks {len(missing)} weights, for example {missing[0]}. Tune again.")
     known = Path(source) / BASE_HASH
     if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("embeddings") != _embeddings_hash(lm):
         raise ModelError(
             f"The adapter at {source} was tuned on other weights than its base {base!r} has now. Use the base that it "
             "was tuned on, or tune again."
         )
-    missing = sorted(set(get_peft_model_state_dict(out, save_embedding_layers=False)) - stored)
-    if missing:  # peft only warns, and goes on with an adapter that does nothing there
-        raise ModelError(f"The adapter at {source} lacks {len(missing)} weights, for example {missing[0]}. Tune again.")
     return out
 
 
