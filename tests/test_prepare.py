@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm4dsr import columns as c
+from llm4dsr import log as reading
 from llm4dsr import prepare as preparing
-from llm4dsr.catalogue import clean_title
+from llm4dsr.catalogue import clean_title, clean_titles
 from llm4dsr.data import make_windows, read_data
 from llm4dsr.errors import ConfigError, DataError, OutputError
-from llm4dsr.prepare import PrepareOptions, clean_titles, prepare
+from llm4dsr.prepare import PrepareOptions, prepare
 from llm4dsr.sources import Source, from_frames
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
@@ -96,7 +97,7 @@ def test_same_as_make_windows(tmp_path_factory, interactions, history, k_core, b
 def test_written_part_by_part_it_is_the_same(tmp_path, monkeypatch):
     interactions = log(ann=ALPHABET, bob=ALPHABET[::-1])
     _, whole = run(tmp_path / "whole", interactions)
-    monkeypatch.setattr(preparing, "READ", 10)
+    monkeypatch.setattr(reading, "READ", 10)
     monkeypatch.setattr(preparing, "WRITE", 5)
     _, parts = run(tmp_path / "parts", interactions)
     assert parts == whole

@@ -21,6 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 PAD = -1  # fills the end of a row of `Windows.items`
+_ORDINARY = r"^[!#-%'-~]+(?: [!#-%'-~]+)*$"  # printable ASCII without " and &, words one space apart: clean as it is
 
 
 def clean_title(title: str) -> str:
@@ -34,6 +35,19 @@ def clean_title(title: str) -> str:
     text = unicodedata.normalize("NFC", html.unescape(title))
     text = "".join(" " if unicodedata.category(ch) in ("Cc", "Cf", "Zl", "Zp", "Cs") else ch for ch in text)
     return re.sub(r"\s+", " ", text.replace('"', "'")).strip()
+
+
+def clean_titles(titles: pl.Series) -> pl.Series:
+    """`clean_title` for each, again and again until it changes nothing more (`&amp;amp;` is `&` then); null stays."""
+    titles = titles.cast(pl.String)
+    odd = titles.is_not_null() & ~titles.str.contains(_ORDINARY)
+    return titles.scatter(odd.arg_true(), [_steady(title) for title in titles.filter(odd)])
+
+
+def _steady(title: str) -> str:
+    while (clean := clean_title(title)) != title:
+        title = clean
+    return title
 
 
 @dataclass

@@ -16,29 +16,12 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.catalogue import PAD, BoolArray, IntArray, Windows
 from llm4dsr.errors import DataError
+from llm4dsr.log import Ints, Log
 
-Ints = npt.NDArray[np.integer[Any]]
 Split = Literal["time", "leave-one-out", "user"]
 Repeats = Literal["keep", "first", "consecutive"]
 
 MIN_HISTORY: Final = 4  # fewer items show no interest that another could fail to fit
-
-
-@dataclass
-class Log:
-    """Interactions as columns, one entry for each row of the log.
-
-    users: [N] the number of the user, from 0. items: [N] catalogue rows. order: [N] what the interactions of a user are
-    sorted by; rows with the same value keep their order. seconds: [N] since 1970, or None (unknown).
-    noise_mask [N], clean_items [N]: the known truth where there is one.
-    """
-
-    users: Ints
-    items: Ints
-    order: npt.NDArray[Any]
-    seconds: Ints | None
-    noise_mask: BoolArray | None = None
-    clean_items: Ints | None = None
 
 
 @dataclass

@@ -14,8 +14,9 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.catalogue import Catalogue, Windows
-from llm4dsr.cut import Log, cut_log, number_anew, used_items, windows_of
+from llm4dsr.cut import cut_log, number_anew, used_items, windows_of
 from llm4dsr.errors import DataError, OutputError
+from llm4dsr.log import Log
 
 FORMATS: Final = (".parquet", ".csv", ".jsonl")
 LOG: Final = "interactions"
