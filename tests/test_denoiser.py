@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from llm4dsr import Config, Denoiser
+from llm4dsr.catalogue import Windows
 from llm4dsr.company import user_hashes
 from llm4dsr.demo import make_demo
 from llm4dsr.ensemble import fold_of
@@ -96,6 +97,32 @@ def test_targets_are_not_scored_and_what_is_later_is_not_known(denoiser):
     early = pl.col("window_id").is_in(TEST.window_ids[order[: len(order) // 2]].tolist())
     np.testing.assert_allclose(whole.filter(early)["log_odds"], other.filter(early)["log_odds"], atol=1e-5)
     assert not np.allclose(whole.filter(~early)["log_odds"], other.filter(~early)["log_odds"], atol=1e-2)
+
+
+def test_a_history_longer_than_a_prompt_is_judged_in_parts(denoiser):
+    """30 to 60 items, where training windows had at most 11: a row for each, and suggestions at the right places."""
+    rng = np.random.default_rng(0)
+    long = Windows.from_lists(
+        [rng.integers(0, len(DEMO.data.catalogue), n) for n in (30, 5, 60)], window_ids=np.array([7, 3, 5])
+    )
+    scores = denoiser.score(long)
+    assert scores["window_id"].to_list() == [7] * 30 + [3] * 5 + [5] * 60
+    assert scores["position"].to_list() == [*range(30), *range(5), *range(60)]
+    assert scores["item_id"].equals(DEMO.data.catalogue.ids.gather(long.items[long.present]))
+    alone = denoiser.score(long.take(np.array([1])))  # one that fits is scored as if it stood alone
+    np.testing.assert_allclose(scores.filter(pl.col("window_id") == 3)["log_odds"], alone["log_odds"], atol=1e-5)
+    decisions = denoiser.decide(scores, "rate", 0.2, cap=20)
+    suggested = denoiser.suggest(long, decisions)
+    assert suggested.select("window_id", "position").equals(decisions.select("window_id", "position"))
+
+
+def test_windows_longer_than_a_prompt_can_be_are_learnt_from_in_parts():
+    rng = np.random.default_rng(0)
+    long = Windows.from_lists([rng.integers(0, len(DEMO.data.catalogue), 40) for _ in range(12)])
+    small = {"model": SMALL["model"], "train": {"epochs": 1, "folds": 1, "batch_windows": 32}}
+    again = Denoiser(Config.from_dict(small)).fit(long, DEMO.data.catalogue)
+    assert again.width == 26
+    assert len(again.score(long)) == 12 * 40
 
 
 def test_recalibrating_moves_probabilities_but_no_order(denoiser, monkeypatch):

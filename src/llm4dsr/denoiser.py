@@ -35,7 +35,8 @@ from llm4dsr.data import limit_windows, write_parquet
 from llm4dsr.ensemble import Ensemble, chunks, fold_of, within
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
-from llm4dsr.prompt import PromptBuilder, judged_in_place
+from llm4dsr.overlap import Origin, into_windows, merge_scores, out_of_windows, overlapping
+from llm4dsr.prompt import MARKERS, PromptBuilder, judged_in_place
 from llm4dsr.shards import Shards, digest
 from llm4dsr.suggest import NOTHING, Blend, Suggestions, fit_blend, suggest
 from llm4dsr.tables import as_frame, as_windows, matrix
@@ -43,7 +44,7 @@ from llm4dsr.task import inject
 from llm4dsr.tune import tune, warm_up
 from llm4dsr.vectors import title_vectors
 
-FORMAT = 2  # of a saved denoiser; another number is refused
+FORMAT = 3  # of a saved denoiser; another number is refused
 CARD = "denoiser.json"
 NEW_WINDOWS = 200  # validation windows of unseen users that are enough to calibrate on
 DRAWN = 20_000  # windows that get self-made noise, at most
@@ -64,6 +65,7 @@ class Denoiser:
         self.calibrator = calibrate.Calibrator()
         self.curve: list[float] = []  # mean tuning loss of each epoch
         self.blend = Blend()  # how vector suggestions are ranked
+        self.width = 0  # items of the longest window in training; longer histories are judged in parts
         self._ensemble: Ensemble | None = None
 
     # -- fit ---------------------------------------------------------------------------------------------------------
@@ -95,6 +97,8 @@ class Denoiser:
             windows, validation = windows.take(np.flatnonzero(~held)), windows.take(np.flatnonzero(held))
         else:
             validation = as_windows(valid, catalogue)
+        windows, validation = self._short(windows)[0], self._short(validation)[0]
+        self.width = int(windows.lengths.max())
         vectors = company = None
         if config.model.items == "vector":
             if progress:
@@ -210,11 +214,14 @@ class Denoiser:
         recalibrate: the map to probabilities is made anew from self-made noise in these very histories, since tastes
         and catalogues change; takes a multiple of the time, and wants 1,000 histories or more (with fewer it is left
         out). Neither changes the denoiser.
+        A history longer than the windows in training is judged in overlapping parts, whose scores are averaged.
         work: a folder for what is finished so far; the same call goes on from it.
         """
-        shards = Shards(work)
-        config, windows = self.config, as_windows(histories, self.catalogue)
+        config, shards, windows = self.config, Shards(work), as_windows(histories, self.catalogue)
         judged = windows.histories() if target_fixed else windows
+        parts, origin = self._short(judged, self.width)
+        if origin:
+            return merge_scores(self.score(parts, progress, recalibrate=recalibrate, work=work), origin).drop(c.COVER)
         method = config.score.calibration
         recalibrate = recalibrate and method != "off" and len(windows) >= RECALIBRATED
         draws = max(1, min(config.score.calibration_draws, DRAWN // max(1, len(windows))))
@@ -229,6 +236,16 @@ class Denoiser:
         if method != "off" and made:
             calibrator = calibrate.fit(calibrate.join(made), Sample.of(judged, log_odds), method, calibrator.noise_rate)
         return self._score_frame(judged, log_odds, calibrator)
+
+    def _short(self, histories: Windows, width: int | None = None) -> tuple[Windows, Origin | None]:
+        """Histories as they are if none is longer than `width` (None: than a prompt can be), else parts that overlap by
+        half, and where these come from."""
+        if width is None:
+            marked = self.config.model.items == "vector" or self.config.model.answer == "position"
+            width = len(MARKERS) if marked else int(histories.lengths.max())
+        if histories.lengths.max(initial=0) <= width:
+            return histories, None
+        return overlapping(histories, width, max(1, width // 2))
 
     def _replay(self, windows: Windows, target_fixed: bool,
                 progress: Progress | None) -> Iterator[tuple[IntArray, Progress | None]]:  # fmt: skip
@@ -289,6 +306,10 @@ class Denoiser:
         target_fixed, work: as in `score`."""
         windows = as_windows(histories, self.catalogue)
         judged = windows.histories() if target_fixed else windows
+        parts, origin = self._short(judged, self.width)
+        if origin:
+            here = into_windows(decisions, parts, origin)
+            return out_of_windows(self.suggest(parts, here, progress, work=work), origin)
         flagged = matrix(decisions, judged, None)
         tables, done, total, shards = [self._suggestion_frame(judged, NOTHING)], 0, int(flagged.sum()), Shards(work)
         for replayed, _ in self._replay(windows, target_fixed, None):
@@ -355,7 +376,8 @@ class Denoiser:
             self.builder.company.save(folder)
         card = {
             "format": FORMAT, "prompt_hash": self.builder.hash, "curve": self.curve,
-            "calibrator": dataclasses.asdict(self.calibrator), "blend": dataclasses.asdict(self.blend),
+            "width": self.width, "calibrator": dataclasses.asdict(self.calibrator),
+            "blend": dataclasses.asdict(self.blend),
             "config": self.config.to_dict(), "versions": versions(),
         }  # fmt: skip
         (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
@@ -374,6 +396,7 @@ class Denoiser:
                 f"{folder} has the format {card['format']}; this version reads {FORMAT}. Tune the model again."
             )
         out = cls(Config.from_dict(card["config"], str(folder / CARD)))
+        out.width = card["width"]
         out.calibrator, out.curve = calibrate.Calibrator(**card["calibrator"]), card["curve"]
         out.blend, seen = Blend(**card["blend"]), pl.read_parquet(folder / "users.parquet")["hash"].to_numpy()
         catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet"))

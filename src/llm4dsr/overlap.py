@@ -94,3 +94,44 @@ def merge_scores(scores: pl.DataFrame, origin: Origin) -> pl.DataFrame:
         .sort("order", c.POSITION)
         .select(c.WINDOW, c.POSITION, c.ITEM, c.LOG_ODDS, c.NOISE_PROBABILITY, c.RANK, c.COVER)
     )
+
+
+def into_windows(flagged: pl.DataFrame, windows: Windows, origin: Origin) -> pl.DataFrame:
+    """Rows by window_id and position in a long history, as rows of the overlapping windows: each goes to the window in
+    which it has most neighbours on both sides. Raises DataError where a row is of no history of `origin`."""
+    number = np.arange(len(origin.offsets))
+    places = pl.DataFrame(
+        {
+            c.WINDOW: np.repeat(origin.window_ids, windows.lengths),
+            c.POSITION: (np.arange(windows.items.shape[1]) + origin.offsets[:, None])[windows.present],
+            "number": np.repeat(number, windows.lengths),
+            "here": np.broadcast_to(np.arange(windows.items.shape[1]), windows.items.shape)[windows.present],
+            "room": np.repeat(windows.lengths, windows.lengths),
+        }
+    )
+    best = (
+        places.with_columns(pl.min_horizontal("here", pl.col("room") - 1 - pl.col("here")).alias("room"))
+        .sort("room", descending=True, maintain_order=True)
+        .unique([c.WINDOW, c.POSITION], keep="first", maintain_order=True)
+    )
+    joined = flagged.join(best, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
+    if joined["number"].null_count():
+        unknown = joined.filter(pl.col("number").is_null()).row(0, named=True)
+        raise DataError(
+            f"The table names position {unknown[c.POSITION]} of {c.WINDOW} {unknown[c.WINDOW]}, which is not among the "
+            "histories given."
+        )
+    return joined.with_columns(pl.col("number").alias(c.WINDOW), pl.col("here").alias(c.POSITION)).select(
+        flagged.columns
+    )
+
+
+def out_of_windows(table: pl.DataFrame, origin: Origin) -> pl.DataFrame:
+    """The way back of `into_windows`: rows by window_id and position in the long history, in its order."""
+    number = table[c.WINDOW].to_numpy()
+    order = {int(w): i for i, w in enumerate(dict.fromkeys(origin.window_ids.tolist()))}
+    back = table.with_columns(
+        pl.Series(c.WINDOW, origin.window_ids[number]),
+        pl.Series(c.POSITION, table[c.POSITION].to_numpy() + origin.offsets[number]),
+    )
+    return back.sort(pl.col(c.WINDOW).replace_strict(order, return_dtype=pl.Int64), c.POSITION)
