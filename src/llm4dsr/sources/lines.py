@@ -10,6 +10,7 @@ import ast
 import csv
 import gzip
 import io
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ import pyarrow.csv
 from llm4dsr.errors import DataError
 from llm4dsr.sources.source import Tally
 
-CHUNK: Final = 16 * 2**20
+CHUNK: Final = 8 * 2**20
 PIECE: Final = 2**20  # read at once
 LONGEST: Final = 64 * 2**20  # a line, or a quoted field with its line breaks
 SAMPLE: Final = 100  # lines that are looked at before a file is taken for another format
@@ -54,9 +55,6 @@ class Chunk:
     data: bytes
     line: int
 
-    def lines(self) -> list[bytes]:
-        return self.data.split(b"\n")
-
     def where(self, index: int) -> str:
         """Of a line of this chunk, from 0."""
         return f"{self.path.name}, line {self.line + index}"
@@ -75,7 +73,7 @@ def whole_text(path: Path) -> str:
 
 
 def chunks(path: Path, quoted: bool = False) -> Iterator[Chunk]:
-    """About 16 MiB of whole lines at a time; nothing for an empty file.
+    """About 8 MiB of whole lines at a time; nothing for an empty file.
 
     quoted: a line break between double quotes belongs to a field, so that no chunk ends there.
     Raises DataError that names the line where the file cannot be read on.
@@ -83,7 +81,7 @@ def chunks(path: Path, quoted: bool = False) -> Iterator[Chunk]:
     held, line = bytearray(), 1
     for piece in _pieces(path):
         held += piece
-        if len(held) < CHUNK or len(held) % CHUNK >= len(piece):  # looks for the end once for each 16 MiB, not more
+        if len(held) < CHUNK or len(held) % CHUNK >= len(piece):  # looks for the end once for each 8 MiB, not more
             continue
         end = _last_end(held, quoted)
         if end:
@@ -165,10 +163,12 @@ def _text(path: Path, data: bytes, line: int) -> Chunk:
 
 # --- JSON and Python literals ----------------------------------------------------------------------------------------
 
+Parse = Callable[[list[bytes]], pl.DataFrame | None]  # a frame of some lines, or None if one of them is bad
+
 
 def json_lines(path: Path, schema: Schema, tally: Tally) -> Iterator[pl.DataFrame]:
     """Frames with the columns of `schema` from a file with a JSON object per line; a missing key is null."""
-    return _records(path, schema, tally, lambda data: _json(data, schema))
+    return _records(path, schema, tally, lambda lines: _json(lines, schema), lambda line: _is_json(line, schema))
 
 
 def literal_lines(path: Path, names: Sequence[str], tally: Tally) -> Iterator[pl.DataFrame]:
@@ -177,60 +177,89 @@ def literal_lines(path: Path, names: Sequence[str], tally: Tally) -> Iterator[pl
     Nothing is executed: only constants, lists and dictionaries are read.
     """
     schema = dict.fromkeys(names, pl.String)
-    return _records(path, schema, tally, lambda data: _literals(data, names))
+
+    def parse(lines: list[bytes]) -> pl.DataFrame | None:
+        return _literals(lines, names)
+
+    return _records(path, schema, tally, parse, lambda line: parse([line]) is not None)
 
 
 def _records(
-    path: Path, schema: Schema, tally: Tally, parse: Callable[[bytes], pl.DataFrame | None]
+    path: Path, schema: Schema, tally: Tally, parse: Parse, is_good: Callable[[bytes], bool]
 ) -> Iterator[pl.DataFrame]:
-    """parse: a frame of some lines, or None if one of them is bad."""
+    """Parses a chunk at once, and looks at each line only where that fails."""
     checked = False
     for chunk in chunks(path):
-        lines = chunk.lines()
+        lines = chunk.data.split(b"\n")
+        numbered = [(number, line) for number, line in enumerate(lines) if line.strip()]
+        if not numbered:
+            continue
         if not checked:
-            _check_sample(path, [line for line in lines[: 10 * SAMPLE] if line.strip()][:SAMPLE], schema, parse)
+            _check_sample(path, [line for _, line in numbered[:SAMPLE]], schema, parse)
             checked = True
-        frame = parse(chunk.data)
-        yield from [frame] if frame is not None else _without_bad_lines(chunk, lines, parse, tally)
-
-
-def _without_bad_lines(
-    chunk: Chunk, lines: list[bytes], parse: Callable[[bytes], pl.DataFrame | None], tally: Tally
-) -> list[pl.DataFrame]:
-    """Halves the lines until a part is good, so that a few bad lines cost little."""
-    frames = []
-    parts = [(0, len(lines))]
-    while parts:
-        begin, end = parts.pop()
-        frame = parse(b"\n".join(lines[begin:end]))
+        frame = parse(lines)
+        if frame is None:
+            good = [(number, line) for number, line in numbered if is_good(line)]
+            _count(numbered, good, chunk, tally)
+            frame = parse([line for _, line in good])
+        if frame is None:  # the two disagree about a line: find it by halving
+            numbered, good = good, list(_halved(good, parse))
+            _count(numbered, good, chunk, tally)
+            frame = parse([line for _, line in good])
         if frame is not None:
-            frames.append(frame)
-        elif end - begin == 1:
-            tally.add("bad_line", where=chunk.where(begin))
-        else:
-            middle = (begin + end) // 2
-            parts += [(middle, end), (begin, middle)]
-    return frames
+            yield frame
 
 
-def _check_sample(
-    path: Path, sample: list[bytes], schema: Schema, parse: Callable[[bytes], pl.DataFrame | None]
-) -> None:
+def _count(before: list[tuple[int, bytes]], after: list[tuple[int, bytes]], chunk: Chunk, tally: Tally) -> None:
+    left = {number for number, _ in after}
+    for number, _ in before:
+        if number not in left:
+            tally.add("bad_line", where=chunk.where(number))
+
+
+def _halved(lines: list[tuple[int, bytes]], parse: Parse) -> Iterator[tuple[int, bytes]]:
+    """The lines that can be parsed."""
+    if parse([line for _, line in lines]) is not None:
+        yield from lines
+    elif len(lines) > 1:
+        yield from _halved(lines[: len(lines) // 2], parse)
+        yield from _halved(lines[len(lines) // 2 :], parse)
+
+
+def _check_sample(path: Path, sample: list[bytes], schema: Schema, parse: Parse) -> None:
     """Raises DataError where none of the first lines has what every line should have."""
-    good = [frame for frame in map(parse, sample) if frame is not None]
+    good = [frame for frame in (parse([line]) for line in sample) if frame is not None]
     whole = pl.concat(good) if good else pl.DataFrame(schema=schema)
-    if sample and (whole.is_empty() or whole.select(pl.all_horizontal(pl.all().is_null()).all()).item()):
+    if whole.is_empty() or whole.select(pl.all_horizontal(pl.all().is_null()).all()).item():
         raise DataError(
             f"{path} is of another format: none of its first {len(sample)} line(s) is a record with "
             f"{', '.join(schema)}. The first line begins with {sample[0][:80].decode(errors='replace')!r}."
         )
 
 
-def _json(data: bytes, schema: Schema) -> pl.DataFrame | None:
+def _json(lines: list[bytes], schema: Schema) -> pl.DataFrame | None:
     try:
-        return pl.read_ndjson(io.BytesIO(data), schema=schema)
+        return pl.read_ndjson(io.BytesIO(b"\n".join(lines)), schema=schema)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
+
+
+_JSON_TYPES: Final[dict[Any, Any]] = {pl.Int64: int, pl.Float64: (int, float), pl.String: object}
+
+
+def _is_json(line: bytes, schema: Schema) -> bool:
+    try:
+        record = json.loads(line, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(record, dict):
+        return False
+    values = [(record.get(name), _JSON_TYPES[kind]) for name, kind in schema.items()]
+    return all(v is None or (isinstance(v, t) and (t is object or not isinstance(v, bool))) for v, t in values)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 _STRING = r"""u?(?:'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+")"""
@@ -266,9 +295,9 @@ def _as_text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _literals(data: bytes, names: Sequence[str]) -> pl.DataFrame | None:
+def _literals(lines: list[bytes], names: Sequence[str]) -> pl.DataFrame | None:
     try:
-        records = [literal(line, names) for line in data.decode("utf-8").split("\n") if line.strip()]
+        records = [literal(line.decode("utf-8"), names) for line in lines if line.strip()]
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return None
     return pl.DataFrame(
@@ -282,7 +311,7 @@ def _literals(data: bytes, names: Sequence[str]) -> pl.DataFrame | None:
 def header(path: Path, separator: str) -> list[str]:
     """The names in the first line; none for an empty file."""
     for chunk in chunks(path, quoted=True):
-        first = chunk.lines()[0].decode("utf-8").rstrip("\r")
+        first = chunk.data.split(b"\n", 1)[0].decode("utf-8").rstrip("\r")
         try:
             return next(csv.reader([first], delimiter=separator), [])
         except csv.Error as error:
@@ -314,7 +343,7 @@ def delimited(
         table, bad = _split(chunk, separator, columns, list(schema), quoted)
         frame, kept = _cast(table, schema)
         if not checked and len(bad) + len(frame) and kept.sum() == 0:
-            line = next(line for line in chunk.lines() if line.strip())[:80].decode(errors="replace")
+            line = chunk.data.lstrip().split(b"\n", 1)[0][:80].decode(errors="replace")
             raise DataError(
                 f"{path} is of another format: no line of its first {len(bad) + len(frame)} has {len(columns)} columns "
                 f"with {', '.join(f'{name} ({kind})' for name, kind in schema.items())}. It begins with {line!r}."

@@ -192,7 +192,7 @@ def _json_types(path: Path) -> dict[str, set[type]]:
     """The types of every key in the first records."""
     types: dict[str, set[type]] = {}
     for chunk in chunks(path):
-        for line in chunk.lines()[:_SAMPLE]:
+        for line in chunk.data.split(b"\n")[:_SAMPLE]:
             try:
                 record: Any = json.loads(line)
             except (ValueError, RecursionError):
