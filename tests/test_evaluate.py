@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llm4dsr import evaluate
+from llm4dsr.catalogue import PAD, Windows
 from llm4dsr.config import EvaluateConfig, SASRecConfig
 from llm4dsr.demo import make_demo
 
@@ -83,3 +84,17 @@ def test_the_summary_by_hand():
     assert oracle["hit_rate_gain_percent"] == pytest.approx(100)
     assert np.isnan(original["ndcg_p"])
     assert 0.05 < ours["ndcg_p"] < 0.2  # differences 0.02 and 0.03: t = 5, one degree of freedom, p = 0.126
+
+
+def test_the_oracle_that_restores_drops_what_was_inserted():
+    """Of 0 [5] 2 and the target 3, the 5 was inserted; in 0 [5] 2 [6] it was, and 1 stood where 2 is; 6 is a target."""
+    windows = Windows.from_lists(
+        [[0, 5, 2, 3], [0, 5, 2, 6]],
+        noise_mask=np.array([[0, 1, 0, 0], [0, 1, 1, 0]], dtype=bool),
+        clean_items=np.array([[0, PAD, 2, 3], [0, PAD, 1, 6]]),
+    )
+    splits = dict.fromkeys(("train", "valid", "test"), windows)
+    rows = evaluate.rows(splits, TABLES, DATA.catalogue, (), train_targets=True)
+    for name in splits:
+        assert rows["oracle (restore)"][name].items.tolist() == [[0, 2, 3], [0, 1, 6]]
+        assert rows["oracle (drop)"][name].items.tolist() == [[0, 2, 3], [0, 6, PAD]]

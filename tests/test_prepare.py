@@ -66,7 +66,8 @@ def logs(draw):
     })  # fmt: skip
     if draw(st.booleans()):
         clean = np.where(rng.random(n) < 0.2, rng.choice(LETTERS, n), frame["item_id"])
-        frame = frame.with_columns(clean_item_id=pl.Series(clean))
+        clean = [None if inserted else item for item, inserted in zip(clean, rng.random(n) < 0.1, strict=True)]
+        frame = frame.with_columns(clean_item_id=pl.Series(clean, dtype=pl.String))
     return frame
 
 
@@ -305,6 +306,22 @@ def test_truth_goes_along_and_test_targets_are_restored(tmp_path):
     assert windows["test"] == ["fxhijk", "xhijxl"]  # the target is k again, the history stays as it was
     test = read_data(tmp_path / "out").splits["test"]
     assert test.noise_mask.tolist() == [[False, True] + [False] * 4, [True, False, False, False, True, False]]
+
+
+def test_inserted_items_go_along_and_are_no_test_targets(tmp_path):
+    data = log(ann="abcdefxhixjxk").with_columns(
+        clean_item_id=pl.Series([*"abcdef", None, *"hi", None, "j", None, "k"])
+    )
+    _, windows = run(tmp_path, data, history=5, ratios=(1, 4, 3))
+    assert windows["test"] == ["fxhixj", "hixjxk"]  # none ends in x
+    test = read_data(tmp_path / "out").splits["test"]
+    assert test.noise_mask.tolist() == [
+        [False, True, False, False, True, False],
+        [False, False, True, False, True, False],
+    ]
+    assert test.to_frame(read_data(tmp_path / "out").catalogue)["clean_item_ids"].to_list() == [
+        ["f", None, "h", "i", None, "j"], ["h", "i", None, "j", None, "k"]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

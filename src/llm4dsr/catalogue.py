@@ -108,6 +108,13 @@ class Catalogue:
                 "Add them to the items table, or remove these interactions."
             ) from None
 
+    def index_or_pad(self, ids: pl.Series, where: str) -> IntArray:
+        """[N] row numbers of ids, PAD for null: in a known truth no item belongs where one was inserted."""
+        known = ids.is_not_null().to_numpy()
+        rows = np.full(len(ids), PAD, dtype=np.int64)
+        rows[known] = self.index(ids.drop_nulls().to_list(), where)
+        return rows
+
     def ids_of(self, rows: IntArray) -> pl.Series:
         """The user's ids of catalogue rows; null for -1."""
         known = pl.Series(rows >= 0)
@@ -126,7 +133,8 @@ class Windows:
     """Windows as a right-padded matrix.
 
     items: [W, L] catalogue rows, oldest first, PAD at the end. lengths: [W]. window_ids, user_ids: [W].
-    noise_mask [W, L] and clean_items [W, L]: the known truth where there is one, for measuring only.
+    noise_mask [W, L] and clean_items [W, L]: the known truth where there is one, for measuring only; PAD where no item
+    belongs (an inserted one stands there).
     weights: [W, L] in [0, 1], or None (all 1). timestamps: [W], -1 = unknown.
     """
 
@@ -235,7 +243,7 @@ class Windows:
             user_ids=frame[c.USER],
             timestamps=frame[c.TIME].cast(pl.Int64).to_numpy() if c.TIME in frame.columns else np.full(len(frame), -1),
             noise_mask=None if mask is None else spread(mask.cast(pl.Int64).to_numpy().astype(bool), False),
-            clean_items=None if clean is None else spread(catalogue.index(clean.to_list(), where), PAD),
+            clean_items=None if clean is None else spread(catalogue.index_or_pad(clean, where), PAD),
             weights=None if weights is None else spread(weights.cast(pl.Float64).to_numpy(), 1.0),
         )
 
@@ -258,7 +266,7 @@ class Windows:
         if self.noise_mask is not None:
             data[c.NOISE_MASK] = lists(pl.Series(self.noise_mask[present].astype(np.int8)))
         if self.clean_items is not None:
-            data[c.CLEAN_ITEMS] = lists(catalogue.ids.gather(self.clean_items[present]))
+            data[c.CLEAN_ITEMS] = lists(catalogue.ids_of(self.clean_items[present]))
         if self.weights is not None:
             data[c.WEIGHTS] = lists(pl.Series(self.weights[present]))
         return pl.DataFrame(data)

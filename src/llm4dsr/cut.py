@@ -59,7 +59,7 @@ def cut_log(
     fewer than MIN_HISTORY items before the target (fewer than `history`, where that is smaller).
     split: `time` puts the windows in order of time and cuts that by `ratios`; `user` does so with whole users, drawn by
     `seed`; `leave-one-out` has the last target of each user in test, the one before it in valid, and the windows
-    that end earlier in train, cut as if the history ended there.
+    that end earlier in train, cut as if the history ended there. Test has no windows whose target was inserted.
     Raises DataError if nothing is left, or if a split would be empty.
     """
     rows = np.lexsort((log.order, log.users))  # stable: ties keep the order of the log
@@ -117,6 +117,9 @@ def cut_log(
         part[:] = 2 - np.minimum(np.repeat(counts - 1, windows) - targets, 2)
     part = part[in_time]
     splits = {name: in_time[part == number] for number, name in enumerate(c.SPLITS)}
+    if log.clean_items is not None:  # nobody wanted an inserted item: there is no target to measure on
+        test = splits[c.TEST]
+        splits[c.TEST] = test[log.clean_items[rows[starts[test] + lengths[test] - 1]] != PAD]
     empty = [name for name, share in zip(c.SPLITS, ratios, strict=True) if share and not len(splits[name])]
     if empty:
         what = f"{len(first)} user(s)" if split == "user" else f"{len(starts)} window(s)"
@@ -159,13 +162,15 @@ def used_items(log: Log, cut: Cut, n_items: int) -> BoolArray:
     used = np.zeros(n_items, dtype=bool)
     used[log.items[cut.rows]] = True
     if log.clean_items is not None:
-        used[log.clean_items[cut.rows]] = True
+        clean = log.clean_items[cut.rows]
+        used[clean[clean != PAD]] = True
     return used
 
 
 def number_anew(log: Log, used: BoolArray) -> None:
     """The items of the log get their row in the catalogue of used items alone; -1 where they are not in it."""
     row = np.where(used, np.cumsum(used, dtype=np.int32) - 1, np.int32(PAD))
+    row = np.append(row, np.int32(PAD))  # PAD stays PAD
     log.items = row[log.items]
     if log.clean_items is not None:
         log.clean_items = row[log.clean_items]

@@ -201,7 +201,8 @@ def make_windows(
     `prepare` does the same for logs of any size.
 
     interactions: `user_id, item_id, timestamp` (integer, float, date, or ISO text), in any order; rows of one user with
-    one timestamp keep theirs. Optional truth, carried along: `noise_mask` (0/1) and `clean_item_id`.
+    one timestamp keep theirs. Optional truth, carried along: `noise_mask` (0/1) and `clean_item_id` (null where an item
+    was inserted that does not belong there).
     k_core: users and items with fewer interactions leave, until none has; 0 or less keeps all, also items nobody took.
 
     Windows are split by the time of their target. Where the truth is known, the target of a test window is restored to
@@ -220,7 +221,7 @@ def make_windows(
     if c.NOISE_MASK in frame.columns:
         columns.noise_mask = frame[c.NOISE_MASK].to_numpy().astype(bool)
     if c.CLEAN_ITEM in frame.columns:
-        columns.clean_items = catalogue.index(frame[c.CLEAN_ITEM].to_list(), c.CLEAN_ITEM)
+        columns.clean_items = catalogue.index_or_pad(frame[c.CLEAN_ITEM], c.CLEAN_ITEM)
     cut = cut_log(columns, history, k_core, ratios=ratios)
     if k_core > 0:  # an item that no interaction is left of is no longer part of the catalogue
         used = used_items(columns, cut, len(catalogue))

@@ -21,7 +21,7 @@ from joblib import Parallel, delayed
 from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.batch import Progress
-from llm4dsr.catalogue import BoolArray, Catalogue, Windows
+from llm4dsr.catalogue import PAD, BoolArray, Catalogue, Windows
 from llm4dsr.config import EvaluateConfig
 from llm4dsr.correct import Corrected, apply, correct
 from llm4dsr.sasrec import rank_targets, train_sasrec
@@ -91,21 +91,27 @@ def corrected(name: str, windows: Windows, tables: Tables, catalogue: Catalogue,
 
 
 def _oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: bool) -> Windows:
-    """Known noise dropped or restored; targets of evaluation windows stay as in every other row."""
+    """Known noise dropped, or restored (dropped where it was inserted: nothing belongs there); targets of evaluation
+    windows stay as in every other row."""
     assert windows.noise_mask is not None
     flagged: BoolArray = windows.noise_mask.copy()
     if target_fixed:
         flagged[np.arange(len(windows)), windows.lengths - 1] = False
-        if action == "drop":  # a history must not vanish, or the rows would be tested on different windows
-            lost = flagged.sum(axis=1) >= windows.lengths - 1
-            flagged[lost, 0] = False
-    at = np.nonzero(flagged)
-    truth = None
+    certain = np.ones(flagged.shape)
     if action == "replace":
         assert windows.clean_items is not None
+        inserted = flagged & (windows.clean_items == PAD)
+        at = np.nonzero(flagged & ~inserted)
         size = len(at[0])
         truth = Suggestions(at[0], at[1], windows.clean_items[at], [None] * size, ["none"] * size, np.zeros(size))
-    return correct(windows, flagged, np.ones(flagged.shape), truth, catalogue, action, target_fixed).windows
+        windows = correct(windows, flagged & ~inserted, certain, truth, catalogue, "replace", target_fixed).windows
+        if not inserted.any():
+            return windows
+        flagged = inserted
+    if target_fixed:  # a history must not vanish, or the rows would be tested on different windows
+        lost = flagged.sum(axis=1) >= windows.lengths - 1
+        flagged[lost, 0] = False
+    return correct(windows, flagged, certain, None, catalogue, "drop", target_fixed).windows
 
 
 def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, seed: int,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.catalogue import BoolArray
+from llm4dsr.catalogue import PAD, BoolArray
 from llm4dsr.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Log:
 
     users: [N] the number of the user, from 0. items: [N] catalogue rows. order: [N] what the interactions of a user are
     sorted by; rows with the same value keep their order. seconds: [N] since 1970, or None (unknown).
-    noise_mask [N], clean_items [N]: the known truth where there is one.
+    noise_mask [N], clean_items [N]: the known truth where there is one; PAD where an item was inserted.
     """
 
     users: Ints
@@ -95,8 +95,9 @@ def read_log(
         clean = mask = None
         if c.CLEAN_ITEM in batch.columns:
             clean = _item_numbers(batch[c.CLEAN_ITEM], table)
-            dropped["unknown_clean_item"] = dropped.get("unknown_clean_item", 0) + int((~gone & (clean < 0)).sum())
-            gone |= clean < 0
+            unknown = (clean < 0) & batch[c.CLEAN_ITEM].is_not_null().to_numpy()  # null: the item was inserted
+            dropped["unknown_clean_item"] = dropped.get("unknown_clean_item", 0) + int((~gone & unknown).sum())
+            gone |= unknown
             mask = item != clean
         if c.NOISE_MASK in batch.columns:
             mask = _mask(batch[c.NOISE_MASK])
@@ -195,6 +196,6 @@ def merge_titles(log: Log, titles: pl.Series, titled: BoolArray) -> BoolArray:
     first = rows.select(pl.col("row").first().over(c.TITLE).cast(pl.Int32))["row"].to_numpy()
     log.items = first[log.items]
     if log.clean_items is not None:
-        log.clean_items = first[log.clean_items]
+        log.clean_items = np.append(first, np.int32(PAD))[log.clean_items]  # PAD stays PAD
     merged: BoolArray = titled & (first != np.arange(len(first)))
     return merged

@@ -99,13 +99,13 @@ def prepare(
         seen = np.zeros(len(items), dtype=bool)
         for column in (log.items, log.clean_items):
             if column is not None:
-                seen[column] = True
+                seen[column[column >= 0]] = True
         wanted = seen if options.k_core > 0 else np.ones(len(items), dtype=bool)
         titles = clean_titles(pl.select(pl.when(pl.Series(wanted)).then(items[c.TITLE])).to_series())
         titled = (titles.fill_null("") != "").to_numpy()
         dropped["item_without_title"] = leave(log, titled[log.items])
         if log.clean_items is not None:
-            dropped["unknown_clean_item"] += leave(log, titled[log.clean_items])
+            dropped["unknown_clean_item"] += leave(log, np.append(titled, True)[log.clean_items])
         refuse_nothing(log, source.name, rows_in, dropped)
         merged = np.zeros(len(items), dtype=bool)
         if options.merge_titles:
@@ -216,7 +216,8 @@ def _table(windows: Windows, item_ids: Any) -> Any:
     if windows.noise_mask is not None:
         columns[c.NOISE_MASK] = lists(pa.array(windows.noise_mask[present].astype(np.int8)))
     if windows.clean_items is not None:
-        columns[c.CLEAN_ITEMS] = lists(item_ids.take(pa.array(windows.clean_items[present])))
+        clean = windows.clean_items[present]
+        columns[c.CLEAN_ITEMS] = lists(item_ids.take(pa.array(clean, mask=clean < 0)))
     return pa.table(columns)
 
 
