@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
+import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llm4dsr.config import Config
+from llm4dsr.data_cli import app as data_app
 from llm4dsr.errors import LLM4DSRError
-from llm4dsr.pipeline import STAGES, Run
+from llm4dsr.terminal import bar, console
+
+if TYPE_CHECKING:  # what computes is imported where it is called: help must not wait for it
+    from llm4dsr.pipeline import Run
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
-console = Console()
+app.add_typer(data_app, name="data")
 
 RunFolder = Annotated[Path, typer.Option("--run", help="The run folder.")]
 Overwrite = Annotated[bool, typer.Option(help="Make the stage again; later stages are removed.")]
 Recipe = Annotated[Path | None, typer.Option("--config", help="A YAML recipe: a path, or demo, laptop, paper.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
-
-
-@contextlib.contextmanager
-def bar() -> Iterator[Any]:
-    """A progress callback with count, elapsed time and time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        tasks: dict[str, Any] = {}
-
-        def report(done: int, total: int, doing: str) -> None:
-            key = doing.split(":")[0] if doing.startswith("SASRec") else doing.split(",")[0]
-            if key not in tasks:
-                tasks[key] = progress.add_task(escape(doing), total=total)
-            progress.update(tasks[key], completed=done, total=total, description=escape(doing))
-
-        yield report
 
 
 def _config(recipe: Path | None, model: str | None, limit: int | None, seed: int | None) -> Config:
@@ -58,7 +39,21 @@ def _config(recipe: Path | None, model: str | None, limit: int | None, seed: int
     return replace(config, seed=config.seed if seed is None else seed)
 
 
+def _begin(out: Path, config: Config, data: Any) -> Run:
+    from llm4dsr.pipeline import Run
+
+    return Run.begin(out, config, data)
+
+
+def _open(folder: Path) -> Run:
+    from llm4dsr.pipeline import Run
+
+    return Run(folder)
+
+
 def _stages(run: Run, data: Any) -> None:
+    from llm4dsr.pipeline import STAGES
+
     with run.alone():
         for name in STAGES:
             if run.done(name):
@@ -91,7 +86,7 @@ def demo(out: Annotated[Path, typer.Option(help="Run folder to make.")] = Path("
     config = Config.from_yaml("demo")
     config = replace(config, seed=config.seed if seed is None else seed)
     data = make_demo(config.seed).data
-    _stages(Run.begin(out, config, data), data)
+    _stages(_begin(out, config, data), data)
 
 
 @app.command()
@@ -104,7 +99,24 @@ def run(
     seed: Seed = None,
 ) -> None:
     """All stages, from the data to the result table. Stopped, it goes on when the same command is given again."""
-    _stages(Run.begin(out, _config(config, model, limit, seed), data), data)
+    _stages(_begin(out, _config(config, model, limit, seed), data), data)
+
+
+@app.command()
+def noise(
+    data: Annotated[Path, typer.Option(help="Data folder: items with interactions, or with windows.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    kind: Annotated[
+        str, typer.Option(help="uniform, popularity, near-miss, burst, insertion, deletion or shuffle.")
+    ] = "uniform",
+    rate: Annotated[float, typer.Option(min=0, max=1, help="Share of the interactions.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    per: Annotated[str, typer.Option(help="user (before windows are cut), or window.")] = "user",
+) -> None:
+    """Make noise whose truth is known, to measure with. The truth is kept beside the data."""
+    from llm4dsr.noisy_data import noise_folder
+
+    console.print_json(json.dumps(noise_folder(data, out, kind, rate, seed, per)["files"]))
 
 
 @app.command()
@@ -117,21 +129,21 @@ def prepare(
     seed: Seed = None,
 ) -> None:
     """Read the data and write windows."""
-    Run.create(out, _config(config, model, limit, seed)).prepare(data)
+    _begin(out, _config(config, model, limit, seed), data).prepare(data)
 
 
 @app.command()
 def train(run: RunFolder, overwrite: Overwrite = False) -> None:
     """Tune the language model and calibrate it."""
     with bar() as progress:
-        Run(run).train(progress, overwrite)
+        _open(run).train(progress, overwrite)
 
 
 @app.command()
 def score(run: RunFolder, overwrite: Overwrite = False) -> None:
     """Noise probability of every interaction."""
     with bar() as progress:
-        Run(run).score(progress, overwrite)
+        _open(run).score(progress, overwrite)
 
 
 @app.command()
@@ -143,20 +155,20 @@ def decide(
     overwrite: Overwrite = False,
 ) -> None:
     """Which interactions count as noise, by η."""
-    Run(run).decide(policy, eta, cap, overwrite)
+    _open(run).decide(policy, eta, cap, overwrite)
 
 
 @app.command()
 def suggest(run: RunFolder, overwrite: Overwrite = False) -> None:
     """A better item for each flagged interaction."""
     with bar() as progress:
-        Run(run).suggest(progress, overwrite)
+        _open(run).suggest(progress, overwrite)
 
 
 @app.command()
 def correct(run: RunFolder, action: Annotated[str | None, typer.Option()] = None, overwrite: Overwrite = False) -> None:
     """Corrected histories and the list of edits."""
-    Run(run).correct(action, overwrite)
+    _open(run).correct(action, overwrite)
 
 
 @app.command()
@@ -165,14 +177,12 @@ def evaluate(
 ) -> None:
     """SASRec on original, corrected and oracle data."""
     with bar() as progress:
-        Run(run).evaluate(progress, overwrite, seeds)
-    _show(Run(run))
+        _open(run).evaluate(progress, overwrite, seeds)
+    _show(_open(run))
 
 
 def main() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # our own bars say what takes time
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own bars say what takes time
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app()

@@ -1,0 +1,119 @@
+"""`llm4dsr data …`: from a publisher's files to a folder that `llm4dsr run --data` takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from llm4dsr.errors import ConfigError, DataError
+from llm4dsr.terminal import bar, console
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="The folder, or the file with the interactions.")]
+Out = Annotated[Path, typer.Option(help="Folder to make.")]
+Form = Annotated[str | None, typer.Option(help="The publisher's form; told by the file names where it is left out.")]
+
+
+@app.command("list")
+def list_() -> None:
+    """Data sets that can be fetched, and forms of files that can be read."""
+    from llm4dsr.sources.fetch import known_sources
+    from llm4dsr.sources.read import FORMS
+
+    table = Table("name", "size", "licence", "page", title="To be fetched")
+    for known in known_sources():
+        table.add_row(*(escape(str(v)) for v in (known.name, known.size_text, known.licence, known.homepage)))
+    console.print(table)
+    table = Table("form", "files", title="To be read")
+    for form in FORMS:
+        table.add_row(escape(form.name), escape(form.files))
+    table.add_row("table", "interactions and items as .csv, .tsv, .jsonl (also .gz) or .parquet, single or in parts")
+    console.print(table)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A name out of `llm4dsr data list`.")],
+    out: Out,
+    accept_licence: Annotated[bool, typer.Option(help="You have read the licence and keep to it.")] = False,
+) -> None:
+    """Download a data set from its publisher. Broken off, it goes on where it was."""
+    from llm4dsr.sources.fetch import fetch
+
+    with bar() as progress:
+        files = fetch(name, out, accept_licence, progress)
+    console.print(f"In {escape(str(out))}: {escape(', '.join(f.name for f in files))}")
+
+
+@app.command()
+def prepare(
+    path: Folder,
+    out: Out,
+    form: Form = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="For tables: our name=yours, as in user_id=visitor. Can be repeated.")
+    ] = None,
+    history: Annotated[int, typer.Option(min=1, help="Items before the target of a window, at most.")] = 10,
+    k_core: Annotated[int, typer.Option(min=0, help="Users and items with fewer interactions leave.")] = 5,
+    split: Annotated[str, typer.Option(help="time, leave-one-out or user.")] = "time",
+    ratios: Annotated[str, typer.Option(help="Train, valid and test.")] = "8:1:1",
+    min_rating: Annotated[float | None, typer.Option(help="Lower ratings leave.")] = None,
+    repeats: Annotated[str, typer.Option(help="keep, or leave out a user's second taking of an item.")] = "keep",
+    merge_titles: Annotated[bool, typer.Option(help="Items with one title count as one.")] = False,
+    max_history: Annotated[int | None, typer.Option(min=1, help="Only a user's newest so many are kept.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """From a publisher's files or your own tables to windows, in bounded memory; every dropped row is counted."""
+    from llm4dsr.prepare import PrepareOptions, prepare
+    from llm4dsr.sources import read_source
+
+    options = PrepareOptions(
+        history=history, k_core=k_core, split=split, ratios=_ratios(ratios), min_rating=min_rating,  # type: ignore[arg-type]
+        repeats=repeats, merge_titles=merge_titles, max_history=max_history, seed=seed,  # type: ignore[arg-type]
+    )  # fmt: skip
+    source = read_source(path, form, _mapping(column))
+    with bar() as progress:
+        report = prepare(source, out, options, progress)
+    console.print_json(json.dumps({name: report[name] for name in ("interactions", "items", "windows")}))
+    console.print(
+        f"Windows in {escape(str(out))}. Next:  llm4dsr run --data {escape(str(out))} --out …", soft_wrap=True
+    )
+
+
+@app.command()
+def describe(path: Folder) -> None:
+    """Users, items, lengths, popularity, titles and noise of a data folder."""
+    from llm4dsr.describe import describe, describe_text
+
+    console.print(describe_text(describe(path)), markup=False, highlight=False)
+
+
+@app.command()
+def validate(path: Folder, strict: Annotated[bool, typer.Option(help="Warnings count as errors.")] = False) -> None:
+    """Errors and warnings of a data folder, before any work. Exit code 3 where there are errors."""
+    from llm4dsr.validate import validate
+
+    report = validate(path)
+    console.print(report.text(), markup=False, highlight=False, soft_wrap=True)
+    if not report.ok(strict):
+        raise SystemExit(DataError.exit_code)
+
+
+def _ratios(text: str) -> Any:
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--ratios {text}; expected three whole numbers, as in 8:1:1.")
+    return tuple(int(part) for part in parts)
+
+
+def _mapping(columns: list[str] | None) -> dict[str, str] | None:
+    for column in columns or []:
+        if not all(column.partition("=")):
+            raise ConfigError(f"--column {column}; expected our name, =, and yours, as in user_id=visitor.")
+    return {ours: yours for ours, _, yours in (column.partition("=") for column in columns or [])} or None
