@@ -92,7 +92,9 @@ def test_same_as_make_windows(tmp_path_factory, interactions, history, k_core, b
     for name, windows in expected.splits.items():
         assert pl.read_parquet(out / f"{name}.parquet").equals(windows.to_frame(expected.catalogue))
     assert pl.read_parquet(out / "items.parquet").equals(expected.catalogue.to_frame())
-    assert {k: v for k, v in report["interactions"]["dropped"].items() if k in expected.report} == expected.report
+    counts = report["interactions"]
+    assert counts["in"] == len(interactions) == counts["out"] + sum(counts["dropped"].values())
+    assert {k: v for k, v in counts["dropped"].items() if k in expected.report} == expected.report
 
 
 def test_written_part_by_part_it_is_the_same(tmp_path, monkeypatch):
@@ -312,8 +314,14 @@ def test_inserted_items_go_along_and_are_no_test_targets(tmp_path):
     data = log(ann="abcdefxhixjxk").with_columns(
         clean_item_id=pl.Series([*"abcdef", None, *"hi", None, "j", None, "k"])
     )
-    _, windows = run(tmp_path, data, history=5, ratios=(1, 4, 3))
-    assert windows["test"] == ["fxhixj", "hixjxk"]  # none ends in x
+    data = pl.concat(
+        [data, log(eve="stuvw").with_columns(timestamp=pl.lit(99, pl.Int64), clean_item_id=pl.Series([*"stuv", None]))]
+    )
+    report, windows = run(tmp_path, data, history=5, ratios=(1, 4, 4))
+    assert windows["test"] == ["fxhixj", "hixjxk"]  # none ends in x, nor in w
+    assert report["interactions"]["dropped"]["inserted_target"] == 5  # those of eve, whose only window it was
+    assert report["interactions"]["out"] == 13
+    assert report["users"] == {"in": 2, "out": 1}
     test = read_data(tmp_path / "out").splits["test"]
     assert test.noise_mask.tolist() == [
         [False, True, False, False, True, False],

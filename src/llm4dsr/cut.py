@@ -40,6 +40,15 @@ class Cut:
     splits: dict[str, IntArray]
     dropped: dict[str, int]
 
+    def held(self) -> BoolArray:
+        """[K] True where a row is in a window of a split."""
+        begins, ends = np.zeros(len(self.rows) + 1, dtype=np.int32), np.zeros(len(self.rows) + 1, dtype=np.int32)
+        for numbers in self.splits.values():
+            np.add.at(begins, self.starts[numbers], 1)
+            np.add.at(ends, self.starts[numbers] + self.lengths[numbers], 1)
+        held: BoolArray = np.cumsum(begins - ends, dtype=np.int32)[:-1] > 0
+        return held
+
 
 def cut_log(
     log: Log,
@@ -128,7 +137,10 @@ def cut_log(
             f"{what} are too few to split {how}: {', '.join(empty)} would be "
             "empty. Give more histories, or a smaller k_core."
         )
-    return Cut(rows, starts, lengths, splits, dropped)
+    cut = Cut(rows, starts, lengths, splits, dropped)
+    if log.clean_items is not None:
+        dropped["inserted_target"] = len(rows) - dropped["short_history"] - int(cut.held().sum())
+    return cut
 
 
 def windows_of(log: Log, cut: Cut, split: str, users: pl.Series, begin: int = 0, end: int | None = None) -> Windows:

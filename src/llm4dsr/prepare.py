@@ -123,8 +123,7 @@ def prepare(
         catalogue = catalogue.with_columns(pl.col(c.ITEM).first().over(c.TITLE).alias(c.CANONICAL))
         catalogue.write_parquet(folder / f"{ITEMS}.parquet", compression="zstd")
         _write_splits(folder, log, cut, users, catalogue[c.ITEM], tell)
-        in_windows = np.zeros(len(users), dtype=bool)
-        in_windows[log.users[cut.rows[cut.starts]]] = True
+        held = cut.held()
         lost_items |= {
             "without_title": int((wanted & ~titled).sum()),
             "merged": int(merged.sum()),
@@ -134,10 +133,10 @@ def prepare(
             "source": source.name,
             "unreadable": {"interactions": dict(source.dropped), "items": dict(source.dropped_items)},
             "interactions": {
-                "in": rows_in, "out": len(cut.rows) - cut.dropped["short_history"], "dropped": dropped
+                "in": rows_in, "out": int(held.sum()), "dropped": dropped
             },
             "items": {"in": len(source.items), "out": len(catalogue), "dropped": lost_items},
-            "users": {"in": len(users), "out": int(in_windows.sum())},
+            "users": {"in": len(users), "out": len(np.unique(log.users[cut.rows[held]]))},
             "windows": {name: len(numbers) for name, numbers in cut.splits.items()},
             "options": dataclasses.asdict(options),
             "versions": _versions(),
