@@ -12,10 +12,23 @@
 """
 
 
+def plain(text: str) -> str:
+    """Text that a terminal can be given, whatever stood in the data: what is not printable (control characters, marks
+    of writing direction) is written as Python writes it, line ends stay.
+
+    >>> plain("\x1b[31mred\u202e")
+    '\\x1b[31mred\\u202e'
+    """
+    return "".join(ch if ch.isprintable() or ch == "\n" else repr(ch)[1:-1] for ch in text)
+
+
 class LLM4DSRError(Exception):
-    """Base class; the message says what came, what was expected and what to do."""
+    """Base class; the message says what came, what was expected and what to do. As text it is `plain`."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class DataError(LLM4DSRError):
