@@ -83,22 +83,26 @@ def read_data(path: str | Path, history: int = 10, k_core: int = 5, ratios: tupl
     folder itself where it holds a single such set. Lists cannot be read from csv, so windows come as Parquet or jsonl.
     Raises DataError where a file or column is missing or cannot be used.
     """
-    folder, prefix = locate(Path(path))
-    items = find_file(folder, prefix, ITEMS)
-    found = {name: find_file(folder, prefix, name) for name in (*c.SPLITS, LOG)}
-    missing = [f"{prefix}{name}" for name in c.SPLITS if found[name] is None]
-    whole = items is not None and (not missing or (found[LOG] is not None and len(missing) == len(c.SPLITS)))
-    if items is None or not whole:
-        lacking = [f"{prefix}{ITEMS}"] if items is None else missing
-        raise DataError(f"{folder} lacks {', '.join(lacking)}; it holds {_listing(folder)}. {_EXPECTED}.")
-    catalogue_frame = read_table(items)
-    if missing:
-        log = found[LOG]
-        assert log is not None
-        return make_windows(read_table(log), catalogue_frame, history, k_core, ratios)
-    catalogue = Catalogue.from_frame(catalogue_frame)
-    files = {name: file for name, file in found.items() if file is not None and name != LOG}
+    files = find_files(Path(path))
+    items = read_table(files.pop(ITEMS))
+    if LOG in files:
+        return make_windows(read_table(files[LOG]), items, history, k_core, ratios)
+    catalogue = Catalogue.from_frame(items)
     return Data(catalogue, {name: to_windows(read_table(file), catalogue, str(file)) for name, file in files.items()})
+
+
+def find_files(path: Path) -> dict[str, Path]:
+    """items and interactions, or items, train, valid and test; the latter where a folder has both. Raises DataError."""
+    folder, prefix = locate(path)
+    found = {name: find_file(folder, prefix, name) for name in (ITEMS, *c.SPLITS, LOG)}
+    missing = [name for name in c.SPLITS if found[name] is None]
+    log = len(missing) == len(c.SPLITS) and found[LOG] is not None
+    lacking = [ITEMS] if found[ITEMS] is None else [] if log else missing
+    if lacking:
+        names = ", ".join(f"{prefix}{name}" for name in lacking)
+        raise DataError(f"{folder} lacks {names}; it holds {_listing(folder)}. {_EXPECTED}.")
+    wanted = (ITEMS, LOG) if log else (ITEMS, *c.SPLITS)
+    return {name: file for name in wanted if (file := found[name]) is not None}
 
 
 def locate(path: Path) -> tuple[Path, str]:

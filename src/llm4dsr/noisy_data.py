@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from llm4dsr import columns as c
 from llm4dsr.catalogue import PAD, BoolArray, Catalogue, IntArray
-from llm4dsr.data import ITEMS, LOG, as_data_error, find_file, locate, read_table, to_windows, write_parquet
+from llm4dsr.data import ITEMS, LOG, as_data_error, find_files, read_table, to_windows, write_parquet
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.noise import Noisy, corrupt, same_category, similar_titles
 
@@ -46,12 +46,8 @@ def noise_folder(data: Path, out: Path, kind: str, rate: float, seed: int = 0, p
         raise DataError(f"Noise is made per {per!r}; expected 'user' or 'window'.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists already. Choose another folder.")
-    folder, prefix = locate(data)
-    files = {name: find_file(folder, prefix, name) for name in (ITEMS, LOG, *c.SPLITS)}
-    log, splits = files[LOG], {name: file for name in c.SPLITS if (file := files[name]) is not None}
-    if files[ITEMS] is None or (len(splits) < len(c.SPLITS) and (log is None or splits)):
-        raise DataError(f"{folder} holds neither items with a log nor items with ready windows. Run validate on it.")
-    items = read_table(files[ITEMS])
+    files = find_files(data)
+    items = read_table(files.pop(ITEMS))
     catalogue = Catalogue.from_frame(items)
 
     def make(flat: IntArray, lengths: IntArray, **more: Any) -> Noisy:
@@ -61,16 +57,15 @@ def noise_folder(data: Path, out: Path, kind: str, rate: float, seed: int = 0, p
             similar = same_category(items[c.CATEGORY].to_list()) if by_category else similar_titles(catalogue.titles)
         return corrupt(flat, lengths, len(catalogue), kind, rate, seed, similar, **more)
 
-    if splits:
-        tables = _noisy_windows({name: read_table(file) for name, file in splits.items()}, catalogue, make, per)
+    if LOG not in files:
+        tables = _noisy_windows({name: read_table(file) for name, file in files.items()}, catalogue, make, per)
     elif per == "window":
         raise DataError("An interaction log has no windows yet. Make its noise per user, or prepare windows first.")
     else:
-        assert log is not None
-        tables = _noisy_log(read_table(log), catalogue, make)
+        tables = _noisy_log(read_table(files[LOG]), catalogue, make)
 
     facts: dict[str, Any] = {"kind": kind, "rate": rate, "seed": seed, "per": per}
-    facts |= {"form": "windows" if splits else "log", "files": {name: t.counts for name, t in tables.items()}}
+    facts |= {"form": "log" if LOG in files else "windows", "files": {name: t.counts for name, t in tables.items()}}
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
