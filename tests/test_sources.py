@@ -91,6 +91,20 @@ def test_amazon_2018(tmp_path):
     assert rows(found) == [("A1", "B1", 1530000000, 2.0)]
 
 
+@pytest.mark.parametrize(
+    "bad",
+    ["", "[1]", "null", '{"asin": "B1"', '{"asin": "B1"} {}', '{"unixReviewTime": "1530000000", "asin": "B1"}',
+     '{"unixReviewTime": 99999999999999999999, "asin": "B1"}', '{"overall": NaN, "asin": "B1"}', "[" * 3000],
+)  # fmt: skip
+def test_a_bad_line_costs_nothing_but_itself(tmp_path, bad):
+    log = [review(f"A{i}", "B1", 5.0, i) for i in range(150)]
+    write(tmp_path / "X.json.gz", as_lines(*log[:120], bad, *log[120:]))
+    write(tmp_path / "meta_X.json.gz", as_lines({"asin": "B1", "title": "One"}))
+    found = read_source(tmp_path)
+    assert [user for user, *_ in rows(found)] == [f"A{i}" for i in range(150)]
+    assert found.examples == ({"bad_line": ["X.json.gz, line 121"]} if bad else {})
+
+
 def test_amazon_2023(tmp_path):
     write(tmp_path / "All_Beauty.jsonl.gz", as_lines({
         "rating": 5.0, "title": "Such a lovely scent", "text": "but not overpowering", "images": [],
@@ -471,9 +485,11 @@ def test_batches_are_bounded_and_in_order(tmp_path, monkeypatch):
     assert [row for batch in batches for row in batch.rows()] == wanted
 
 
+NO_ZERO = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8), min_size=1, max_size=12),
-       st.integers(1, 60))  # fmt: skip
+@given(st.lists(st.text(NO_ZERO, max_size=8), min_size=1, max_size=12), st.integers(1, 60))
 def test_chunks_never_cut_a_quoted_field(tmp_path_factory, texts, size):
     """However small the chunks are, the table is the one that was written."""
     folder = tmp_path_factory.mktemp("csv")
