@@ -76,9 +76,11 @@ def test_the_commands_of_the_readme_exist():
     for script in re.findall(r"bash (scripts/\w+)", README):
         assert (ROOT / script).is_file(), script
     help_text = subprocess.run([LLM4DSR, "--help"], capture_output=True, text=True).stdout
-    for verb in set(re.findall(r"^    llm4dsr (\w+)", README, re.M)):
-        assert verb in help_text
-        help_of = subprocess.run([LLM4DSR, verb, "--help"], capture_output=True, text=True, env={"COLUMNS": "200"})
+    for verb in set(re.findall(r"^    llm4dsr ((?:data )?\w+)", README, re.M)):
+        assert verb.split()[0] in help_text
+        command = [LLM4DSR, *verb.split(), "--help"]
+        help_of = subprocess.run(command, capture_output=True, text=True, env={"COLUMNS": "200"})
+        assert help_of.returncode == 0, verb
         for line in re.findall(rf"^    llm4dsr {verb} (.*)$", README, re.M):
             for option in re.findall(r"--[\w-]+", line.split("#")[0]):
                 assert option in help_of.stdout, f"llm4dsr {verb} has no {option}"
