@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -462,6 +463,17 @@ def test_parquet_cut_short(tmp_path):
         read_source(tmp_path)
 
 
+def test_arrow_text_that_is_not_utf_8(tmp_path):
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xe9"], pa.binary()).buffers())
+    log = pa.table({"user_id": [1], "item_id": text})
+    with pytest.raises(DataError, match=r"the interactions cannot be read: .*UTF8"):
+        from_frames(log, pl.DataFrame({"item_id": ["a"], "title": ["A"]}))
+    pq.write_table(log, tmp_path / "interactions.parquet")
+    write(tmp_path / "items.csv", "item_id,title\na,A\n")
+    with pytest.raises(DataError, match=r"cannot be read as Parquet: .*UTF8"):
+        read_source(tmp_path)
+
+
 def test_items_without_any_title(tmp_path):
     write(tmp_path / "items.csv", "item_id,title\n5,\n")
     write(tmp_path / "interactions.csv", "user_id,item_id\n1,5\n")
@@ -470,6 +482,46 @@ def test_items_without_any_title(tmp_path):
     write(tmp_path / "items.csv", "")
     with pytest.raises(DataError, match="empty"):
         read_source(tmp_path)
+
+
+WHOLE = {
+    "amazon": {"X.json.gz": as_lines(*(review(f"A{i}", "B1", 5.0, i) for i in range(5))),
+               "meta_X.json.gz": as_lines({"asin": "B1", "title": "One"})},
+    "steam": {"steam_reviews.json.gz": "{u'username': u'a', u'product_id': u'72', u'date': u'2017-12-17'}\n" * 3,
+              "steam_games.json.gz": "{u'app_name': u'G', u'id': u'72', u'tags': [u'Indie']}\n"},
+    "movielens": {"ratings.dat": "1::1193::5::978300760\n" * 3, "movies.dat": "1193::One: Two (1999)::Drama\n"},
+    "tables": {"interactions.csv": 'user_id,item_id,timestamp\n1,"a b",2024-05-31\n', "items.csv": "item_id,title\na b,A\n"},
+}  # fmt: skip
+DAMAGE = st.sampled_from(
+    [b'"', b"\r", b"\n", b"\0", b"\xff", b"'", b"{", b"[" * 300, b"9" * 5000, b"-", b"1e400", b",", b"::"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_read_or_refused(tmp_path_factory, data):
+    """Anything cut out of a file and put into it, before or after packing: no other error than a DataError."""
+    folder = tmp_path_factory.mktemp("damaged")
+    files = WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))]
+    victim = data.draw(st.sampled_from(sorted(files)))
+    packed = data.draw(st.booleans())
+
+    def damaged(body: bytes) -> bytes:
+        begin, length = data.draw(st.integers(0, len(body))), data.draw(st.integers(0, 30))
+        return body[:begin] + data.draw(DAMAGE | st.binary(max_size=5)) + body[begin + length :]
+
+    for name, text in files.items():
+        path = write(folder / name, damaged(text.encode()) if name == victim and not packed else text)
+        if name == victim and packed:
+            path.write_bytes(damaged(path.read_bytes()))
+    try:
+        found = read_source(folder)
+        batches = list(found.batches())
+    except DataError:
+        return
+    for batch in batches:
+        assert batch.schema["item_id"] == found.items.schema["item_id"]
+        assert not batch["user_id"].null_count()
 
 
 # --- streaming -------------------------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from typing import Final
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.errors import DataError
-from llm4dsr.sources.lines import delimited, whole_text
+from llm4dsr.sources.lines import delimited, numbered_titles
 from llm4dsr.sources.source import Source, Tally, date_seconds, make_source
 
 _PLAY: Final = (c.USER, c.TIME, "musicbrainz-artist-id", c.ITEM, "musicbrainz-track-id", "track-name")
@@ -61,14 +60,5 @@ def read_2k_plays(log: Path, items: Path) -> Source:
 
 
 def _artists(path: Path, tally: Tally) -> pl.DataFrame:
-    """artists.dat: id, name, url, pictureURL with tabs between. 17,632 lines, so that a loop does."""
-    rows: list[tuple[int, str]] = []
-    for number, line in enumerate(whole_text(path).split("\n")[1:], 2):
-        fields = line.rstrip("\r").split("\t")
-        if len(fields) >= 2 and fields[0].isdecimal():
-            rows.append((int(fields[0]), fields[1]))
-        elif line.strip():
-            tally.add("bad_line", where=f"{path.name}, line {number}")
-    if not rows:
-        raise DataError(f"{path} is of another format: no line begins with the number and the name of an artist.")
-    return pl.DataFrame(rows, schema={c.ITEM: pl.Int64, c.TITLE: pl.String}, orient="row")
+    """artists.dat: id, name, url, pictureURL with tabs between, and their names in the first line."""
+    return numbered_titles(path, tally, lambda line: line.split("\t")[:2], skip=1)

@@ -23,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 
+from llm4dsr import columns as c
 from llm4dsr.errors import DataError
 from llm4dsr.sources.source import Tally
 
@@ -58,15 +59,6 @@ class Chunk:
     def where(self, index: int) -> str:
         """Of a line of this chunk, from 0."""
         return f"{self.path.name}, line {self.line + index}"
-
-
-def whole_text(path: Path) -> str:
-    """A small file as text: UTF-8, or Latin-1 as older sets are published."""
-    data = b"".join(_pieces(path))
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
@@ -407,3 +399,28 @@ def _unclosed(chunk: Chunk, separator: str) -> bool:
     except csv.Error as error:
         return "unexpected end" in str(error) or "field larger" in str(error)
     return False
+
+
+# --- small catalogues ------------------------------------------------------------------------------------------------
+
+
+def numbered_titles(path: Path, tally: Tally, fields: Callable[[str], list[str]], skip: int = 0) -> pl.DataFrame:
+    """`item_id, title` from a file of some ten thousand lines, UTF-8, or Latin-1 as older sets are published.
+
+    fields: number and title of a line. skip: lines before the first record.
+    """
+    data = b"".join(_pieces(path))
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    rows: list[tuple[int, str]] = []
+    for number, line in enumerate(text.split("\n")[skip:], skip + 1):
+        key, *title = fields(line.rstrip("\r"))
+        if title and re.fullmatch("[0-9]{1,18}", key):
+            rows.append((int(key), title[0]))
+        elif line.strip():
+            tally.add("bad_line", where=f"{path.name}, line {number}")
+    if not rows:
+        raise DataError(f"{path} is of another format: no line begins with the number and the title of an item.")
+    return pl.DataFrame(rows, schema={c.ITEM: pl.Int64, c.TITLE: pl.String}, orient="row")

@@ -6,7 +6,7 @@ movies in Latin-1 (1M) or UTF-8 (10M). 20M, 25M, 32M, latest and latest-small: r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.errors import DataError
-from llm4dsr.sources.lines import delimited, header, whole_text
+from llm4dsr.sources.lines import delimited, header, numbered_titles
 from llm4dsr.sources.source import Source, Tally, make_source
 
 _RATING: Final = {c.USER: pl.Int64, c.ITEM: pl.Int64, c.RATING: pl.Float64, c.TIME: pl.Int64}
@@ -24,7 +24,7 @@ def read_100k(log: Path, items: Path) -> Source:
     """log: u.data. items: u.item."""
     return make_source(
         "movielens-100k",
-        lambda tally: [_movies(items, tally, lambda line: line.split("|")[:2])],
+        lambda tally: [numbered_titles(items, tally, lambda line: line.split("|")[:2])],
         lambda tally: delimited(log, "\t", list(_RATING), _RATING, tally),
     )
 
@@ -40,7 +40,7 @@ def read_dat(log: Path, items: Path) -> Source:
 
     return make_source(
         "movielens-dat",
-        lambda tally: [_movies(items, tally, fields)],
+        lambda tally: [numbered_titles(items, tally, fields)],
         lambda tally: delimited(log, ":", columns, _RATING, tally),
     )
 
@@ -62,18 +62,3 @@ def read_csv(log: Path, items: Path) -> Source:
         lambda tally: frames(items, movie, {c.ITEM: pl.Int64, c.TITLE: pl.String}, tally),
         lambda tally: frames(log, rating, dict(_RATING), tally),
     )
-
-
-def _movies(path: Path, tally: Tally, fields: Callable[[str], list[str]]) -> pl.DataFrame:
-    """fields: id and title of a line. There are at most some ten thousand movies, so that a loop does."""
-    rows: list[tuple[int, str]] = []
-    for number, line in enumerate(whole_text(path).split("\n"), 1):
-        if line.strip():
-            key, *title = fields(line.rstrip("\r"))
-            if key.strip().isdecimal() and title:
-                rows.append((int(key), title[0]))
-            else:
-                tally.add("bad_line", where=f"{path.name}, line {number}")
-    if not rows:
-        raise DataError(f"{path} is of another format: no line begins with the number and the title of a movie.")
-    return pl.DataFrame(rows, schema={c.ITEM: pl.Int64, c.TITLE: pl.String}, orient="row")

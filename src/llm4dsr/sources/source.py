@@ -176,6 +176,7 @@ def as_frame(table: Any, what: str) -> pl.DataFrame:
         if type(table).__module__.split(".")[0] == "pandas":
             return pl.from_pandas(table, include_index=False)
         if type(table).__module__.split(".")[0] == "pyarrow":
+            table.validate(full=True)  # Polars panics on text that is not UTF-8
             return pl.DataFrame(pl.from_arrow(table))
     except Exception as error:  # Arrow and pandas raise many kinds here, all about a column that they cannot convert
         raise DataError(f"{what} cannot be read: {_first_line(error)}. Give each column a single type.") from None

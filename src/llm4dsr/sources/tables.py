@@ -177,6 +177,7 @@ def _parquet(
         with pq.ParquetFile(path) as file:
             names = pick(file.schema_arrow.names, columns, needed, optional, str(path))
             for batch in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(names.values()))):
+                batch.validate(full=True)  # Polars panics on text that is not UTF-8
                 frame = pl.DataFrame(pl.from_arrow(batch))
                 yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as error:
