@@ -490,7 +490,8 @@ WHOLE = {
     "steam": {"steam_reviews.json.gz": "{u'username': u'a', u'product_id': u'72', u'date': u'2017-12-17'}\n" * 3,
               "steam_games.json.gz": "{u'app_name': u'G', u'id': u'72', u'tags': [u'Indie']}\n"},
     "movielens": {"ratings.dat": "1::1193::5::978300760\n" * 3, "movies.dat": "1193::One: Two (1999)::Drama\n"},
-    "tables": {"interactions.csv": 'user_id,item_id,timestamp\n1,"a b",2024-05-31\n', "items.csv": "item_id,title\na b,A\n"},
+    "tables": {"interactions.csv": 'user_id,item_id,timestamp\n1,"a b",2024-05-31\n',
+               "items.csv": "item_id,title\na b,A\n"},
 }  # fmt: skip
 DAMAGE = st.sampled_from(
     [b'"', b"\r", b"\n", b"\0", b"\xff", b"'", b"{", b"[" * 300, b"9" * 5000, b"-", b"1e400", b",", b"::"]
