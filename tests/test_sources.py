@@ -271,7 +271,9 @@ def test_csv_with_a_mapping_and_part_files(tmp_path):
     assert found.examples["bad_line"] == ["part-1.csv, line 4", "part-1.csv, timestamp 'soon'"]
 
 
-@pytest.mark.parametrize(("users", "expected"), [("1,20", [1, 20]), ("01,20", ["01", "20"]), ("1,x", ["1", "x"])])
+@pytest.mark.parametrize(
+    ("users", "expected"), [("1,20", [1, 20]), ("01,20", ["01", "20"]), ("1,x", ["1", "x"]), ("1,", [1])]
+)
 def test_ids_of_csv_are_numbers_only_where_nothing_gets_lost(tmp_path, users, expected):
     one, two = users.split(",")
     write(tmp_path / "items.csv", "item_id,title\n5,Five\n6,Six\n")

@@ -80,8 +80,10 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
         for part in logs:
             for frame in _frames(part, columns, (c.USER, c.ITEM), LOG_EXTRAS, tally):
                 frame = typed_log(frame, str(part), part.name, tally)
-                yield frame.select(  # a part without a column that others have gets nulls there
-                    pl.col(name).cast(types[name]) if name in frame.columns else pl.lit(None, types[name]).alias(name)
+                yield frame.select(  # a part without a column that others have gets nulls there, an empty number too
+                    pl.col(name).cast(types[name], strict=False)
+                    if name in frame.columns
+                    else pl.lit(None, types[name]).alias(name)
                     for name in present
                 )
 
@@ -128,7 +130,7 @@ def _id_types(logs: list[Path], columns: Columns) -> Schema:
         for frame in _frames(part, columns, (c.USER, c.ITEM), extra, Tally()):
             for name in frame.columns:
                 ids = frame[name] if untyped else typed(frame.select(name), str(part))[name]
-                good = ids.dtype == pl.Int64 or (untyped and bool(ids.str.contains(_WHOLE).all()))
+                good = ids.dtype == pl.Int64 or (untyped and bool((ids.str.contains(_WHOLE) | (ids == "")).all()))
                 whole[c.USER if name == c.USER else c.ITEM] &= good
             if not untyped or not any(whole.values()):
                 break  # other formats have one type from beginning to end
