@@ -91,7 +91,7 @@ def describe(path: Folder) -> None:
     """Users, items, lengths, popularity, titles and noise of a data folder."""
     from llm4dsr.describe import describe, describe_text
 
-    console.print(describe_text(describe(path)), markup=False, highlight=False)
+    console.print(describe_text(describe(path)), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
