@@ -196,15 +196,17 @@ def _ends(table: pl.LazyFrame) -> tuple[float, float] | None:
     """(first, last) time in seconds since 1970; None where there is none."""
     time = pl.col(c.TIME)
     kind = table.collect_schema()[c.TIME]
-    if kind == pl.String:  # numbers, or dates as in ISO 8601
-        dates = time.str.to_datetime(time_unit="us", time_zone="UTC", strict=False).dt.epoch("s").cast(pl.Float64)
-        seconds = pl.coalesce(time.cast(pl.Float64, strict=False), dates)
-    elif kind.is_temporal():
-        seconds = time.dt.epoch("s").cast(pl.Float64)
+    if kind == pl.String:  # numbers, or else dates as in ISO 8601
+        dates = time.str.to_datetime(time_unit="us", time_zone="UTC", strict=False).dt.epoch("s")
+        ways = [time.cast(pl.Float64, strict=False), dates]
     else:
-        seconds = time.cast(pl.Float64)
-    first, last = _stream(table.select(seconds.min().alias("first"), seconds.max().alias("last"))).row(0)
-    return None if first is None else (first, last)
+        ways = [time.dt.epoch("s") if kind.is_temporal() else time]
+    for seconds in ways:
+        seconds = seconds.cast(pl.Float64)
+        first, last = _stream(table.select(seconds.min().alias("first"), seconds.max().alias("last"))).row(0)
+        if first is not None:
+            return first, last
+    return None
 
 
 def _time(ends: list[tuple[float, float] | None]) -> dict[str, str] | None:
