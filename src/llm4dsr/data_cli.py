@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from llm4dsr.errors import ConfigError, DataError
 from llm4dsr.terminal import bar, console
@@ -23,18 +23,18 @@ Form = Annotated[str | None, typer.Option(help="The publisher's form; told by th
 @app.command("list")
 def list_() -> None:
     """Data sets that can be fetched, and forms of files that can be read."""
-    from llm4dsr.sources.fetch import known_sources
+    from llm4dsr.sources.known import known_sources
     from llm4dsr.sources.read import FORMS
 
-    table = Table("name", "size", "licence", "page", title="To be fetched")
-    for known in known_sources():
-        table.add_row(*(escape(str(v)) for v in (known.name, known.size_text, known.licence, known.homepage)))
-    console.print(table)
-    table = Table("form", "files", title="To be read")
+    console.print("To be fetched, with  llm4dsr data fetch NAME --out DIR:")
+    for (licence, page), group in groupby(known_sources(), lambda known: (known.licence, known.homepage)):
+        names = [f"{k.name} ({k.size_text})" if k.size_text != "not known" else k.name for k in group]
+        console.print(f"\n  {', '.join(names)}", markup=False, highlight=False)
+        console.print(f"    {licence}. {page}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    console.print("\nTo be read, with  llm4dsr data prepare DIR --out DIR:\n")
     for form in FORMS:
-        table.add_row(escape(form.name), escape(form.files))
-    table.add_row("table", "interactions and items as .csv, .tsv, .jsonl (also .gz) or .parquet, single or in parts")
-    console.print(table)
+        console.print(f"  {form.name}: {form.files}", markup=False, highlight=False)
+    console.print("  table: interactions and items as .csv, .tsv, .jsonl (also .gz) or .parquet, single or in parts")
 
 
 @app.command()
@@ -99,9 +99,9 @@ def validate(path: Folder, strict: Annotated[bool, typer.Option(help="Warnings c
     """Errors and warnings of a data folder, before any work. Exit code 3 where there are errors."""
     from llm4dsr.validate import validate
 
-    report = validate(path)
+    report = validate(path, strict)
     console.print(report.text(), markup=False, highlight=False, soft_wrap=True)
-    if not report.ok(strict):
+    if not report.ok():
         raise SystemExit(DataError.exit_code)
 
 
