@@ -65,7 +65,10 @@ def fetch(
     """
     download = _named(source) if isinstance(source, str) else source
     if not accept_licence:
-        raise ConfigError(f"{licence_notice(download)}\nTo download it, accept the licence (accept_licence=True).")
+        raise ConfigError(
+            f"{licence_notice(download)}\nTo download it, accept the licence: --accept-licence, or accept_licence=True "
+            "in Python."
+        )
     if not download.files:
         raise DataError(
             f"{download.name} is given out by hand only: fill in the form at {download.homepage}, and unpack the files "
