@@ -82,6 +82,8 @@ class Catalogue:
         if items.is_empty():
             raise DataError("The items table has no rows. Give at least one item with a title.")
         ids = items[c.ITEM]
+        if ids.dtype.is_nested():
+            raise DataError(f"{c.ITEM!r} of the items table has the type {ids.dtype}; expected one value in each row.")
         if ids.null_count():
             raise DataError(f"{ids.null_count()} row(s) of the items table have no {c.ITEM!r}. Remove or fill them.")
         repeated = ids.filter(ids.is_duplicated()).unique().head(3).to_list()
@@ -100,6 +102,8 @@ class Catalogue:
         """Row numbers of ids. Raises DataError that names the unknown ones."""
         try:
             return np.fromiter((self._row[i] for i in ids), dtype=np.int64)
+        except TypeError:  # a list or a record has no hash
+            raise DataError(f"Item ids in {where} are lists or records; expected one value each.") from None
         except KeyError:
             unknown = sorted({i for i in ids if i not in self._row}, key=repr)
             raise DataError(

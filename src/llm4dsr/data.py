@@ -154,7 +154,7 @@ def as_data_error(what: str, advice: str) -> Iterator[None]:
     """Polars' own exceptions as one line that says what to do."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, TypeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{what}: {first}. {advice}") from None
 
@@ -166,8 +166,6 @@ def to_windows(frame: pl.DataFrame, catalogue: Catalogue, where: str) -> Windows
     for name in (c.WINDOW, c.TIME):
         if name in frame.columns and not frame[name].dtype.is_integer():
             raise DataError(f"{name!r} in {where} has the type {frame[name].dtype}; expected integers.")
-    if c.TIME in frame.columns:
-        frame = frame.with_columns(pl.col(c.TIME).fill_null(-1))
     for name in (c.WINDOW, c.USER):
         if name in frame.columns and frame[name].null_count():
             raise DataError(f"{frame[name].null_count()} row(s) of {where} have no {name!r}. Fill or remove them.")
@@ -180,6 +178,8 @@ def to_windows(frame: pl.DataFrame, catalogue: Catalogue, where: str) -> Windows
             if not 0.0 <= low <= high <= 1.0:
                 raise DataError(f"{name!r} in {where} holds values from {low:g} to {high:g}; expected 0 to 1.")
     with as_data_error(f"{where} cannot be used", f"Columns and types found: {dict(frame.schema)}."):
+        if c.TIME in frame.columns:
+            frame = frame.with_columns(pl.col(c.TIME).cast(pl.Int64).fill_null(-1))
         return Windows.from_frame(frame, catalogue, where)
 
 
