@@ -130,7 +130,8 @@ def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, s
             delayed(_train_and_test)(name, s, compared[name], n_items, config, Path(folder) / str(i), keys[name], work)
             for i, (name, s) in enumerate(jobs)
         )
-    return pl.concat(lines)
+    results: pl.DataFrame = pl.concat(lines)
+    return results
 
 
 def _content(splits: Splits) -> list[object]:
