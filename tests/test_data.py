@@ -336,7 +336,7 @@ def test_unknown_times_are_minus_one(folder):
         (windows_frame(item_ids=[["a", "?"], ["b", "c"]]), r"1 item id\(s\) in .*train.parquet are not in.*\['\?'\]"),
         (windows_frame(item_ids=[["a", None], ["b", "c"]]), r"are not in the items table, for example \[None\]"),
         (windows_frame(item_ids=[[1, 2], [3, 4]]), "of type int; the items table has String"),
-        (windows_frame(item_ids=[[["a"], ["b"]], [["c"], ["d"]]]), "train.parquet cannot be used"),
+        (windows_frame(item_ids=[[["a"], ["b"]], [["c"], ["d"]]]), "Item ids in .*train.parquet are lists or records"),
         (windows_frame(window_id=["x", "y"]), "'window_id' in .* has the type String; expected integers"),
         (windows_frame(window_id=[3, 3]), r"must be unique in .*repeated: \[3\]"),
         (windows_frame(window_id=[3, None]), r"1 row\(s\) of .* have no 'window_id'"),
