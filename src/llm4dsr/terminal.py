@@ -15,7 +15,7 @@ console = Console()
 
 @contextlib.contextmanager
 def bar() -> Iterator[Any]:
-    """A progress callback with count, elapsed time and time left."""
+    """A progress callback with count, elapsed time and time left. total 0: nobody knows how much there is."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -29,7 +29,7 @@ def bar() -> Iterator[Any]:
         def report(done: int, total: int, doing: str) -> None:
             key = doing.split(":")[0] if doing.startswith("SASRec") else doing.split(",")[0]
             if key not in tasks:
-                tasks[key] = progress.add_task(escape(doing), total=total)
-            progress.update(tasks[key], completed=done, total=total, description=escape(doing))
+                tasks[key] = progress.add_task(escape(doing), total=total or None)
+            progress.update(tasks[key], completed=done, total=total or None, description=escape(doing))
 
         yield report
