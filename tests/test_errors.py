@@ -109,7 +109,12 @@ def cut_off(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+def with_training_windows_in_test(folder: Path) -> None:
+    pl.read_parquet(folder / "train.parquet").head(3).write_parquet(folder / "test.parquet")
+
+
 BROKEN = [
+    (with_training_windows_in_test, ["3 window(s) of test are training windows", "llm4dsr data validate"]),
     (without_a_column, ["train.parquet", "'item_ids' is missing"]),
     (without_a_title, ["1 item(s) have no title", "give each item one"]),
     (with_an_unknown_item, ["test.parquet", "not in the items table", "987654", "Add them to the items table"]),
@@ -180,7 +185,8 @@ def test_a_wrong_model_path_leaves_the_windows_only(llm4dsr, data, recipe, tmp_p
     wrong, out = tmp_path / "nowhere", tmp_path / "out"
     code, printed = llm4dsr("run", "--data", data, "--out", out, "--config", recipe, "--model", wrong)
     assert (code, f"There is no model at {wrong}. Give a hub name" in printed) == (MODEL, True), printed
-    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "run_card.json", "windows"]
+    left = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+    assert left == ["config.yaml", "run_card.json", "windows"]
 
 
 def test_heads_that_do_not_divide_the_size(llm4dsr, data, recipe, tmp_path):

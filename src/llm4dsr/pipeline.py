@@ -31,13 +31,14 @@ from safetensors import SafetensorError
 
 from llm4dsr import columns as c
 from llm4dsr import evaluate as evaluation
-from llm4dsr.batch import Progress
+from llm4dsr.batch import Progress, log
 from llm4dsr.catalogue import Windows
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data, write_parquet
 from llm4dsr.denoiser import Denoiser, versions
-from llm4dsr.errors import ConfigError, OutputError
+from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.report import result_table
+from llm4dsr.validate import validate
 
 STAGES = ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate")
 FOLDERS = {"prepare": "windows", "train": "model", "score": "scores", "decide": "decisions", "suggest": "suggestions",
@@ -203,7 +204,7 @@ class Run:
     def prepare(self, data: str | Path | Data, overwrite: bool = False) -> None:
         self._origin = origin(data)
         with self.stage("prepare", overwrite) as (out, facts):
-            loaded = data if isinstance(data, Data) else read_data(data)
+            loaded = data if isinstance(data, Data) else _checked(data, facts)
             if self.config.limit:
                 limited = {k: limit_windows(w, self.config.limit, self.config.seed) for k, w in loaded.splits.items()}
                 loaded = Data(loaded.catalogue, limited, loaded.report)
@@ -355,6 +356,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+def _checked(path: str | Path, facts: dict[str, Any]) -> Data:
+    """Data that hold no error; what their user should know is said, and counted for the run card. Raises DataError."""
+    loaded, report = read_data(path), validate(path)
+    if report.errors:
+        said = " ".join(f"{finding.text} {finding.advice}" for finding in report.errors[:3])
+        raise DataError(f"{said} For all that was found:  llm4dsr data validate {path}")
+    facts["warnings"] = {finding.code: finding.count for finding in report.warnings}
+    if report.warnings:
+        log.warning("%d warning(s) about the data. To see them:  llm4dsr data validate %s", len(report.warnings), path)
+    return loaded
 
 
 @contextlib.contextmanager
