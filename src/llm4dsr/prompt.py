@@ -22,8 +22,10 @@ Two options shape it (ModelConfig):
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,7 @@ SUGGESTED = "\nSuggested Replacements:"
 OPEN, CLOSE, SEPARATOR = ' "', '"', ","
 YES, NO = " yes", " no"
 NO_NOISE = "(no item)"  # the title that answers a window left whole
+TITLE_SHARE = 4  # a title has at most this part of a prompt's tokens (a quarter); of a longer one the rest is not shown
 MARKERS = tuple(f" {chr(ord('A') + i)}" for i in range(26))
 
 PHRASES = (INSTRUCTION, ITEMS, NOISE, SUGGESTED, YES, NO, *MARKERS)  # one token each in the embedded tokenizer
@@ -88,9 +91,7 @@ class PromptBuilder:
         self.open, self.close, self.separator = self.encode(OPEN), self.encode(CLOSE), self.encode(SEPARATOR)
         self.titles: list[list[int]] = []
         if config.items == "text" or config.answer == "title":
-            # split_special_tokens: a title such as "</s>" is text like any other, not the end of it.
-            encoded = tokenizer([*titles, NO_NOISE], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            self.titles = [list(ids) + self.close for ids in encoded]
+            self.titles = [ids + self.close for ids in self._title_tokens([*titles, NO_NOISE])]
         self.no_noise = len(titles)  # row of the pseudo-title in self.titles
         self.markers: list[list[int]] = [self.encode(m) for m in MARKERS]
         if config.answer == "position" or config.items == "vector":
@@ -107,6 +108,30 @@ class PromptBuilder:
     def encode(self, text: str) -> list[int]:
         """Tokens of one piece of a prompt."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _title_tokens(self, titles: Sequence[str]) -> list[list[int]]:
+        """Tokens of each title, a quarter of max_tokens at most. The last is NO_NOISE, and no other has its tokens.
+
+        A title is text like any other: "</s>" is not the end of it, nor does "Size: A" hold a marker.
+        """
+
+        def encode(texts: Sequence[str]) -> list[list[int]]:
+            return [list(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False,
+                                                         split_special_tokens=True)["input_ids"]]  # fmt: skip
+
+        out, added = encode(titles), self._tokenizer.get_added_vocab()  # text -> token, special or not
+        tokens = set(added.values())
+        whole = re.compile("|".join(f"(?={re.escape(text)})" for text in added if len(text) > 1) or "(?!)")
+        for i, ids in enumerate(out):
+            if not tokens.isdisjoint(ids):  # cut inside of it, so that it is not found
+                cuts = [match.start() + 1 for match in whole.finditer(titles[i])]
+                pieces = [titles[i][a:b] for a, b in pairwise([0, *cuts, len(titles[i])])]
+                out[i] = [token for piece in encode(pieces) for token in piece]
+        shortened = [ids[: self.max_tokens // TITLE_SHARE] for ids in out]
+        same = [i for i, ids in enumerate(shortened[:-1]) if ids == shortened[-1]]
+        for i, ids in zip(same, encode([f"{titles[i]}." for i in same]) if same else [], strict=True):
+            shortened[i] = ids
+        return shortened
 
     def _item(self, out: Tokens, position: int, row: int) -> None:
         if self.config.items == "vector":
