@@ -25,7 +25,7 @@ from llm4dsr.shards import digest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROJECTOR_FILE = "projector.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 BASE_HASH = "base.json"  # beside an adapter: tells its base from another model of the same shape
 _EXPECTED = (
     "Give a hub name that can be reached, a local folder with config.json, *.safetensors and a tokenizer, "
@@ -172,7 +172,9 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
     try:
         lm, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
         has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(source if adapter and has_tokenizer else base)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source if adapter and has_tokenizer else base, trust_remote_code=False
+        )
     except Exception as error:  # transformers raises many kinds; a person needs one line
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"No causal language model could be loaded from {base!r}: {first} {_EXPECTED}") from None
@@ -200,6 +202,10 @@ def _base_of(adapter: Path) -> str:
         base = None
     if not isinstance(base, str) or not base:
         raise ModelError(f"{adapter / ADAPTER_CONFIG} does not say of which base it is the adapter. Tune it again.")
+    if (Path(base) / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"The base of the adapter at {adapter} is an adapter, too: {base}. Merge that one into its base."
+        )
     if Path(base).is_absolute() and not Path(base).exists():
         raise ModelError(
             f"The adapter at {adapter} needs its base, and there is nothing at {base}. Put the base back there, or "
@@ -212,6 +218,8 @@ def _with_adapter(lm: Any, source: str, base: str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
 
     verify_weights(Path(source))
+    if not (Path(source) / ADAPTER_FILE).is_file():  # peft would take pickled weights then
+        raise ModelError(f"{source} holds no {ADAPTER_FILE}. Only safetensors are read: save the adapter again.")
     named = {name for name, _ in lm.named_parameters()}
     stored = {k for path in Path(source).glob("*.safetensors") for k in load_file(path)}
     targets = {k.removeprefix("base_model.model.").split(".lora_")[0] + ".weight" for k in stored if ".lora_" in k}
