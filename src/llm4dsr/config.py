@@ -175,7 +175,7 @@ class Config:
             raise ConfigError(f"No recipe at {path}. Give the path of a YAML file, or one of the names {names}.")
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # a date that is none is a ValueError
             raise ConfigError(f"{path} is not readable YAML: {error}") from None
         return cls.from_dict(data, str(path))
 
