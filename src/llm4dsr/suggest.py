@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm4dsr.batch import Progress, collate, precision, run_batches
-from llm4dsr.catalogue import BoolArray, Catalogue, IntArray, Windows
+from llm4dsr.catalogue import BoolArray, Catalogue, IntArray, Windows, clean_title
 from llm4dsr.config import Config
 from llm4dsr.model import NoiseLM
 from llm4dsr.prompt import PromptBuilder, Tokens
@@ -193,7 +193,7 @@ class _Work:
         for i, tokens in zip(group, written, strict=True):
             item = tree.row(tokens)
             text = self.model.tokenizer.decode(tokens, skip_special_tokens=True)
-            self.out.generated[i] = text.removesuffix('"') or None
+            self.out.generated[i] = clean_title(text.removesuffix('"')) or None  # printable, as titles are
             if item >= 0 and item not in self.excluded(i):
                 self.out.items[i], self.out.distance[i] = item, 0.0
                 self.out.grounding[i] = "constrained" if constrained else "exact"
