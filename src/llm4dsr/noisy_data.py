@@ -130,7 +130,7 @@ def _noisy_log(log: pl.DataFrame, catalogue: Catalogue, make: Callable[..., Nois
         )
     rows = order["row"].to_numpy().astype(np.int64)
     lengths = order[c.USER].rle().struct.field("len").to_numpy().astype(np.int64)
-    noisy = make(catalogue.index(order[c.ITEM].to_list(), "the interactions"), lengths)
+    noisy = make(catalogue.index(order[c.ITEM], "the interactions"), lengths)
     del order
 
     # Back in the order of the file; an inserted item comes before the interaction whose time it has.
