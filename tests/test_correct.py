@@ -226,7 +226,9 @@ def test_training_targets_can_be_spared():
 def test_corrected_windows_can_be_read_again(tmp_path):
     before = windows("abab", "cdef", "ghab")
     weighted = run(before, at(before, (0, 2)), "downweight").windows
-    Data(CATALOGUE, {name: weighted for name in c.SPLITS}).write(tmp_path)
+    of_others = {name: pl.Series(c.USER, [f"{name} {i}" for i in range(3)]) for name in c.SPLITS}
+    splits = {name: dataclasses.replace(weighted, user_ids=users) for name, users in of_others.items()}
+    Data(CATALOGUE, splits).write(tmp_path)
     new = Run(tmp_path / "run", Config.from_dict({"threads": 1}))
     new.prepare(tmp_path)
     again = new.data().splits[c.TRAIN]

@@ -243,6 +243,15 @@ def test_training_that_knows_what_is_tested(tmp_path):
     assert (the(report, "target_in_train").level, the(report, "target_in_train").examples) == ("warning", ["1"])
 
 
+def test_a_user_who_repeats_himself_is_no_leak(tmp_path):
+    """One window of thirty stands in training, too: it is told, but no run is refused for it."""
+    many = windows(*["abcd"] * 30, user="v").with_columns(user_id=pl.Series([f"v{i}" for i in range(30)]))
+    train = windows("abcd", "cdef", user="w").with_columns(user_id=pl.Series(["v0", "w"]))
+    report = validate(of_windows(tmp_path, train=train, test=many))
+    assert (the(report, "repeated_in_train").level, the(report, "repeated_in_train").count) == ("warning", 1)
+    assert report.ok()
+
+
 def test_training_that_is_later_than_test(tmp_path):
     train, test = (windows("abcd", "bcde", user=u, timestamp=times) for u, times in (("x", [5, 9]), ("x", [7, 8])))
     report = validate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ def clean_title(title: str) -> str:
     """
     text = unicodedata.normalize("NFC", html.unescape(title))
     text = "".join(" " if unicodedata.category(ch) in ("Cc", "Cf", "Zl", "Zp", "Cs") else ch for ch in text)
-    return re.sub(r"\s+", " ", text.replace('"', "'")).strip()
+    return re.sub(r"\s+", " ", re.sub('["＂]', "'", text)).strip()  # some tokenizers read the wide " as "
 
 
 def clean_titles(titles: pl.Series) -> pl.Series:
@@ -65,7 +65,7 @@ class Catalogue:
     def __post_init__(self) -> None:
         first: dict[str, int] = {}
         self.canonical = np.array([first.setdefault(t, i) for i, t in enumerate(self.titles)], dtype=np.int64)
-        self._row = {key: i for i, key in enumerate(self.ids.to_list())}
+        self._rows = pl.DataFrame({"id": self.ids, "row": np.arange(len(self.ids))})
 
     def __len__(self) -> int:
         return len(self.titles)
@@ -98,25 +98,31 @@ class Catalogue:
             )
         return cls(ids, titles)
 
-    def index(self, ids: Iterable[Any], where: str = "a history") -> IntArray:
+    def index(self, ids: pl.Series | Sequence[Any], where: str = "a history") -> IntArray:
         """Row numbers of ids. Raises DataError that names the unknown ones."""
-        try:
-            return np.fromiter((self._row[i] for i in ids), dtype=np.int64)
-        except TypeError:  # a list or a record has no hash
-            raise DataError(f"Item ids in {where} are lists or records; expected one value each.") from None
-        except KeyError:
-            unknown = sorted({i for i in ids if i not in self._row}, key=repr)
+        given = ids if isinstance(ids, pl.Series) else _as_series(ids, self.ids.dtype)
+        if given.dtype.is_nested():
+            raise DataError(f"Item ids in {where} are lists or records; expected one value each.")
+        if not len(given):
+            return np.empty(0, dtype=np.int64)
+        alike = given.dtype == self.ids.dtype or (given.dtype.is_integer() and self.ids.dtype.is_integer())
+        rows = pl.Series([None] * len(given), dtype=pl.Int64)
+        if alike:
+            rows = pl.DataFrame({"id": given}).join(self._rows, on="id", how="left", maintain_order="left")["row"]
+        if rows.null_count():
+            unknown = sorted(given.filter(rows.is_null()).unique().to_list(), key=repr)
             raise DataError(
                 f"{len(unknown)} item id(s) in {where} are not in the items table, for example {unknown[:3]} "
                 f"(of type {type(unknown[0]).__name__}; the items table has {self.ids.dtype}). "
                 "Add them to the items table, or remove these interactions."
-            ) from None
+            )
+        return rows.to_numpy()
 
     def index_or_pad(self, ids: pl.Series, where: str) -> IntArray:
         """[N] row numbers of ids, PAD for null: in a known truth no item belongs where one was inserted."""
         known = ids.is_not_null().to_numpy()
         rows = np.full(len(ids), PAD, dtype=np.int64)
-        rows[known] = self.index(ids.drop_nulls().to_list(), where)
+        rows[known] = self.index(ids.drop_nulls(), where)
         return rows
 
     def ids_of(self, rows: IntArray) -> pl.Series:
@@ -130,6 +136,14 @@ class Catalogue:
 
     def to_frame(self) -> pl.DataFrame:
         return pl.DataFrame({c.ITEM: self.ids, c.TITLE: self.titles, c.CANONICAL: self.ids.gather(self.canonical)})
+
+
+def _as_series(ids: Sequence[Any], dtype: pl.DataType) -> pl.Series:
+    """Of the items' type where all ids are of it, else of their own."""
+    try:
+        return pl.Series(ids, dtype=dtype, strict=True)
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):
+        return pl.Series(ids, strict=False)
 
 
 @dataclass
@@ -224,7 +238,7 @@ class Windows:
                     f"{len(bad)} window(s) of {where} have {name}, for example {c.WINDOW} {bad[:3]}. A window needs a "
                     "history and a target: at least two items. Remove these windows."
                 )
-        flat = catalogue.index(frame[c.ITEMS].explode().to_list(), where)
+        flat = catalogue.index(frame[c.ITEMS].explode(), where)
         present = np.arange(int(lengths.max(initial=0)))[None, :] < lengths[:, None]
 
         def spread(values: npt.NDArray[Any], fill: Any) -> npt.NDArray[Any]:

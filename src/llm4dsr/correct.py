@@ -115,7 +115,7 @@ def apply(windows: Windows, decisions: pl.DataFrame, suggestions: pl.DataFrame |
         ids = joined[c.SUGGESTED]
         items = np.full(len(rows), -1)
         known = ids.is_not_null().to_numpy()
-        items[known] = catalogue.index(ids.drop_nulls().to_list(), "the suggestions")
+        items[known] = catalogue.index(ids.drop_nulls(), "the suggestions")
         found = Suggestions(rows, positions, items, joined[c.GENERATED].to_list(),
                             joined[c.GROUNDING].fill_null("none").to_list(), joined[c.DISTANCE].to_numpy())  # fmt: skip
     return correct(windows, flagged, probability, found, catalogue, action, target_fixed)

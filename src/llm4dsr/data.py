@@ -218,7 +218,7 @@ def make_windows(
     frame, missing = _usable_rows(interactions)
     columns = Log(
         users=frame.with_row_index("row").select(pl.col("row").first().over(c.USER))["row"].to_numpy().astype(np.int64),
-        items=catalogue.index(frame[c.ITEM].to_list(), "the interactions"),
+        items=catalogue.index(frame[c.ITEM], "the interactions"),
         order=frame["order"].to_numpy(),
         seconds=frame["seconds"].to_numpy(),
     )

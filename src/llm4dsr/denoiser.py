@@ -38,8 +38,9 @@ from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
 from llm4dsr.overlap import Origin, into_windows, merge_scores, out_of_windows, overlapping
 from llm4dsr.prompt import MARKERS, PromptBuilder, judged_in_place
 from llm4dsr.shards import Shards, digest
+from llm4dsr.sources.source import as_frame
 from llm4dsr.suggest import NOTHING, Blend, Suggestions, fit_blend, suggest
-from llm4dsr.tables import as_frame, as_windows, matrix
+from llm4dsr.tables import as_windows, matrix
 from llm4dsr.task import inject
 from llm4dsr.tune import tune, warm_up
 from llm4dsr.vectors import title_vectors
@@ -79,7 +80,7 @@ class Denoiser:
         work: a folder for what is finished so far; the same call goes on from it. Raises DataError or ModelError.
         """
         config = self.config
-        catalogue = items if isinstance(items, Catalogue) else Catalogue.from_frame(as_frame(items))
+        catalogue = items if isinstance(items, Catalogue) else Catalogue.from_frame(as_frame(items, "The items"))
         windows = as_windows(histories, catalogue)
         if len(windows) < 10:
             raise DataError(

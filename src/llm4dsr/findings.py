@@ -15,6 +15,7 @@ Level = Literal["error", "warning"]
 GIANT: Final = 5_000  # interactions of one user from which a robot is likelier than a person
 LONG_TITLE: Final = 500  # characters
 LONG_WINDOW: Final = 26  # items; more have no marker in a prompt that is answered by position
+LEAK_SHARE: Final = 0.05  # of the windows of a split; fewer can be users who repeat themselves
 FEW_WINDOWS: Final = 1_000  # in training
 _ANEW = "Write or copy the file anew."
 
@@ -72,13 +73,15 @@ CODES: Final[dict[str, tuple[Level, str, str]]] = {
                  "Remove them: a window has a history and a target."),
     "missing_item": ("error", "{n:,} window(s) of {where} have gaps among their items.", "Remove the gaps."),
     "long_window": ("warning", f"{{n:,}} window(s) of {{where}} have more than {LONG_WINDOW} items.",
-                    "Make shorter ones, or use the options items: text, answer: title."),
+                    "They are learnt from and judged in parts that overlap."),
     "few_windows": ("warning", "{n:,} window(s) to learn from.", "Some thousands are useful, and 10 the least."),
     "target_in_history": ("warning", "{n:,} window(s) of {where} have their target in the history, too.",
                           "Take it out if the question is what is new to a user."),
     "repeated_window": ("warning", "{n:,} window(s) of {where} stand there twice or more.", "Keep each once."),
     "leak": ("error", "{n:,} window(s) of {where} are training windows, too.",
              "Remove them from one of the two: what is learnt by heart cannot be measured."),
+    "repeated_in_train": ("warning", "{n:,} window(s) of {where} are training windows, too.",
+                          "See whether their users repeat themselves; else the split leaks."),
     "target_in_train": ("warning", "{n:,} target(s) of {where} are a target of the same user in training, too.",
                         "See whether users take an item again; else the split leaks."),
     # the truth and weights

@@ -11,6 +11,7 @@ from llm4dsr import columns as c
 from llm4dsr.catalogue import BoolArray, Catalogue, Windows
 from llm4dsr.data import to_windows
 from llm4dsr.errors import DataError
+from llm4dsr.sources.source import as_frame
 
 
 def matrix(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
@@ -40,12 +41,4 @@ def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
         lists = pl.Series(c.ITEMS, histories, dtype=pl.List(catalogue.ids.dtype), strict=False)
         frame = pl.DataFrame({c.WINDOW: np.arange(size), c.USER: np.arange(size), c.ITEMS: lists})
         return to_windows(frame, catalogue, "the histories")
-    return to_windows(as_frame(histories), catalogue, "the histories")
-
-
-def as_frame(table: Any) -> pl.DataFrame:
-    if isinstance(table, pl.DataFrame):
-        return table
-    if type(table).__module__.startswith("pandas"):
-        return pl.from_pandas(table)
-    raise DataError(f"Got a {type(table).__name__}; expected a Polars or pandas table.")
+    return to_windows(as_frame(histories, "The histories"), catalogue, "the histories")

@@ -22,7 +22,7 @@ from llm4dsr import columns as c
 from llm4dsr.catalogue import clean_titles
 from llm4dsr.data import ITEMS, LOG, find_files, read_data, read_table
 from llm4dsr.errors import DataError
-from llm4dsr.findings import FEW_WINDOWS, GIANT, LONG_TITLE, LONG_WINDOW, Report, size
+from llm4dsr.findings import FEW_WINDOWS, GIANT, LEAK_SHARE, LONG_TITLE, LONG_WINDOW, Report, size
 
 FIRST_MILLISECOND: Final = 100_000_000_000  # as seconds this is the year 5138, as milliseconds 1973
 DAY: Final = 86_400
@@ -375,9 +375,12 @@ def _leaks(report: Report, tables: dict[str, pl.LazyFrame]) -> None:
     }  # fmt: skip
     train = parts[c.TRAIN]
     for name in (c.VALID, c.TEST):
-        same = parts[name].join(train, on=[c.USER, c.ITEMS], how="semi")
+        same = parts[name].join(train, on=[c.USER, c.ITEMS], how="semi").collect().lazy()
+        many = same.select(pl.len()).collect().item() > LEAK_SHARE * report.rows[name]
         ends = parts[name].join(train, on=[c.USER, c.ITEMS], how="anti").join(train, on=[c.USER, "target"], how="semi")
-        report.check("leak", same.sort(c.WINDOW), pl.lit(True), pl.col(c.WINDOW), where=name)
+        report.check(
+            "leak" if many else "repeated_in_train", same.sort(c.WINDOW), pl.lit(True), pl.col(c.WINDOW), where=name
+        )
         report.check("target_in_train", ends.sort(c.WINDOW), pl.lit(True), pl.col(c.WINDOW), where=name)
         known = pl.col("time") >= 0
         first = parts[name].filter(known).group_by(c.USER).agg(first=pl.col("time").min())
