@@ -291,8 +291,9 @@ def saved(tmp_path_factory, tiny_demo) -> Path:
     catalogue = Catalogue(tiny_demo.catalogue.ids, titles)
     valid = limit_windows(tiny_demo.splits["valid"].histories(), 25, 0)
     denoiser = Denoiser(Config.from_dict(config)).fit(tiny_demo.splits["train"], catalogue, valid)
-    denoiser.save_pretrained(tmp_path_factory.mktemp("saved") / "model")
-    return tmp_path_factory.getbasetemp() / "saved0" / "model"
+    folder: Path = tmp_path_factory.mktemp("saved") / "model"
+    denoiser.save_pretrained(folder)
+    return folder
 
 
 def test_a_saved_denoiser_loads_without_a_pickle(tmp_path, saved, tiny_demo, seen):
