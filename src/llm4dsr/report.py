@@ -17,7 +17,7 @@ def result_table(summary: pl.DataFrame, detection: dict[str, dict[str, float]], 
         for name, d in detection.items():
             lines.append(
                 f"| {name} | {d['auroc']:.3f} | {d['average_precision']:.3f} | {d['noise']:.1%} | {d['flagged']:.1%} | "
-                f"{d['precision']:.1%} | {d['stated_precision']:.1%} | {d['recall']:.1%} | {d['ece']:.3f} |"
+                f"{_percent(d['precision'])} | {_percent(d['stated_precision'])} | {d['recall']:.1%} | {d['ece']:.3f} |"
             )
         lines.append("")
     lines += [f"### SASRec on test, {seeds} seed(s), whole catalogue ranked", "",
@@ -28,6 +28,10 @@ def result_table(summary: pl.DataFrame, detection: dict[str, dict[str, float]], 
         cells = [row["row"], _mean(row, "ndcg"), _mean(row, "hit_rate"), *(gains or [""] * 3)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}"  # nothing was flagged: there is no precision
 
 
 def _mean(row: dict[str, float], metric: str) -> str:
