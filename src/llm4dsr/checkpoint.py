@@ -23,13 +23,15 @@ _META = "state"
 @dataclass
 class Position:
     """Where tuning stands: `step` of `epoch` comes next. order: the epoch's windows, empty before it is drawn. losses:
-    of the epoch's steps so far. curve: mean loss of each finished epoch."""
+    of the epoch's steps so far. curve: mean loss of each finished epoch. budget: tokens per pass, 0 before the
+    first step."""
 
     epoch: int = 0
     step: int = 0
     order: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     losses: list[float] = field(default_factory=list)
     curve: list[float] = field(default_factory=list)
+    budget: int = 0
 
 
 class Checkpoint:

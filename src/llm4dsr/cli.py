@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from llm4dsr.config import Config
 from llm4dsr.data_cli import app as data_app
-from llm4dsr.errors import LLM4DSRError
+from llm4dsr.errors import LLM4DSRError, ModelError
 from llm4dsr.terminal import bar, console
 
 if TYPE_CHECKING:  # what computes is imported where it is called: help must not wait for it
@@ -127,9 +127,10 @@ def prepare(
     config: Recipe = None,
     limit: Annotated[int | None, typer.Option(min=0)] = None,
     seed: Seed = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Read the data and write windows."""
-    _begin(out, _config(config, model, limit, seed), data).prepare(data)
+    _begin(out, _config(config, model, limit, seed), data).prepare(data, overwrite)
 
 
 @app.command()
@@ -190,6 +191,9 @@ def main() -> None:
         # soft_wrap: a path or a command in the message can be copied whole
         Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None
+    except MemoryError:
+        Console(stderr=True).print("[red]Error:[/red] Out of memory. Use fewer windows (--limit) or a larger machine.")
+        raise SystemExit(ModelError.exit_code) from None
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from here.")
         raise SystemExit(130) from None

@@ -144,9 +144,9 @@ class Company:
 
     @classmethod
     def load(cls, folder: Path) -> Company:
-        pairs = pl.read_parquet(folder / _FILE.format("pairs"))
-        items = pl.read_parquet(folder / _FILE.format("items"))
-        own = pl.read_parquet(folder / _FILE.format("own"))
+        pairs = pl.read_parquet(folder / _FILE.format("pairs"), glob=False)
+        items = pl.read_parquet(folder / _FILE.format("items"), glob=False)
+        own = pl.read_parquet(folder / _FILE.format("own"), glob=False)
         return cls(pairs["pair"].to_numpy(), pairs["users"].to_numpy(), items["users"].to_numpy(),
                    own["hash"].to_numpy())  # fmt: skip
 

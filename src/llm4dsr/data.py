@@ -139,7 +139,7 @@ def _listing(folder: Path, most: int = 12) -> str:
 def read_table(path: Path) -> pl.DataFrame:
     with as_data_error(f"{path} cannot be read as {path.suffix[1:]}", "Is it cut off, or another format?"):
         if path.suffix == ".parquet":
-            return pl.read_parquet(path)
+            return pl.read_parquet(path, glob=False)
         if path.suffix == ".jsonl":
             return pl.read_ndjson(path, infer_schema_length=None)
         # A title such as 1984 is text, also where every title is a number.

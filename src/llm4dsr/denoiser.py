@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from llm4dsr.errors import DataError, ModelError
 from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
 from llm4dsr.overlap import Origin, into_windows, merge_scores, out_of_windows, overlapping
 from llm4dsr.prompt import MARKERS, PromptBuilder, judged_in_place
-from llm4dsr.shards import Shards, digest
+from llm4dsr.shards import Shards, digest, versions
 from llm4dsr.sources.source import as_frame
 from llm4dsr.suggest import NOTHING, Blend, Suggestions, fit_blend, suggest
 from llm4dsr.tables import as_windows, matrix
@@ -110,7 +109,9 @@ class Denoiser:
             company = Company.of(windows, len(catalogue)) if config.model.company else None
         folds = fold_of(windows, config.train.folds)
         users = user_hashes(windows.user_ids)
-        key = digest(config.seed, config.model, config.task, config.train, catalogue.titles, windows.items, users)
+        key = digest(
+            versions(), config.seed, config.model, config.task, config.train, catalogue.titles, windows.items, users
+        )
         models, self.curve = [], []
         for fold in range(max(1, config.train.folds)):
             part = windows if config.train.folds <= 1 else windows.take(np.flatnonzero(folds != fold))
@@ -119,6 +120,8 @@ class Denoiser:
             of = f" {fold + 1} of {config.train.folds}" if config.train.folds > 1 else ""
             checkpoint = Checkpoint(work and work / f"fold_{fold}.safetensors", f"{key} {fold}")
             model, builder = self._start(catalogue, part, vectors, company, fold, progress, checkpoint.exists)
+            if config.model.source != EMBEDDED:  # the name is in the key; the weights there may be others by now
+                checkpoint.key += model.fingerprint()
             self.curve += tune(model, builder, part, catalogue, config, progress, f"tune{of}", checkpoint)
             models.append(model)
         self._ensemble = Ensemble(models, builder, catalogue, config, np.unique(users))
@@ -333,7 +336,8 @@ class Denoiser:
             found = suggest(model, self.builder, part, flagged, self.catalogue, self.config, self.blend, progress)
             return self._suggestion_frame(part, found)
 
-        key = (*self.ensemble.key(part, shards), member, flagged, part.window_ids, self.blend, self.config.suggest)
+        key = (*self.ensemble.key(part, shards), member, flagged, part.window_ids, self.blend, self.config.suggest,
+               self.catalogue.ids.dtype, self.catalogue.ids.to_list())  # fmt: skip
         return shards.table(key, write)
 
     def _suggestion_frame(self, windows: Windows, found: Suggestions) -> pl.DataFrame:
@@ -399,8 +403,11 @@ class Denoiser:
         out = cls(Config.from_dict(card["config"], str(folder / CARD)))
         out.width = card["width"]
         out.calibrator, out.curve = calibrate.Calibrator(**card["calibrator"]), card["curve"]
-        out.blend, seen = Blend(**card["blend"]), pl.read_parquet(folder / "users.parquet")["hash"].to_numpy()
-        catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet"))
+        out.blend, seen = (
+            Blend(**card["blend"]),
+            pl.read_parquet(folder / "users.parquet", glob=False)["hash"].to_numpy(),
+        )
+        catalogue = Catalogue.from_frame(pl.read_parquet(folder / "items.parquet", glob=False))
         models = [NoiseLM.load(place, out.config.model).eval() for place in out._places(folder)]
         with_company = out.config.model.items == "vector" and out.config.model.company
         builder = PromptBuilder(
@@ -438,13 +445,3 @@ class Denoiser:
     @property
     def catalogue(self) -> Catalogue:
         return self.ensemble.catalogue
-
-
-def versions() -> dict[str, str]:
-    import peft
-    import transformers
-
-    from llm4dsr import __version__
-
-    return {"llm4dsr": __version__, "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "peft": peft.__version__, "polars": pl.__version__}  # fmt: skip

@@ -15,7 +15,7 @@ from llm4dsr.config import Config
 from llm4dsr.model import NoiseLM
 from llm4dsr.prompt import PromptBuilder
 from llm4dsr.score import score_windows
-from llm4dsr.shards import Shards, digest
+from llm4dsr.shards import Shards, digest, versions
 
 CHUNK = 2048  # windows whose prompts are held in memory at once, and that make a shard
 
@@ -74,7 +74,7 @@ class Ensemble:
     def fingerprint(self) -> str:
         """Of the models, the prompt and the titles."""
         models = [model.fingerprint() for model in self.models]
-        return digest(models, self.builder.hash, self.builder.max_tokens, self.catalogue.titles)
+        return digest(versions(), models, self.builder.hash, self.builder.max_tokens, self.catalogue.titles)
 
 
 def fold_of(windows: Windows, folds: int) -> IntArray:

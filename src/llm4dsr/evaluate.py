@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import torch
 from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from llm4dsr import columns as c
 from llm4dsr import metrics
@@ -24,8 +25,9 @@ from llm4dsr.batch import Progress
 from llm4dsr.catalogue import PAD, BoolArray, Catalogue, Windows
 from llm4dsr.config import EvaluateConfig
 from llm4dsr.correct import Corrected, apply, correct
+from llm4dsr.errors import ModelError
 from llm4dsr.sasrec import rank_targets, train_sasrec
-from llm4dsr.shards import Shards, digest
+from llm4dsr.shards import Shards, digest, versions
 from llm4dsr.suggest import Suggestions
 from llm4dsr.tables import matrix
 
@@ -124,12 +126,22 @@ def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, s
     """
     jobs = [(name, seed + s) for s in range(config.seeds) for name in compared]
     workers = max(1, min(torch.get_num_threads(), len(jobs)))
-    keys = {name: digest(n_items, config.k, config.sasrec, *_content(splits)) for name, splits in compared.items()}
+    keys = {
+        name: digest(versions(), n_items, config.k, config.sasrec, *_content(splits))
+        for name, splits in compared.items()
+    }
     with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.sasrec.epochs, progress):
-        lines = Parallel(workers, max_nbytes=None)(
-            delayed(_train_and_test)(name, s, compared[name], n_items, config, Path(folder) / str(i), keys[name], work)
-            for i, (name, s) in enumerate(jobs)
-        )
+        try:
+            lines = Parallel(workers, max_nbytes=None)(
+                delayed(_train_and_test)(name, s, compared[name], n_items, config, Path(folder) / str(i), keys[name],
+                                         work)
+                for i, (name, s) in enumerate(jobs)
+            )  # fmt: skip
+        except BrokenProcessPool:
+            raise ModelError(
+                "A process that trained a recommender was ended from outside, most likely because memory was short. "
+                "The same command goes on; with threads: 1 it trains one at a time."
+            ) from None
     results: pl.DataFrame = pl.concat(lines)
     return results
 

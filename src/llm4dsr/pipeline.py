@@ -27,17 +27,18 @@ from typing import Any
 import polars as pl
 import torch
 import yaml
-from safetensors import SafetensorError
 
 from llm4dsr import columns as c
 from llm4dsr import evaluate as evaluation
 from llm4dsr.batch import Progress, log
 from llm4dsr.catalogue import Windows
+from llm4dsr.company import user_hashes
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data, write_parquet
-from llm4dsr.denoiser import Denoiser, versions
-from llm4dsr.errors import ConfigError, DataError, OutputError
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.errors import ConfigError, DataError, LLM4DSRError, OutputError
 from llm4dsr.report import result_table
+from llm4dsr.shards import digest, versions
 from llm4dsr.validate import validate
 
 STAGES = ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate")
@@ -47,13 +48,19 @@ FOLDERS = {"prepare": "windows", "train": "model", "score": "scores", "decide": 
 NEEDS = {name: [s for s in STAGES[: STAGES.index(name)] if s not in ("suggest", "correct")] for name in STAGES}
 CARD, CONFIG = "run_card.json", "config.yaml"
 WORK, LOCK = ".work", ".lock"
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 FORMAT = 1  # of a run folder; another number is refused
 
 
 def origin(data: str | Path | Data) -> str:
     """Where the data are from, for the run card."""
-    return "in memory" if isinstance(data, Data) else str(Path(data).resolve())
+    if not isinstance(data, Data):
+        return str(Path(data).resolve())
+    windows = [part for w in data.splits.values() for part in (w.items, user_hashes(w.user_ids))]
+    return f"in memory, {digest(data.catalogue.titles, data.catalogue.ids.to_list(), *windows)}"
 
 
 class Run:
@@ -88,11 +95,13 @@ class Run:
         Raises OutputError where the folder holds something else or a finished run,
         ConfigError where it was begun with other options."""
         folder = Path(folder)
-        known = folder / CONFIG
-        if not known.is_file():
-            left = {f".{FOLDERS['prepare']}.part", WORK, LOCK}  # of a run that was stopped before its first stage
-            if folder.is_dir() and {f.name for f in folder.iterdir()} <= left:
-                return cls(folder, config)
+        with _told(folder):
+            there = {f.name for f in folder.iterdir()} if folder.is_dir() else None
+        # Of a run that was stopped before its first stage was whole
+        left = {f".{FOLDERS['prepare']}.part", WORK, LOCK, CONFIG, CARD, f".{CONFIG}.part", f".{CARD}.part"}
+        if there is not None and there <= left:
+            return cls(folder, config)
+        if there is None or CONFIG not in there:
             return cls.create(folder, config)
         going = cls(folder)
         begun, given = going.card().get("data"), origin(data)
@@ -127,7 +136,11 @@ class Run:
         facts: dict[str, Any] = {}
         started = time.monotonic()
         with self.alone(), _told(self.folder):
-            for leftover in (part, *(self.work(other) for other in STAGES if other != name and self.done(other))):
+            for leftover in (
+                part,
+                *self.folder.glob(".*.old"),
+                *(self.work(other) for other in STAGES if other != name and self.done(other)),
+            ):
                 shutil.rmtree(leftover, ignore_errors=True)
             part.mkdir(parents=True)
             try:
@@ -135,14 +148,18 @@ class Run:
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
-            for later in STAGES[STAGES.index(name) :]:
-                shutil.rmtree(self.path(later), ignore_errors=True)
+            for later in reversed(STAGES[STAGES.index(name) :]):
+                if self.done(later):  # out of sight at once, and then removed: never half of it in its place
+                    gone = self.folder / f".{FOLDERS[later]}.old"
+                    shutil.rmtree(gone, ignore_errors=True)
+                    os.replace(self.path(later), gone)
             if name == "prepare":
                 _write_text(self.folder / CONFIG, yaml.safe_dump(_plain(self.config.to_dict()), sort_keys=False))
             facts = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mb": peak_memory_mb(), **facts}
             self._card(name, facts)
             os.replace(part, self.path(name))
-            shutil.rmtree(work, ignore_errors=True)
+            for old in (work, *self.folder.glob(".*.old")):
+                shutil.rmtree(old, ignore_errors=True)
 
     def work(self, stage: str) -> Path:
         """What a stage has finished so far."""
@@ -168,9 +185,14 @@ class Run:
                     f"{self.folder} is in use by {file.read() or 'another process'}. Wait for it, stop it, or choose "
                     "another folder."
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            except OSError as error:
+                raise OutputError(
+                    f"{self.folder} cannot be locked: {error}. Choose a folder on another disk."
+                ) from None
+            with _told(self.folder):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
             self._held = True
             try:
                 yield
@@ -246,7 +268,7 @@ class Run:
         with self.stage("decide", overwrite) as (out, facts):
             denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
             for name in c.SPLITS:
-                scores = pl.read_parquet(self.path("score") / f"{name}.parquet")
+                scores = pl.read_parquet(self.path("score") / f"{name}.parquet", glob=False)
                 rule = denoiser.rule(policy, eta, cap, is_train=name == c.TRAIN)
                 flagged = denoiser.decide(scores, *rule)
                 write_parquet(flagged, out / f"{name}.parquet")
@@ -301,7 +323,7 @@ class Run:
                 actions += ("downweight",)
             found = {
                 name: evaluation.detection(
-                    pl.read_parquet(self.path("score") / f"{name}.parquet"), tables.decisions[name], w
+                    pl.read_parquet(self.path("score") / f"{name}.parquet", glob=False), tables.decisions[name], w
                 )
                 for name, w in data.splits.items()
                 if _has_truth(w)
@@ -333,11 +355,11 @@ class Run:
                 denoiser.observe(splits[name])
 
     def decisions(self) -> dict[str, pl.DataFrame]:
-        return {name: pl.read_parquet(self.path("decide") / f"{name}.parquet") for name in c.SPLITS}
+        return {name: pl.read_parquet(self.path("decide") / f"{name}.parquet", glob=False) for name in c.SPLITS}
 
     def tables(self) -> evaluation.Tables:
         folder = self.path("suggest")
-        found = {n: pl.read_parquet(folder / f"{n}.parquet") for n in c.SPLITS} if folder.is_dir() else {}
+        found = {n: pl.read_parquet(folder / f"{n}.parquet", glob=False) for n in c.SPLITS} if folder.is_dir() else {}
         return evaluation.Tables(self.decisions(), found)
 
 
@@ -375,7 +397,9 @@ def _told(folder: Path) -> Iterator[None]:
     """What the system says of a full or closed disk, as an error for people."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except LLM4DSRError:
+        raise
+    except Exception as error:  # tokenizers and safetensors have kinds of their own for what the system says
         written = error.errno in UNWRITABLE if isinstance(error, OSError) else "os error" in str(error)
         if not written:
             raise

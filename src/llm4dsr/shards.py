@@ -9,7 +9,9 @@ whole or absent.
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ import polars as pl
 from llm4dsr.data import write_parquet
 
 Floats = npt.NDArray[np.float64]
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that its numbers depend on."""
+    names = ("llm4dsr", "torch", "transformers", "peft", "polars", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def digest(*parts: Any) -> str:
@@ -50,7 +58,7 @@ class Shards:
             return make()
         path = self.folder / f"{digest(*key)}.parquet"
         try:
-            return pl.read_parquet(path)
+            return pl.read_parquet(path, glob=False)
         except (pl.exceptions.PolarsError, OSError):  # not there, or damaged: it is made again
             made = make()
             write_parquet(made, path)

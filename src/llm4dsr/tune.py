@@ -51,7 +51,6 @@ def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Ca
     scaler = torch.amp.GradScaler("cuda", enabled=half)
     torch.manual_seed(config.seed)  # dropout
     model.train()
-    budget = settings.batch_tokens
     at, saved = checkpoint.load(model, optimizer, scaler, rng), time.monotonic()
     while at.epoch < settings.epochs:
         if not len(at.order):
@@ -61,7 +60,8 @@ def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Ca
             group["lr"] = settings.learning_rate * min((done + 1) / warmup, max(0.02, 1 - done / max(1, total)))
         batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])
         trim = settings.trim if at.epoch else 0.0
-        loss, budget = _backward(model, builder, batch, catalogue, config, rng, trim, budget, scaler)
+        budget = at.budget or settings.batch_tokens
+        loss, at.budget = _backward(model, builder, batch, catalogue, config, rng, trim, budget, scaler)
         at.losses.append(loss)
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -73,7 +73,7 @@ def tune(model: NoiseLM, builder: PromptBuilder, windows: Windows, catalogue: Ca
             progress(done + 1, total, f"{doing}, loss {np.mean(at.losses):.3f}")
         if at.step == steps:
             curve = [*at.curve, float(np.mean(at.losses))]
-            at = Position(at.epoch + 1, curve=curve)
+            at = Position(at.epoch + 1, curve=curve, budget=at.budget)
         if time.monotonic() - saved >= CHECKPOINT_SECONDS or at.epoch == settings.epochs:
             checkpoint.save(model, optimizer, scaler, rng, at)
             saved = time.monotonic()
@@ -90,6 +90,7 @@ def _backward(model: NoiseLM, builder: PromptBuilder, batch: Windows, catalogue:
     """The gradients of one step, in passes of `budget` tokens; returns its loss and the budget for the next. Where the
     memory is too small, the step begins again in smaller passes, with the same draws."""
     numpy_state, torch_state = rng.bit_generator.state, torch.get_rng_state()
+    cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
     def passes() -> float:
         loss = 0.0
@@ -103,6 +104,8 @@ def _backward(model: NoiseLM, builder: PromptBuilder, batch: Windows, catalogue:
         model.zero_grad()
         rng.bit_generator.state = numpy_state
         torch.set_rng_state(torch_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state)
     if not np.isfinite(loss):
         raise ModelError("The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32.")
     return loss, budget

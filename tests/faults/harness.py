@@ -52,14 +52,15 @@ def demo() -> Any:
     return make_demo(size="tiny").data
 
 
-def run_stage(folder: Path, stage: str, moment: int, how: int, limits: dict[int, int], counted: Path | None) -> None:
+def run_stage(folder: Path, stage: str, moment: int, how: int, limits: dict[int, int], counted: Path | None,
+              again: bool) -> None:  # fmt: skip
     """What the child does. It sends itself the signal `how` at the given moment: the n-th report of progress or change
     of a file (before it takes effect)."""
     import llm4dsr.ensemble
     import llm4dsr.tune
 
     llm4dsr.tune.CHECKPOINT_SECONDS, llm4dsr.ensemble.CHUNK = 0.0, 32  # shards as small as the data are
-    run = Run(folder)
+    run = Run.begin(folder, CONFIG, demo()) if stage == "prepare" else Run(folder)
     for which, most in limits.items():
         resource.setrlimit(which, (most, resource.RLIM_INFINITY))
     if resource.RLIMIT_FSIZE in limits:
@@ -69,8 +70,10 @@ def run_stage(folder: Path, stage: str, moment: int, how: int, limits: dict[int,
     try:
         if stage in LONG:
             getattr(run, stage)(moments)
+        elif stage == "prepare":
+            run.prepare(demo())
         else:
-            getattr(run, stage)()
+            getattr(run, stage)(overwrite=again)
     except LLM4DSRError as error:
         for which in limits:
             resource.setrlimit(which, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -116,16 +119,17 @@ def by_command(arguments: list[str], moment: int = 0, how: int = signal.SIGKILL)
 
 
 def start(folder: Path, stage: str, moment: int = 0, how: int = signal.SIGKILL,
-          limits: dict[int, int] | None = None, counted: Path | None = None) -> Any:  # fmt: skip
-    process = PROCESSES.Process(target=run_stage, args=(folder, stage, moment, how, limits or {}, counted))
+          limits: dict[int, int] | None = None, counted: Path | None = None, again: bool = False) -> Any:  # fmt: skip
+    process = PROCESSES.Process(target=run_stage, args=(folder, stage, moment, how, limits or {}, counted, again))
     process.start()
     return process
 
 
 def in_child(folder: Path, stage: str, moment: int = 0, how: int = signal.SIGKILL,
-             limits: dict[int, int] | None = None, counted: Path | None = None) -> int:  # fmt: skip
+             limits: dict[int, int] | None = None, counted: Path | None = None,
+             again: bool = False) -> int:  # fmt: skip
     """The exit code of a process that runs the stage; negative: the signal that ended it."""
-    return _exit_code(start(folder, stage, moment, how, limits, counted))
+    return _exit_code(start(folder, stage, moment, how, limits, counted, again))
 
 
 def _exit_code(process: Any) -> int:

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from llm4dsr.pipeline import FOLDERS, WORK
+from llm4dsr.pipeline import FOLDERS, WORK, Run
 
-from .harness import LONG, before, by_command, contents, in_child
+from .harness import CONFIG, LONG, before, by_command, contents, demo, in_child
 
 KILLS = 20
 
@@ -30,6 +30,29 @@ def test_killed_twenty_times_the_files_are_the_same(stage, calm, tmp_path):
     assert in_child(folder, stage) == 0
     assert contents(folder / FOLDERS[stage]) == contents(calm / FOLDERS[stage])
     assert not (folder / WORK / stage).exists()
+
+
+@pytest.mark.parametrize("moment", range(1, 30))
+def test_a_run_that_was_killed_while_it_began_begins_again(moment, calm, tmp_path):
+    code = in_child(tmp_path / "run", "prepare", moment)
+    assert code in (0, -signal.SIGKILL)
+    if not (tmp_path / "run" / FOLDERS["prepare"]).exists():
+        assert code, "it says that it is done, and has left nothing"
+        assert in_child(tmp_path / "run", "prepare") == 0
+    assert contents(tmp_path / "run" / FOLDERS["prepare"]) == contents(calm / FOLDERS["prepare"])
+    assert Run.begin(tmp_path / "run", CONFIG, demo()).done("prepare")
+
+
+@pytest.mark.parametrize("moment", [2, 5, 8, 11, 14])
+def test_a_stage_that_is_made_again_is_never_half_there(moment, calm, tmp_path):
+    folder = shutil.copytree(calm, tmp_path / "run")
+    in_child(folder, "decide", moment, again=True)
+    for stage in ("decide", "suggest", "correct", "evaluate"):
+        if (folder / FOLDERS[stage]).exists():
+            assert contents(folder / FOLDERS[stage]) == contents(calm / FOLDERS[stage])
+    assert in_child(folder, "decide", again=True) == 0
+    assert contents(folder / FOLDERS["decide"]) == contents(calm / FOLDERS["decide"])
+    assert not list(folder.glob(".*.old"))
 
 
 @pytest.mark.parametrize("stage", LONG)
