@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,6 +66,31 @@ def write_parquet(frame: pl.DataFrame, path: str | Path) -> None:
     finally:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that is renamed to it at the end; whatever goes wrong, nothing half made is left."""
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        _remove_leftovers(out)
+        part.mkdir(parents=True)
+        yield part
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Hidden folders of processes that were killed while they wrote to the same place."""
+    for part in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+        if (number := re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.part", part.name)) is not None:
+            try:
+                os.kill(int(number[1]), 0)  # no signal: asks whether the process is there
+            except ProcessLookupError:
+                shutil.rmtree(part, ignore_errors=True)
+            except PermissionError:
+                pass
 
 
 def limit_windows(windows: Windows, n: int, seed: int) -> Windows:

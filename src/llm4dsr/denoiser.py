@@ -336,8 +336,7 @@ class Denoiser:
             found = suggest(model, self.builder, part, flagged, self.catalogue, self.config, self.blend, progress)
             return self._suggestion_frame(part, found)
 
-        key = (*self.ensemble.key(part, shards), member, flagged, part.window_ids, self.blend, self.config.suggest,
-               self.catalogue.ids.dtype, self.catalogue.ids.to_list())  # fmt: skip
+        key = (*self.ensemble.key(part, shards), member, flagged, part.window_ids, self.blend, self.config.suggest)
         return shards.table(key, write)
 
     def _suggestion_frame(self, windows: Windows, found: Suggestions) -> pl.DataFrame:

@@ -38,6 +38,7 @@ class Ensemble:
         for rows, members in shares:
             for chunk in chunks(rows):
                 part, scores = windows.take(chunk), []
+                key = self.key(part, shards)
                 for member in members:
                     step = progress and within(progress, done, len(part), total)
 
@@ -45,7 +46,7 @@ class Ensemble:
                         model = self.models[member]
                         return score_windows(model, self.builder, part, self.catalogue, self.config, step, doing)
 
-                    scores.append(shards.matrix((*self.key(part, shards), member), part.items.shape, judge))
+                    scores.append(shards.matrix((*key, member), part.items.shape, judge))
                     done += len(part)
                     if progress:
                         progress(done, total, doing)
@@ -72,9 +73,10 @@ class Ensemble:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the models, the prompt and the titles."""
+        """Of the models, the prompt, the titles and the ids."""
         models = [model.fingerprint() for model in self.models]
-        return digest(versions(), models, self.builder.hash, self.builder.max_tokens, self.catalogue.titles)
+        return digest(versions(), models, self.builder.hash, self.builder.max_tokens, self.catalogue.titles,
+                      self.catalogue.ids.to_list())  # fmt: skip
 
 
 def fold_of(windows: Windows, folds: int) -> IntArray:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import pyarrow as pa
 
 from llm4dsr import columns as c
 from llm4dsr.catalogue import PAD, BoolArray, Catalogue, IntArray
-from llm4dsr.data import ITEMS, LOG, as_data_error, find_files, read_table, to_windows, write_parquet
+from llm4dsr.data import ITEMS, LOG, as_data_error, find_files, new_folder, read_table, to_windows, write_parquet
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.noise import Noisy, corrupt, same_category, similar_titles
 
@@ -66,20 +64,16 @@ def noise_folder(data: Path, out: Path, kind: str, rate: float, seed: int = 0, p
 
     facts: dict[str, Any] = {"kind": kind, "rate": rate, "seed": seed, "per": per}
     facts |= {"form": "log" if LOG in files else "windows", "files": {name: t.counts for name, t in tables.items()}}
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        part.mkdir(parents=True)
-        write_parquet(items, part / f"{ITEMS}.parquet")
-        for name, table in tables.items():
-            write_parquet(table.frame, part / f"{name}.parquet")
-            if kind == "deletion":
-                write_parquet(table.deleted, part / f"{name}_deleted.parquet")
-        (part / "noise.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        os.replace(part, out)
+        with new_folder(out) as part:
+            write_parquet(items, part / f"{ITEMS}.parquet")
+            for name, table in tables.items():
+                write_parquet(table.frame, part / f"{name}.parquet")
+                if kind == "deletion":
+                    write_parquet(table.deleted, part / f"{name}_deleted.parquet")
+            (part / "noise.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}. Choose another folder.") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return facts
 
 

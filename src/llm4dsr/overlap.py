@@ -79,21 +79,14 @@ def merge_scores(scores: pl.DataFrame, origin: Origin) -> pl.DataFrame:
             "Give those of the windows that came with this origin."
         )
     merged = (
-        scores.with_columns(
-            pl.Series(c.WINDOW, origin.window_ids[number]),
-            pl.Series(c.POSITION, scores[c.POSITION].to_numpy() + origin.offsets[number]),
-        )
+        _back(scores, origin)
         .group_by(c.WINDOW, c.POSITION)
         .agg(pl.col(c.ITEM).first(), pl.col(c.LOG_ODDS, c.NOISE_PROBABILITY).mean(), pl.len().alias(c.COVER))
         .sort(c.WINDOW, pl.col(c.LOG_ODDS).neg(), c.POSITION)
         .with_columns(pl.int_range(1, pl.len() + 1).over(c.WINDOW).alias(c.RANK))
     )
-    order = pl.DataFrame({c.WINDOW: origin.window_ids}).unique(maintain_order=True).with_row_index("order")
-    return (
-        merged.join(order, on=c.WINDOW)
-        .sort("order", c.POSITION)
-        .select(c.WINDOW, c.POSITION, c.ITEM, c.LOG_ODDS, c.NOISE_PROBABILITY, c.RANK, c.COVER)
-    )
+    columns = (c.WINDOW, c.POSITION, c.ITEM, c.LOG_ODDS, c.NOISE_PROBABILITY, c.RANK, c.COVER)
+    return _in_order(merged, origin).select(columns)
 
 
 def into_windows(flagged: pl.DataFrame, windows: Windows, origin: Origin) -> pl.DataFrame:
@@ -128,10 +121,19 @@ def into_windows(flagged: pl.DataFrame, windows: Windows, origin: Origin) -> pl.
 
 def out_of_windows(table: pl.DataFrame, origin: Origin) -> pl.DataFrame:
     """The way back of `into_windows`: rows by window_id and position in the long history, in its order."""
+    return _in_order(_back(table, origin), origin)
+
+
+def _back(table: pl.DataFrame, origin: Origin) -> pl.DataFrame:
+    """Rows of overlapping windows, by window_id and position in their long histories."""
     number = table[c.WINDOW].to_numpy()
-    order = {int(w): i for i, w in enumerate(dict.fromkeys(origin.window_ids.tolist()))}
-    back = table.with_columns(
+    return table.with_columns(
         pl.Series(c.WINDOW, origin.window_ids[number]),
         pl.Series(c.POSITION, table[c.POSITION].to_numpy() + origin.offsets[number]),
     )
-    return back.sort(pl.col(c.WINDOW).replace_strict(order, return_dtype=pl.Int64), c.POSITION)
+
+
+def _in_order(table: pl.DataFrame, origin: Origin) -> pl.DataFrame:
+    """Rows in the order in which `origin` has the histories, and by position."""
+    order = pl.DataFrame({c.WINDOW: origin.window_ids}).unique(maintain_order=True).with_row_index("order")
+    return table.join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")

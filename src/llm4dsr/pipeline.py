@@ -286,9 +286,10 @@ class Run:
         with self.stage("suggest", overwrite) as (out, facts):
             denoiser = Denoiser.from_pretrained(self.path("train"))
             denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
+            decisions = self.decisions()
             for name, windows in self._in_time(denoiser):
                 found = denoiser.suggest(
-                    windows, self.decisions()[name], progress, target_fixed=name != c.TRAIN, work=self.work("suggest")
+                    windows, decisions[name], progress, target_fixed=name != c.TRAIN, work=self.work("suggest")
                 )
                 write_parquet(found, out / f"{name}.parquet")
                 facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
@@ -382,7 +383,7 @@ def _plain(value: Any) -> Any:
 
 def _checked(path: str | Path, facts: dict[str, Any]) -> Data:
     """Data that hold no error; what their user should know is said, and counted for the run card. Raises DataError."""
-    loaded, report = read_data(path), validate(path)
+    loaded, report = read_data(path), validate(path, read=False)
     if report.errors:
         said = " ".join(f"{finding.text} {finding.advice}" for finding in report.errors[:3])
         raise DataError(f"{said} For all that was found:  llm4dsr data validate {path}")

@@ -8,11 +8,8 @@ tables that are in memory already there is `data.make_windows`, with the same re
 from __future__ import annotations
 
 import dataclasses
-import glob
 import json
 import os
-import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +24,7 @@ import pyarrow.parquet as pq
 from llm4dsr import columns as c
 from llm4dsr.catalogue import Windows, clean_titles
 from llm4dsr.cut import Cut, Repeats, Split, cut_log, number_anew, used_items, windows_of
-from llm4dsr.data import ITEMS
+from llm4dsr.data import ITEMS, new_folder
 from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.log import Log, item_table, leave, merge_titles, read_log, refuse_nothing
 
@@ -87,7 +84,7 @@ def prepare(
     """
     options, out = options or PrepareOptions(), Path(os.path.abspath(out))
     tell = progress or (lambda done, total, doing: None)
-    with _new_folder(out) as folder:
+    with _out_folder(out) as folder:
         items, lost_items = item_table(source.items)
         log, users, rows_in, dropped = read_log(source.batches(), items[c.ITEM], options.min_rating, tell)
         refuse_nothing(log, source.name, rows_in, dropped)
@@ -149,34 +146,17 @@ def prepare(
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that is renamed to it at the end; whatever goes wrong, nothing half made is left."""
+def _out_folder(out: Path) -> Iterator[Path]:
+    """`data.new_folder`, with what a person needs to know where it cannot be made."""
     taken = f"{out} exists already and is not an empty folder. Choose another one, or remove it."
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(taken)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        _remove_leftovers(out)
-        part.mkdir(parents=True)
-        yield part
-        os.replace(part, out)
+        with new_folder(out) as part:
+            yield part
     except OSError as error:
         why = taken if out.is_dir() and any(out.iterdir()) else f"Cannot write {out}: {error.strerror or error}."
         raise OutputError(f"{why} Check that the place is writable and the disk not full.") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Hidden folders of processes that were killed while they wrote to the same place."""
-    for part in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-        if (number := re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.part", part.name)) is not None:
-            try:
-                os.kill(int(number[1]), 0)  # no signal: asks whether the process is there
-            except ProcessLookupError:
-                shutil.rmtree(part, ignore_errors=True)
-            except PermissionError:
-                pass
 
 
 def _write_splits(folder: Path, log: Log, cut: Cut, users: pl.Series, item_ids: pl.Series, tell: Progress) -> None:

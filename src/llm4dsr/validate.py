@@ -33,11 +33,12 @@ TEXT_FACTOR: Final = 3  # memory for a csv or jsonl file, over its size
 _TEXT: Final = (pl.String, pl.Categorical, pl.Enum)
 
 
-def validate(path: str | Path, strict: bool = False) -> Report:
+def validate(path: str | Path, strict: bool = False, read: bool = True) -> Report:
     """Looks at a data folder of either form (`read_data`), and reports all that is wrong with it. Writes nothing.
 
     strict: warnings count as errors in `Report.ok()`. Never raises for the sake of the data. At the end the data are
-    read as a run reads them, with the default options, where twice the memory that takes is free.
+    read as a run reads them, with the default options, where twice the memory that takes is free; read: False leaves
+    that to a caller who reads them anyhow.
     """
     report = Report(str(path), strict)
     with _guarded(report, "The folder"):
@@ -60,7 +61,7 @@ def validate(path: str | Path, strict: bool = False) -> Report:
                 _unused(report, tables, items)
                 if c.TRAIN in tables:
                     _leaks(report, tables)
-        if not report.errors and 2 * report.needed < report.available:
+        if read and not report.errors and 2 * report.needed < report.available:
             try:
                 read_data(path)
             except DataError as error:
