@@ -1,5 +1,7 @@
 """The public class: who scores whom, what it learns without labels, and that a saved one is the same."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,7 +11,7 @@ from llm4dsr.catalogue import Windows
 from llm4dsr.company import user_hashes
 from llm4dsr.demo import make_demo
 from llm4dsr.ensemble import fold_of
-from llm4dsr.errors import ConfigError
+from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.metrics import auroc
 from llm4dsr.tables import matrix
 
@@ -181,6 +183,32 @@ def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_
     assert again.suggest(histories, decisions)["suggested_item_id"].equals(
         denoiser.suggest(histories, decisions)["suggested_item_id"]
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"format": 2}, "has the format 2; this version reads 3"), ({"prompt_hash": "0"}, "tuned with another prompt")],
+)
+def test_a_denoiser_of_another_time_is_refused(denoiser, tmp_path, changed, said):
+    denoiser.save_pretrained(tmp_path)
+    card = json.loads((tmp_path / "denoiser.json").read_text())
+    (tmp_path / "denoiser.json").write_text(json.dumps(card | changed))
+    with pytest.raises(ModelError, match=said):
+        Denoiser.from_pretrained(tmp_path)
+
+
+def test_suggestions_of_other_ids_are_never_taken(denoiser, scores, tmp_path):
+    """The same titles and windows under other ids: what was kept for the first is not the second's."""
+    decisions = denoiser.decide(scores, "rate", 0.05)
+    first = denoiser.suggest(TEST.histories(), decisions, work=tmp_path)
+    denoiser.save_pretrained(tmp_path / "model")
+    items = pl.read_parquet(tmp_path / "model" / "items.parquet")
+    renamed = items.with_columns(
+        pl.format("x{}", "item_id").alias("item_id"), pl.format("x{}", "canonical_id").alias("canonical_id")
+    )
+    renamed.write_parquet(tmp_path / "model" / "items.parquet")
+    second = Denoiser.from_pretrained(tmp_path / "model").suggest(TEST.histories(), decisions, work=tmp_path)
+    assert second["suggested_item_id"].to_list() == [f"x{i}" for i in first["suggested_item_id"].to_list()]
 
 
 def test_the_same_seed_gives_the_same_scores(scores):
