@@ -22,7 +22,7 @@ RECIPE = """
 threads: 1
 model: {hidden_size: 16, layers: 1, heads: 2, vector_size: 16}
 train: {epochs: 1, samples: 30}
-evaluate: {sasrec: {epochs: 1}}
+evaluate: {recommender: {epochs: 1}}
 """
 
 

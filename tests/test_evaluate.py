@@ -7,11 +7,11 @@ import torch
 
 from llm4dsr import evaluate
 from llm4dsr.catalogue import PAD, Windows
-from llm4dsr.config import EvaluateConfig, SASRecConfig
+from llm4dsr.config import EvaluateConfig, RecommenderConfig
 from llm4dsr.demo import make_demo
 
 DATA = make_demo(size="tiny").data
-QUICK = EvaluateConfig(seeds=2, sasrec=SASRecConfig(hidden_size=16, blocks=1, epochs=2, negatives=32))
+QUICK = EvaluateConfig(seeds=2, recommender=RecommenderConfig(hidden_size=16, blocks=1, epochs=2, negatives=32))
 
 
 def known_noise(name: str) -> pl.DataFrame:

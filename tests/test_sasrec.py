@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llm4dsr.catalogue import PAD, Windows
-from llm4dsr.config import SASRecConfig
+from llm4dsr.config import RecommenderConfig
 from llm4dsr.errors import ConfigError, DataError
 from llm4dsr.metrics import hit_rate, ndcg
 from llm4dsr.sasrec import Dropout, SASRec, rank_targets, train_sasrec
@@ -25,7 +25,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-SMALL = SASRecConfig(
+SMALL = RecommenderConfig(
     hidden_size=32, blocks=1, dropout=0.1, history=5, learning_rate=1e-2, batch_size=64, negatives=20, epochs=12
 )
 
@@ -36,7 +36,7 @@ def circle(size: int, seed: int, step: int = 1) -> Windows:
     return Windows.from_lists([(rng.integers(N) + step * np.arange(rng.integers(3, 7))) % N for _ in range(size)])
 
 
-def untrained(n_items: int = N, config: SASRecConfig = SMALL) -> SASRec:
+def untrained(n_items: int = N, config: RecommenderConfig = SMALL) -> SASRec:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return SASRec(n_items, config).eval()

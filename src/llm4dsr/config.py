@@ -118,7 +118,7 @@ class CorrectConfig:
 
 
 @dataclass(frozen=True)
-class SASRecConfig:
+class RecommenderConfig:
     """SASRec. Defaults are the published settings but for the loss (sampled softmax with shared negatives: quick)."""
 
     hidden_size: int = 64
@@ -139,7 +139,7 @@ class SASRecConfig:
 class EvaluateConfig:
     seeds: int = 1
     k: int = 20
-    sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
 
 
 @dataclass(frozen=True)

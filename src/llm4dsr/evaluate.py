@@ -127,10 +127,10 @@ def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, s
     jobs = [(name, seed + s) for s in range(config.seeds) for name in compared]
     workers = max(1, min(torch.get_num_threads(), len(jobs)))
     keys = {
-        name: digest(versions(), n_items, config.k, config.sasrec, *_content(splits))
+        name: digest(versions(), n_items, config.k, config.recommender, *_content(splits))
         for name, splits in compared.items()
     }
-    with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.sasrec.epochs, progress):
+    with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.recommender.epochs, progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(
                 delayed(_train_and_test)(name, s, compared[name], n_items, config, Path(folder) / str(i), keys[name],
@@ -160,7 +160,7 @@ def _train_and_test(name: str, seed: int, splits: Splits, n_items: int, config: 
         _say(epochs_done, f"{epoch} {name}")
 
     def train() -> pl.DataFrame:
-        trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.sasrec, seed, report)
+        trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.recommender, seed, report)
         ranks = rank_targets(trained.model, splits[c.TEST].histories(), splits[c.TEST].targets())
         line = {"row": name, "seed": seed, "ndcg": metrics.ndcg(ranks, config.k),
                 "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
@@ -168,7 +168,7 @@ def _train_and_test(name: str, seed: int, splits: Splits, n_items: int, config: 
         return pl.DataFrame([line])
 
     line: pl.DataFrame = Shards(work).table((key, name, seed), train)
-    _say(epochs_done, f"{config.sasrec.epochs} ")
+    _say(epochs_done, f"{config.recommender.epochs} ")
     return line
 
 

@@ -339,7 +339,7 @@ class Run:
             write_parquet(lines, out / "summary.parquet")
             text = result_table(lines, found, settings.k, settings.seeds)
             _write_text(out / "results.md", text)
-            facts |= {"detection": found, "summary": lines.to_dicts(), "sasrec": asdict(settings.sasrec)}
+            facts |= {"detection": found, "summary": lines.to_dicts(), "recommender": asdict(settings.recommender)}
         return text
 
     # -- what stages read --------------------------------------------------------------------------------------------

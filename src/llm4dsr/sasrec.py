@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm4dsr.catalogue import PAD, IntArray, Windows
-from llm4dsr.config import SASRecConfig
+from llm4dsr.config import RecommenderConfig
 from llm4dsr.errors import ConfigError, DataError
 from llm4dsr.metrics import ndcg
 
@@ -31,7 +31,7 @@ INITIAL = 0.02  # standard deviation of the vectors at the start; larger ones dr
 class SASRec(nn.Module):
     """Self-attentive sequential recommendation, pre-norm, with one item table for input and output."""
 
-    def __init__(self, n_items: int, config: SASRecConfig) -> None:
+    def __init__(self, n_items: int, config: RecommenderConfig) -> None:
         super().__init__()
         for name in ("hidden_size", "heads", "history", "batch_size", "negatives"):
             if getattr(config, name) < 1:
@@ -135,7 +135,7 @@ def train_sasrec(
     train: Windows,
     valid: Windows,
     n_items: int,
-    config: SASRecConfig,
+    config: RecommenderConfig,
     seed: int,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> TrainedSASRec:
@@ -203,7 +203,7 @@ def rank_targets(model: SASRec, histories: Windows, targets: IntArray) -> IntArr
     return ranks
 
 
-def _examples(windows: Windows, config: SASRecConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _examples(windows: Windows, config: RecommenderConfig) -> tuple[Tensor, Tensor, Tensor]:
     """inputs, targets, weights, each [W, history]: after the items inputs[w, : t + 1] comes targets[w, t].
 
     targets is PAD where nothing is to be predicted: past the end, and with supervise: last before the last item.
