@@ -11,7 +11,9 @@ from llm4dsr.catalogue import PAD, Windows
 from llm4dsr.config import RecommenderConfig
 from llm4dsr.errors import ConfigError, DataError
 from llm4dsr.metrics import hit_rate, ndcg
-from llm4dsr.sasrec import Dropout, SASRec, rank_targets, train_sasrec
+from llm4dsr.recommenders.backbone import Dropout
+from llm4dsr.recommenders.sasrec import SASRec
+from llm4dsr.recommenders.training import train
 
 N = 30
 
@@ -49,9 +51,9 @@ def test_learns_the_circle(loss: str, supervise: str) -> None:
     if loss == "bce":  # one negative at a time teaches slowly
         config = replace(config, learning_rate=2e-2, epochs=30, patience=30)
     messages: list[tuple[int, int, str]] = []
-    done = train_sasrec(circle(600, 1), circle(60, 2), N, config, 0, lambda *m: messages.append(m))
+    done = train(SASRec, circle(600, 1), circle(300, 2), N, config, 0, lambda *m: messages.append(m))
     test = circle(100, 3)
-    ranks = rank_targets(done.model, test.histories(), test.targets())
+    ranks = done.model.rank(test.histories(), test.targets())
     assert hit_rate(ranks, 1) > 0.95
     assert len(messages) == len(done.curve)
     assert "NDCG@20" in messages[-1][2]
@@ -59,20 +61,20 @@ def test_learns_the_circle(loss: str, supervise: str) -> None:
 
 def test_gives_back_the_model_of_the_best_epoch() -> None:
     valid = circle(60, 2)
-    done = train_sasrec(circle(200, 1), valid, N, replace(SMALL, epochs=8, dropout=0.5), 0)
+    done = train(SASRec, circle(200, 1), valid, N, replace(SMALL, epochs=8, dropout=0.5), 0)
     assert done.best_epoch == int(np.argmax(done.curve))
-    ranks = rank_targets(done.model, valid.histories(), valid.targets())
+    ranks = done.model.rank(valid.histories(), valid.targets())
     assert ndcg(ranks, 20) == pytest.approx(done.curve[done.best_epoch])
 
 
 def test_stops_when_validation_no_longer_rises() -> None:
     config = replace(SMALL, learning_rate=0.0, epochs=50, patience=3)  # nothing changes, so the first epoch is the best
-    assert len(train_sasrec(circle(100, 1), circle(20, 2), N, config, 0).curve) == 4
+    assert len(train(SASRec, circle(100, 1), circle(20, 2), N, config, 0).curve) == 4
 
 
 def test_the_seed_decides_and_nothing_else_is_disturbed() -> None:
     def weights(seed: int) -> torch.Tensor:
-        done = train_sasrec(circle(100, 1), circle(20, 2), N, replace(SMALL, epochs=2), seed)
+        done = train(SASRec, circle(100, 1), circle(20, 2), N, replace(SMALL, epochs=2), seed)
         return done.model.item_vectors.detach()
 
     torch.manual_seed(7)
@@ -103,7 +105,7 @@ def test_the_most_recent_items_count() -> None:
     long = Windows.from_lists([[8, 9, 10, 1, 2, 3, 4, 5], [6, 7]])
     short = Windows.from_lists([[1, 2, 3, 4, 5], [6, 7]])
     wanted = np.array([6, 8])
-    assert (rank_targets(model, long, wanted) == rank_targets(model, short, wanted)).all()
+    assert (model.rank(long, wanted) == model.rank(short, wanted)).all()
 
 
 def test_ranks_are_those_of_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,31 +115,31 @@ def test_ranks_are_those_of_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = (model.last_states(torch.from_numpy(histories.items)) @ model.item_vectors.T).detach().numpy()
     sorted_ids = np.argsort(-scores, axis=1)
     expected = [list(row).index(target) + 1 for row, target in zip(sorted_ids, targets, strict=True)]
-    assert rank_targets(model, histories, targets).tolist() == expected
-    monkeypatch.setattr("llm4dsr.sasrec.LOGITS", 7 * N)  # in pieces of seven windows
-    assert rank_targets(model, histories, targets).tolist() == expected
+    assert model.rank(histories, targets).tolist() == expected
+    monkeypatch.setattr("llm4dsr.recommenders.backbone.LOGITS", 7 * N)  # in pieces of seven windows
+    assert model.rank(histories, targets).tolist() == expected
 
 
 def test_ties_count_against_the_target() -> None:
     windows = circle(5, 5)
     model = untrained()
     torch.nn.init.constant_(model.items.weight, 1.0)  # all items score the same
-    assert (rank_targets(model, windows.histories(), windows.targets()) == N).all()
+    assert (model.rank(windows.histories(), windows.targets()) == N).all()
     model = untrained()
     with torch.no_grad():
         model.items.weight[3] = model.items.weight[4]
     after_two = Windows.from_lists([[0, 1, 2]])
-    ranks = [int(rank_targets(model, after_two, np.array([i]))[0]) for i in range(N)]
+    ranks = [int(model.rank(after_two, np.array([i]))[0]) for i in range(N)]
     assert ranks[3] == ranks[4]  # both have the lower of their two places …
     assert ranks[3] - 1 not in ranks  # … and nobody the higher one
 
 
 def test_an_empty_history_or_a_broken_model_ranks_last() -> None:
     model = untrained()
-    assert rank_targets(model, Windows.from_lists([[], [1, 2]]), np.array([0, 3]))[0] == N
-    assert rank_targets(model, Windows.from_lists([[]]), np.array([0])).tolist() == [N]
+    assert model.rank(Windows.from_lists([[], [1, 2]]), np.array([0, 3]))[0] == N
+    assert model.rank(Windows.from_lists([[]]), np.array([0])).tolist() == [N]
     torch.nn.init.constant_(model.items.weight, float("nan"))
-    assert rank_targets(model, Windows.from_lists([[1, 2]]), np.array([3])).tolist() == [N]
+    assert model.rank(Windows.from_lists([[1, 2]]), np.array([3])).tolist() == [N]
 
 
 @pytest.mark.parametrize("supervise", ["last", "all"])
@@ -152,8 +154,8 @@ def test_a_weight_of_zero_removes_an_interaction_as_a_target(supervise: str) -> 
 
     def hit(weights: np.ndarray | None) -> float:
         config = replace(SMALL, supervise=supervise)
-        done = train_sasrec(Windows.from_lists(rows, weights=weights), circle(60, 3), N, config, 0)
-        return hit_rate(rank_targets(done.model, test.histories(), test.targets()), 1)
+        done = train(SASRec, Windows.from_lists(rows, weights=weights), circle(60, 3), N, config, 0)
+        return hit_rate(done.model.rank(test.histories(), test.targets()), 1)
 
     assert hit(weights) > 0.9
     if supervise == "last":  # with "all", the right items inside the windows outvote the wrong ones at their ends
@@ -164,10 +166,10 @@ def test_a_weight_of_zero_removes_an_interaction_as_a_target(supervise: str) -> 
 def test_a_batch_in_pieces_is_the_same_step(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def weights() -> torch.Tensor:
         config = replace(SMALL, loss=loss, dropout=0.0, epochs=1)
-        return train_sasrec(circle(64, 1), circle(20, 2), N, config, 0).model.item_vectors.detach()
+        return train(SASRec, circle(64, 1), circle(20, 2), N, config, 0).model.item_vectors.detach()
 
     whole = weights()
-    monkeypatch.setattr("llm4dsr.sasrec.LOGITS", 400)
+    monkeypatch.setattr("llm4dsr.recommenders.backbone.LOGITS", 400)
     assert torch.allclose(weights(), whole, atol=1e-5)
 
 
@@ -183,11 +185,11 @@ def test_dropout_keeps_the_mean_and_rests_in_evaluation() -> None:
 def test_windows_of_one_item_are_skipped() -> None:
     single = Windows.from_lists([[1], [2]])
     mixed = Windows.from_lists([[1], [2, 3], [4, 5, 6]])
-    assert len(train_sasrec(mixed, mixed, N, replace(SMALL, epochs=2), 0).curve) == 2
+    assert len(train(SASRec, mixed, mixed, N, replace(SMALL, epochs=2), 0).curve) == 2
     with pytest.raises(DataError, match="training"):
-        train_sasrec(single, mixed, N, SMALL, 0)
+        train(SASRec, single, mixed, N, SMALL, 0)
     with pytest.raises(DataError, match="validation"):
-        train_sasrec(mixed, single, N, SMALL, 0)
+        train(SASRec, mixed, single, N, SMALL, 0)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +199,10 @@ def test_windows_of_one_item_are_skipped() -> None:
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         SASRec(N, replace(SMALL, **wrong))
+
+
+def test_the_last_state_alone_is_the_same_state() -> None:
+    model = untrained()
+    items = torch.tensor([[3, 7, 1, PAD, PAD], [1, 2, 3, 4, 5]])
+    states = model(items)
+    assert torch.allclose(model.last_states(items), torch.stack([states[0, 2], states[1, 4]]), atol=1e-5)

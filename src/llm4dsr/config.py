@@ -119,7 +119,8 @@ class CorrectConfig:
 
 @dataclass(frozen=True)
 class RecommenderConfig:
-    """SASRec. Defaults are the published settings but for the loss (sampled softmax with shared negatives: quick)."""
+    """Of every backbone. Defaults are the published settings of SASRec but for the loss (sampled softmax with shared
+    negatives: quick)."""
 
     hidden_size: int = 64
     blocks: int = 2
@@ -139,6 +140,7 @@ class RecommenderConfig:
 class EvaluateConfig:
     seeds: int = 1
     k: int = 20
+    backbone: Literal["sasrec", "bert4rec", "gru4rec", "llara"] = "sasrec"
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
 
 

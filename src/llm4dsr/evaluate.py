@@ -26,7 +26,7 @@ from llm4dsr.catalogue import PAD, BoolArray, Catalogue, Windows
 from llm4dsr.config import EvaluateConfig
 from llm4dsr.correct import Corrected, apply, correct
 from llm4dsr.errors import ModelError
-from llm4dsr.sasrec import rank_targets, train_sasrec
+from llm4dsr.recommenders import fit
 from llm4dsr.shards import Shards, digest, versions
 from llm4dsr.suggest import Suggestions
 from llm4dsr.tables import matrix
@@ -116,7 +116,7 @@ def _oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: b
     return correct(windows, flagged, certain, None, catalogue, "drop", target_fixed).windows
 
 
-def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, seed: int,
+def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateConfig, seed: int,
             progress: Progress | None = None, work: Path | None = None) -> pl.DataFrame:  # fmt: skip
     """Trains the recommender for each row and seed; one tidy table: row, seed, ndcg, hit_rate, valid_ndcg, epochs,
     seconds. work: a folder for the recommenders that are done; the same call goes on from it.
@@ -127,13 +127,13 @@ def compare(compared: dict[str, Splits], n_items: int, config: EvaluateConfig, s
     jobs = [(name, seed + s) for s in range(config.seeds) for name in compared]
     workers = max(1, min(torch.get_num_threads(), len(jobs)))
     keys = {
-        name: digest(versions(), n_items, config.k, config.recommender, *_content(splits))
+        name: digest(versions(), config.backbone, config.k, config.recommender, catalogue.titles, *_content(splits))
         for name, splits in compared.items()
     }
     with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.recommender.epochs, progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(
-                delayed(_train_and_test)(name, s, compared[name], n_items, config, Path(folder) / str(i), keys[name],
+                delayed(_train_and_test)(name, s, compared[name], catalogue, config, Path(folder) / str(i), keys[name],
                                          work)
                 for i, (name, s) in enumerate(jobs)
             )  # fmt: skip
@@ -151,7 +151,7 @@ def _content(splits: Splits) -> list[object]:
     return [part for name in c.SPLITS for part in (splits[name].items, splits[name].lengths, splits[name].weights)]
 
 
-def _train_and_test(name: str, seed: int, splits: Splits, n_items: int, config: EvaluateConfig,
+def _train_and_test(name: str, seed: int, splits: Splits, catalogue: Catalogue, config: EvaluateConfig,
                     epochs_done: Path, key: str, work: Path | None) -> pl.DataFrame:  # fmt: skip
     """One line of `compare`, in a process of its own; the file `epochs_done` says how far it is."""
     torch.set_num_threads(1)
@@ -160,8 +160,8 @@ def _train_and_test(name: str, seed: int, splits: Splits, n_items: int, config: 
         _say(epochs_done, f"{epoch} {name}")
 
     def train() -> pl.DataFrame:
-        trained = train_sasrec(splits[c.TRAIN], splits[c.VALID], n_items, config.recommender, seed, report)
-        ranks = rank_targets(trained.model, splits[c.TEST].histories(), splits[c.TEST].targets())
+        trained = fit(config.backbone, splits[c.TRAIN], splits[c.VALID], catalogue, config.recommender, seed, report)
+        ranks = trained.model.rank(splits[c.TEST].histories(), splits[c.TEST].targets())
         line = {"row": name, "seed": seed, "ndcg": metrics.ndcg(ranks, config.k),
                 "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
                 "epochs": len(trained.curve), "seconds": trained.seconds}  # fmt: skip
@@ -184,7 +184,7 @@ def _following(folder: Path, total: int, progress: Progress | None) -> Iterator[
                 (int(n), name) for n, name in (f.read_text().split(" ", 1) for f in folder.iterdir() if not f.suffix)
             ]
             names = sorted({name for _, name in reports if name})
-            progress(total if last else sum(n for n, _ in reports), total, f"SASRec: {', '.join(names)}")
+            progress(total if last else sum(n for n, _ in reports), total, ", ".join(names))
             if last:
                 return
 

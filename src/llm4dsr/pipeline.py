@@ -330,7 +330,7 @@ class Run:
                 if _has_truth(w)
             }
             compared = evaluation.rows(data.splits, tables, data.catalogue, actions, self.config.correct.train_targets)
-            results = evaluation.compare(compared, len(data.catalogue), settings, self.config.seed, progress,
+            results = evaluation.compare(compared, data.catalogue, settings, self.config.seed, progress,
                                          self.work("evaluate"))  # fmt: skip
             facts["seconds_of_each"] = results["seconds"].to_list()
             results = results.drop("seconds")  # the files are the same whenever they are made

@@ -1,0 +1,130 @@
+"""Training a backbone: one loss, one way to draw negatives and one rule to stop, whatever the encoder."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm4dsr.catalogue import PAD, Windows
+from llm4dsr.config import RecommenderConfig
+from llm4dsr.errors import DataError
+from llm4dsr.metrics import ndcg
+from llm4dsr.recommenders import backbone as bb
+from llm4dsr.recommenders.backbone import Backbone, recent
+
+VALIDATION_K = 20
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Trained:
+    """The model at its best epoch. curve: validation NDCG@20 after each epoch, so curve[best_epoch] is the best."""
+
+    model: Backbone
+    curve: list[float]
+    best_epoch: int
+    seconds: float
+
+
+def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, config: RecommenderConfig, seed: int,
+          progress: Progress | None = None) -> Trained:  # fmt: skip
+    """Train until the validation NDCG@20 has not risen for `patience` epochs; give back the model of the best epoch.
+
+    Windows of fewer than two items are skipped, and of longer ones the last `history` + 1 items count. Where
+    `windows.weights` is given, the loss of predicting an interaction is multiplied by that interaction's weight.
+    The same seed gives the same model on the same machine; the caller's random state is left as it was.
+    `progress` gets (epochs done, epochs at most, message). Raises DataError if nothing can be trained on or validated.
+    """
+    started = time.perf_counter()
+    windows = windows.take(np.flatnonzero(windows.lengths >= 2))
+    if not len(windows):
+        raise DataError(f"No training window has two items or more: {kind.name} has nothing to learn from.")
+    valid = valid.take(np.flatnonzero(valid.lengths >= 2))
+    if not len(valid):
+        raise DataError(f"No validation window has two items or more: {kind.name} needs some to know when to stop.")
+    histories, wanted = valid.histories(), valid.targets()
+    items = torch.from_numpy(recent(windows.items, windows.lengths, config.history + 1, PAD))
+    weights = torch.ones(items.shape)
+    if windows.weights is not None:
+        weights = torch.from_numpy(recent(windows.weights, windows.lengths, config.history + 1, 1.0)).float()
+
+    with torch.random.fork_rng(devices=[]):  # initial weights, dropout, order and negatives all draw from this state
+        torch.default_generator.manual_seed(seed)
+        model = kind(n_items, config)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        best, curve = -1, list[float]()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        for epoch in range(config.epochs):
+            model.train()
+            total = 0.0
+            batches = torch.split(torch.randperm(len(items)), config.batch_size)
+            for rows in batches:
+                total += _step(model, optimizer, *model.examples(items[rows], weights[rows]))
+            curve.append(ndcg(model.rank(histories, wanted), VALIDATION_K))
+            if best < 0 or curve[epoch] > curve[best]:
+                best = epoch
+                state = {name: value.clone() for name, value in model.state_dict().items()}
+            if progress:
+                message = f"loss {total / len(batches):.4f}, validation NDCG@{VALIDATION_K} {curve[epoch]:.4f}"
+                progress(epoch + 1, config.epochs, message)
+            if epoch - best >= max(config.patience, 1):
+                break
+    model.load_state_dict(state)
+    model.eval()
+    return Trained(model, curve, best, time.perf_counter() - started)
+
+
+def _step(model: Backbone, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor) -> float:
+    """One optimizer step on a batch, [B, L] each; in several backward passes where its scores would not fit."""
+    config = model.config
+    negatives = torch.randint(model.n_items, (config.negatives,))  # [M] one draw for the whole batch
+    width = {"full": model.n_items, "sampled": config.negatives, "bce": 1}[config.loss]
+    count = int((targets != PAD).sum())
+    per_row = -(-count // len(targets)) * width
+    total = 0.0
+    optimizer.zero_grad()
+    for rows in torch.split(torch.arange(len(inputs)), max(1, bb.LOGITS // max(1, per_row))):
+        here = targets[rows] != PAD  # [B, L]
+        losses = _losses(model, inputs[rows], targets[rows], negatives)
+        loss = (losses * weights[rows][here]).sum() / count
+        loss = loss + model.penalty(inputs[rows]) * (len(rows) / len(inputs))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    optimizer.step()
+    return total
+
+
+def _losses(model: Backbone, inputs: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+    """inputs, targets [B, L], negatives [M] -> [P] losses of the P predictions, in the order of targets."""
+    here = targets != PAD
+    wanted = targets[here]  # [P]
+    loss = model.config.loss
+    if loss == "full":
+        negatives = negatives[:0]
+    elif loss == "bce":
+        negatives = torch.randint(model.n_items - 1, wanted.shape)
+        negatives = negatives + (negatives >= wanted)  # [P] uniform over all items but the wanted one
+    # One look-up for all, as the gradient of each look-up is a matrix as large as the item table
+    parts = [inputs.numel(), len(wanted), len(negatives)]
+    read, liked, disliked = torch.split(model.vectors(torch.cat([inputs.flatten(), wanted, negatives])), parts)
+    read = read.view(*inputs.shape, -1)
+    ends = torch.equal(here.sum(1), torch.ones(len(here), dtype=torch.int64)) and torch.equal(
+        here.int().argmax(1), bb.last_of(inputs)
+    )
+    states = model.encode(read, inputs, last=True) if ends else model.encode(read, inputs)[here]  # [P, d]
+    if loss == "full":
+        return F.cross_entropy(states @ model.item_vectors.T, wanted, reduction="none")
+    positive = (states * liked).sum(1)  # [P]
+    if loss == "bce":
+        return F.softplus(-positive) + F.softplus((states * disliked).sum(1))
+    scores = (states @ disliked.T).masked_fill(negatives == wanted.unsqueeze(1), -math.inf)  # [P, M]
+    scores = scores + math.log(model.n_items / len(negatives))  # the draw stands for the whole catalogue
+    losses: Tensor = torch.cat([positive.unsqueeze(1), scores], 1).logsumexp(1) - positive
+    return losses
