@@ -182,6 +182,32 @@ def evaluate(
     _show(_open(run))
 
 
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Option(help="demo, or a folder of windows as for `run`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; finished cells are kept and not made again.")],
+    backbones: Annotated[str, typer.Option(help="Names with commas between them.")] = "sasrec",
+    denoisers: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Of each recommender.")] = 3,
+    natural: Annotated[bool, typer.Option(help="The windows as they were before noise was put in.")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Use only so many windows of each split.")] = 0,
+    config: Recipe = None,
+    report: Annotated[Path | None, typer.Option(help="Where to write the tables; OUT/RESULTS.md if not given.")] = None,
+) -> None:
+    """Denoisers × recommenders × seeds on one suite, with intervals and paired tests."""
+    from llm4dsr.bench import cells, denoised, load, tables
+
+    chosen = _config(config, None, None, None)
+    chosen = replace(chosen, evaluate=replace(chosen.evaluate, seeds=seeds))
+    data = load(suite, natural, limit, chosen.seed)
+    asked = denoised.names(data) if denoisers == "all" else [name.strip() for name in denoisers.split(",")]
+    with bar() as progress:
+        cells.bench(data, out, [name.strip() for name in backbones.split(",")], asked, chosen, progress)
+    text = tables.results_markdown(out, chosen.evaluate.k)
+    tables.write(report or out / "RESULTS.md", text)
+    console.print(Markdown(text))
+
+
 def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own bars say what takes time
     signal.signal(signal.SIGTERM, _terminated)

@@ -76,9 +76,9 @@ def rows(
             for name, windows in splits.items()
         }
     if all(w.noise_mask is not None for w in splits.values()):
-        out[ORACLE_DROP] = {n: _oracle(w, catalogue, "drop", n != c.TRAIN) for n, w in splits.items()}
+        out[ORACLE_DROP] = {n: oracle(w, catalogue, "drop", n != c.TRAIN) for n, w in splits.items()}
         if all(w.clean_items is not None for w in splits.values()):
-            out[ORACLE_RESTORE] = {n: _oracle(w, catalogue, "replace", n != c.TRAIN) for n, w in splits.items()}
+            out[ORACLE_RESTORE] = {n: oracle(w, catalogue, "replace", n != c.TRAIN) for n, w in splits.items()}
     return out
 
 
@@ -92,7 +92,7 @@ def corrected(name: str, windows: Windows, tables: Tables, catalogue: Catalogue,
     return apply(windows, decisions, tables.suggestions.get(name), catalogue, action, target_fixed=name != c.TRAIN)
 
 
-def _oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: bool) -> Windows:
+def oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: bool) -> Windows:
     """Known noise dropped, or restored (dropped where it was inserted: nothing belongs there); targets of evaluation
     windows stay as in every other row."""
     assert windows.noise_mask is not None
@@ -119,7 +119,8 @@ def _oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: b
 def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateConfig, seed: int,
             progress: Progress | None = None, work: Path | None = None) -> pl.DataFrame:  # fmt: skip
     """Trains the recommender for each row and seed; one tidy table: row, seed, ndcg, hit_rate, valid_ndcg, epochs,
-    seconds. work: a folder for the recommenders that are done; the same call goes on from it.
+    seconds, ranks (of every test target, 1 = best). work: a folder for the recommenders that are done; the same call
+    goes on from it.
 
     A recommender this small gains little from a second core, so each is trained on one, and as many at a time as torch
     may use cores. The numbers do not depend on how many that are.
@@ -164,12 +165,13 @@ def _train_and_test(name: str, seed: int, splits: Splits, catalogue: Catalogue, 
         ranks = trained.model.rank(splits[c.TEST].histories(), splits[c.TEST].targets())
         line = {"row": name, "seed": seed, "ndcg": metrics.ndcg(ranks, config.k),
                 "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
-                "epochs": len(trained.curve), "seconds": trained.seconds}  # fmt: skip
-        return pl.DataFrame([line])
+                "epochs": len(trained.curve), "seconds": trained.seconds,
+                "ranks": [ranks.astype(np.int32)]}  # fmt: skip
+        return pl.DataFrame(line, schema_overrides={"ranks": pl.List(pl.Int32)})
 
-    line: pl.DataFrame = Shards(work).table((key, name, seed), train)
+    line: pl.DataFrame = Shards(work).table((key, seed), train)
     _say(epochs_done, f"{config.recommender.epochs} ")
-    return line
+    return line.with_columns(row=pl.lit(name))  # it may have been trained for another row with the same windows
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def _following(folder: Path, total: int, progress: Progress | None) -> Iterator[
                 (int(n), name) for n, name in (f.read_text().split(" ", 1) for f in folder.iterdir() if not f.suffix)
             ]
             names = sorted({name for _, name in reports if name})
-            progress(total if last else sum(n for n, _ in reports), total, ", ".join(names))
+            progress(total if last else sum(n for n, _ in reports), total, f"recommenders: {', '.join(names)}")
             if last:
                 return
 

@@ -333,7 +333,7 @@ class Run:
             results = evaluation.compare(compared, data.catalogue, settings, self.config.seed, progress,
                                          self.work("evaluate"))  # fmt: skip
             facts["seconds_of_each"] = results["seconds"].to_list()
-            results = results.drop("seconds")  # the files are the same whenever they are made
+            results = results.drop("seconds", "ranks")  # the files are the same whenever they are made
             lines = evaluation.summary(results)
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")

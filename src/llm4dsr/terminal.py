@@ -27,7 +27,7 @@ def bar() -> Iterator[Any]:
         tasks: dict[str, Any] = {}
 
         def report(done: int, total: int, doing: str) -> None:
-            key = doing.split(":")[0] if doing.startswith("SASRec") else doing.split(",")[0]
+            key = doing.split(":")[0] if doing.startswith("recommenders") else doing.split(",")[0]
             if key not in tasks:
                 tasks[key] = progress.add_task(escape(doing), total=total or None)
             progress.update(tasks[key], completed=done, total=total or None, description=escape(doing))

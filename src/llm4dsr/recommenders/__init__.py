@@ -9,10 +9,19 @@ from __future__ import annotations
 from llm4dsr.catalogue import Catalogue, Windows
 from llm4dsr.config import RecommenderConfig
 from llm4dsr.recommenders.backbone import Backbone
+from llm4dsr.recommenders.bert4rec import BERT4Rec
+from llm4dsr.recommenders.cl4srec import CL4SRec
+from llm4dsr.recommenders.fmlprec import FMLPRec
+from llm4dsr.recommenders.gru4rec import GRU4Rec
 from llm4dsr.recommenders.sasrec import SASRec
 from llm4dsr.recommenders.training import Progress, Trained, train
 
-BACKBONES: dict[str, type[Backbone]] = {"sasrec": SASRec}
+BACKBONES: dict[str, type[Backbone]] = {
+    "sasrec": SASRec, "bert4rec": BERT4Rec, "gru4rec": GRU4Rec, "fmlprec": FMLPRec, "cl4srec": CL4SRec,
+}  # fmt: skip
+
+NAMES = (*BACKBONES, "llara")
+ROBUST = ("fmlprec", "cl4srec")  # made to bear noise by themselves: peers of a denoiser, not its users
 
 
 def fit(backbone: str, windows: Windows, valid: Windows, catalogue: Catalogue, config: RecommenderConfig, seed: int,

@@ -1,0 +1,54 @@
+"""The cells of the benchmark: a recommender, trained and tested on what a denoiser made of the suite, with one seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import polars as pl
+
+from llm4dsr import evaluate
+from llm4dsr.batch import Progress
+from llm4dsr.bench.denoised import NONE, denoised, names
+from llm4dsr.bench.suite import Suite
+from llm4dsr.config import Config
+from llm4dsr.data import write_parquet
+from llm4dsr.errors import ConfigError
+from llm4dsr.recommenders import NAMES, ROBUST
+
+RESULTS, DETECTION = "results.parquet", "detection.parquet"
+
+
+def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], config: Config,
+          progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
+    """Fills the cells that are not there yet: backbone, denoiser, seed, ndcg, hit_rate, valid_ndcg, epochs, seconds,
+    ranks. They are also written to OUT/SUITE/results.parquet, beside what earlier calls have put there, and detection
+    to detection.parquet. A recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched windows.
+
+    Raises ConfigError for an unknown name, DataError, ModelError, OutputError.
+    """
+    for kind, asked, known in (("backbone", backbones, NAMES), ("denoiser", denoisers, names(suite))):
+        for name in asked:
+            if name not in known:
+                raise ConfigError(f"Unknown {kind} {name!r} for the suite {suite.name}. Known: {', '.join(known)}.")
+    folder, found = out / suite.name, []
+    rows, detection = denoised(suite, folder, denoisers, config, progress)
+    if len(detection):
+        _add(folder / DETECTION, detection, ["denoiser", "split"])
+    for backbone in backbones:
+        compared = {NONE: rows[NONE]} if backbone in ROBUST else rows
+        settings = dataclasses.replace(config.evaluate, backbone=backbone)  # type: ignore[arg-type]
+        cells = evaluate.compare(compared, suite.data.catalogue, settings, config.seed, progress, folder / "cells")
+        found.append(
+            cells.select(pl.lit(backbone).alias("backbone"), pl.col("row").alias("denoiser"), pl.exclude("row"))
+        )
+        _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
+    return pl.concat(found)
+
+
+def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:
+    """Writes new rows beside those that are there and not made anew."""
+    if path.is_file():
+        old = pl.read_parquet(path, glob=False).join(new, on=key, how="anti")
+        new = pl.concat([old, new], how="diagonal_relaxed")
+    write_parquet(new.sort(key), path)

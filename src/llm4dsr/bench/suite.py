@@ -1,0 +1,46 @@
+"""A suite: the windows that a benchmark or a study runs on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm4dsr import columns as c
+from llm4dsr.catalogue import Windows
+from llm4dsr.data import Data, limit_windows, read_data
+from llm4dsr.demo import make_demo
+from llm4dsr.errors import DataError
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """name: also the folder of its results. natural: the truth is not known, the noise is what was always there."""
+
+    name: str
+    data: Data
+
+
+def load(suite: str, natural: bool = False, limit: int = 0, seed: int = 0) -> Suite:
+    """The embedded demo, or a folder as `read_data` takes it. natural: the windows as they were before the noise.
+
+    limit: a sample of so many windows of each split (0 = all). Raises DataError.
+    """
+    data = make_demo(seed).data if suite == DEMO else read_data(suite)
+    name = Path(suite).name
+    splits = {n: limit_windows(w, limit, seed) for n, w in data.splits.items()}
+    if natural:
+        name += "-natural"
+        splits = {n: _before_noise(w, suite) for n, w in splits.items()}
+    return Suite(name + (f"-{limit}" if limit else ""), Data(data.catalogue, splits))
+
+
+def _before_noise(windows: Windows, suite: str) -> Windows:
+    if windows.clean_items is None or (windows.clean_items[windows.present] < 0).any():
+        raise DataError(
+            f"--natural needs windows that know what stood there before the noise; {suite} has no whole column "
+            f"{c.CLEAN_ITEMS!r}."
+        )
+    return dataclasses.replace(windows, items=windows.clean_items, clean_items=None, noise_mask=None)

@@ -1,0 +1,160 @@
+"""RESULTS.md: what the finished cells say, with intervals and paired tests. Nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.bench.cells import DETECTION, RESULTS
+from llm4dsr.bench.denoised import NONE, ORACLES, OURS
+from llm4dsr.errors import OutputError
+from llm4dsr.metrics import mean_interval, paired_difference
+from llm4dsr.recommenders import ROBUST
+
+CERTAIN = 0.05  # p below which a difference is called significant
+Floats = npt.NDArray[np.float64]
+
+_HEAD = """# Benchmark results
+
+Made by `llm4dsr bench` from the finished cells; do not edit. NDCG@20 and HR@20 rank the whole catalogue on test, whose
+targets are clean. ± is half of a 95 % Student interval over seeds. *p (seeds)* is a paired t test over seeds, *p
+(windows)* one over test windows, with the mean of the seeds for each: the first asks whether another training run
+would show the same, the second whether other histories would. A denoiser itself was run with one seed.
+"""
+
+
+def results_markdown(out: Path, k: int = 20) -> str:
+    """Of all suites that have results under `out`. Raises OutputError where there are none."""
+    folders = sorted(path.parent for path in out.glob(f"*/{RESULTS}"))
+    if not folders:
+        raise OutputError(f"{out} has no results yet. Run:  llm4dsr bench --suite demo --out {out}")
+    parts = [_HEAD]
+    for folder in folders:
+        results = pl.read_parquet(folder / RESULTS, glob=False)
+        parts.append(f"## Suite {folder.name}\n")
+        if (folder / DETECTION).is_file():
+            parts.append(_detection(pl.read_parquet(folder / DETECTION, glob=False)))
+        robust = results.filter(pl.col("backbone").is_in(ROBUST))
+        for backbone in results["backbone"].unique(maintain_order=True).to_list():
+            if backbone in ROBUST:
+                continue
+            rows = results.filter(pl.col("backbone") == backbone)
+            beside = _as_denoisers(robust) if backbone == "sasrec" else robust.clear()
+            parts.append(_ranking(backbone, pl.concat([rows, beside], how="diagonal_relaxed"), k))
+    return "\n".join(parts)
+
+
+def write(path: Path, text: str) -> None:
+    """Raises OutputError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error}.") from None
+
+
+def _as_denoisers(robust: pl.DataFrame) -> pl.DataFrame:
+    """Recommenders that are robust by themselves, as rows beside the denoised ones."""
+    return robust.with_columns(pl.format("({} itself)", "backbone").alias("denoiser"))
+
+
+def _detection(lines: pl.DataFrame) -> str:
+    if "auroc" not in lines.columns or lines["auroc"].is_nan().all():
+        return _share_flagged(lines)
+    text = ["### Noise found in test histories (and in training windows)\n",
+            "| denoiser | test AUROC | test AP | precision | recall | train AUROC | train AP | minutes | GB |",
+            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    test = lines.filter(pl.col("split") == c.TEST).sort("average_precision", descending=True)
+    for row in test.iter_rows(named=True):
+        train = lines.filter((pl.col("split") == c.TRAIN) & (pl.col("denoiser") == row["denoiser"])).row(0, named=True)
+        text.append(
+            f"| {row['denoiser']} | {row['auroc']:.3f} | {row['average_precision']:.3f} | {row['precision']:.1%} | "
+            f"{row['recall']:.1%} | {train['auroc']:.3f} | {train['average_precision']:.3f} | "
+            f"{row['seconds'] / 60:.1f} | {row['memory_mb'] / 1000:.1f} |"
+        )
+    return "\n".join(text) + "\n"
+
+
+def _share_flagged(lines: pl.DataFrame) -> str:
+    text = ["### Share flagged (the truth is not known)\n", "| denoiser | train | test | minutes | GB |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    for name in lines["denoiser"].unique(maintain_order=True).to_list():
+        of = {r["split"]: r for r in lines.filter(pl.col("denoiser") == name).iter_rows(named=True)}
+        text.append(f"| {name} | {of[c.TRAIN]['flagged']:.1%} | {of[c.TEST]['flagged']:.1%} | "
+                    f"{of[c.TEST]['seconds'] / 60:.1f} | {of[c.TEST]['memory_mb'] / 1000:.1f} |")  # fmt: skip
+    return "\n".join(text) + "\n"
+
+
+def _ranking(backbone: str, rows: pl.DataFrame, k: int) -> str:
+    names = rows["denoiser"].unique(maintain_order=True).to_list()
+    means = {n: float(np.mean(_of(rows, n)["ndcg"].to_list())) for n in names}
+    text = [f"### {backbone}, NDCG@{k} and HR@{k} on test\n",
+            f"| denoiser | seeds | NDCG@{k} | HR@{k} | NDCG gain | p (seeds) | p (windows) | HR gain | minutes each |",
+            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name in sorted(names, key=lambda n: -means[n]):
+        of, base = _of(rows, name), _of(rows, NONE)
+        cells = [name, str(len(of)), _interval(of["ndcg"]), _interval(of["hit_rate"])]
+        if name == NONE:
+            cells += [""] * 4
+        else:
+            over_seeds, over_windows = _tests(of, base, k)
+            cells += [_gain(of["ndcg"], base["ndcg"]), _p(over_seeds), _p(over_windows),
+                      _gain(of["hit_rate"], base["hit_rate"])]  # fmt: skip
+        text.append(f"| {' | '.join(cells)} | {np.mean(of['seconds'].to_list()) / 60:.1f} |")
+    return "\n".join([*text, "", *_verdict(rows, means, k)]) + "\n"
+
+
+def _verdict(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[str]:
+    """Is ours better than nothing, and than the best peer?"""
+    ours = max((n for n in means if n in OURS), key=lambda n: means[n], default=None)
+    peers = [n for n in means if n not in OURS and n not in ORACLES and n != NONE]
+    if ours is None:
+        return []
+    against = [NONE, *([max(peers, key=lambda n: means[n])] if peers else [])]
+    lines = []
+    for other in against:
+        over_seeds, over_windows = _tests(_of(rows, ours), _of(rows, other), k)
+        certain = [w for w, p in (("seeds", over_seeds), ("windows", over_windows)) if p < CERTAIN]
+        said = f"significant over {' and over '.join(certain)}" if certain else "not significant"
+        what = "none" if other == NONE else f"the best peer, {other}"
+        gain = 100 * (means[ours] / means[other] - 1)
+        lines.append(f"- {ours} against {what}: {gain:+.1f} % NDCG@{k}, {said} "
+                     f"(p {_p(over_seeds)} over seeds, {_p(over_windows)} over windows).")  # fmt: skip
+    return lines
+
+
+def _of(rows: pl.DataFrame, name: str) -> pl.DataFrame:
+    return rows.filter(pl.col("denoiser") == name).sort("seed")
+
+
+def _tests(a: pl.DataFrame, b: pl.DataFrame, k: int) -> tuple[float, float]:
+    """(p over seeds, p over test windows) of the difference in NDCG@k between two rows, on the seeds of both."""
+    seeds = sorted(set(a["seed"].to_list()) & set(b["seed"].to_list()))
+    a, b = (x.filter(pl.col("seed").is_in(seeds)).sort("seed") for x in (a, b))
+    over_seeds = paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())[2]
+    return over_seeds, paired_difference(_gains(a, k), _gains(b, k))[2]
+
+
+def _gains(rows: pl.DataFrame, k: int) -> Floats:
+    """[W] NDCG@k of each test window, mean over seeds."""
+    ranks = np.stack([np.asarray(r) for r in rows["ranks"].to_list()])  # [seeds, W]
+    gains: Floats = np.where(ranks <= k, 1 / np.log2(1.0 + ranks), 0.0).mean(axis=0)
+    return gains
+
+
+def _interval(values: pl.Series) -> str:
+    mean, half = mean_interval(values.to_list())
+    return f"{mean:.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}")
+
+
+def _gain(of: pl.Series, base: pl.Series) -> str:
+    return f"{100 * (np.mean(of.to_list()) / max(float(np.mean(base.to_list())), 1e-12) - 1):+.1f} %"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "< .001" if value < 0.001 else f"{value:.3f}"
