@@ -8,11 +8,12 @@ ids only.
 
 Re-implemented from the paper; what differs:
 
-- The paper trains corrector and recommender together, on one encoder. Here the corrector is trained alone: what it
-  writes is given to the recommenders of the benchmark, which are then trained as for every other row.
+- The paper trains corrector and recommender together, on one encoder, and recommends with it. Here the encoder learns
+  the recommender's task too (masked items of the raw window), but what the corrector writes is given to the
+  recommenders of the benchmark, which are then trained as for every other row.
 - Random items may also follow the last item of a training window, one at most in each gap, so that the corrector can
   call the last item foreign. The last item is never taken out: to predict it is the recommender's work.
-- Inserted items are learnt with a sampled softmax, and no item is inserted that the window already holds.
+- Items are learnt with a sampled softmax, and none is inserted that the window already holds.
 - Training windows are corrected by the corrector that was trained on them.
 """
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,83 +29,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm4dsr.catalogue import PAD, Catalogue, FloatArray, IntArray, Windows
+from llm4dsr.peers.damage import DELETE, INSERT, KEEP, MOST, damage, repaired
 from llm4dsr.peers.peer import Peer
 from llm4dsr.recommenders.backbone import INITIAL, Block, Dropout, positions_back
 
-KEEP, DELETE, INSERT = 0, 1, 2
-MOST = 3  # items inserted before one item, at most
 SIZE, HEADS, PLACES = 64, 2, 64  # width of the vectors, attention heads, positions that are told apart
 NEGATIVES, BATCH, RATE, EPOCHS, PATIENCE = 512, 256, 1e-3, 20, 3
-
-Damaged = tuple[IntArray, IntArray, IntArray]
-
-
-def damage(windows: Windows, catalogue: Catalogue, deleted: float, inserted: float, width: int,
-           rng: np.random.Generator) -> Damaged:  # fmt: skip
-    """(items [W, width], operations [W, width], gaps [W, width, MOST]): the windows damaged, the newest `width` items
-    of each, and what puts them right. Padding of items and gaps is PAD.
-
-    deleted, inserted: probability that an item is taken out, and that a random item stands in a gap between items.
-    gaps: the items that stood before an item, the nearest first. `repaired` gives back the window, or the end of it
-    where the damaged one was longer than `width`.
-    """
-    items, (rows, length) = windows.items, windows.items.shape
-    at = np.arange(length + 1)
-    gone = (rng.random(items.shape) < deleted) & (at[:-1] < windows.lengths[:, None] - 1)
-    run = np.zeros(rows, dtype=np.int64)
-    for place in range(length):  # no more in a row than one insertion can give back
-        gone[:, place] &= run < MOST
-        run = np.where(gone[:, place], run + 1, 0)
-    foreign = rng.integers(len(catalogue), size=(rows, length + 1))
-    titles = np.append(catalogue.canonical, PAD)  # row PAD = -1 stays PAD
-    own = (titles[foreign][:, :, None] == titles[items][:, None, :]).any(axis=2)
-    put = (rng.random(foreign.shape) < inserted) & (at <= windows.lengths[:, None]) & ~own
-
-    all_items = np.full((rows, 2 * length + 1), PAD)  # a gap, the first item, a gap, the second item, ..., a gap
-    all_items[:, 0::2], all_items[:, 1::2] = np.where(put, foreign, PAD), np.where(gone, PAD, items)
-    all_gaps = np.full((*all_items.shape, MOST), PAD)
-    missing = np.ones(items.shape, dtype=bool)
-    for back in range(1, min(MOST, length - 1) + 1):
-        missing[:, :back] = False
-        missing[:, back:] &= gone[:, :-back]
-        all_gaps[:, 1 + 2 * back :: 2, back - 1] = np.where(missing[:, back:], items[:, :-back], PAD)
-    operations = np.full(all_items.shape, DELETE)
-    operations[:, 1::2] = np.where(all_gaps[:, 1::2, 0] == PAD, KEEP, INSERT)
-
-    present = all_items != PAD
-    count = present.sum(axis=1, keepdims=True)
-    order = np.argsort(~present, axis=1, kind="stable")
-    newest = np.maximum(count - width, 0) + np.arange(width)
-    order = np.take_along_axis(order, np.minimum(newest, 2 * length), axis=1)
-    some = newest < count
-    row = np.arange(rows)[:, None]
-    return (np.where(some, all_items[row, order], PAD), operations[row, order],
-            np.where(some[:, :, None], all_gaps[row, order], PAD))  # fmt: skip
-
-
-def repaired(items: Sequence[int], operations: Sequence[int], gaps: Sequence[Sequence[int]]) -> list[int]:
-    """One sequence after its operations. gaps are read where the operation is INSERT; PAD in them is nothing."""
-    out: list[int] = []
-    for item, operation, gap in zip(items, operations, gaps, strict=True):
-        if operation == INSERT:
-            out += [other for other in reversed(gap) if other != PAD]
-        if operation != DELETE:
-            out.append(item)
-    return out
+MASKED = 0.3  # share of the items that the recommender's task hides
 
 
 class Corrector(nn.Module):
-    """Both networks. The item table has two more rows: the end of an insertion, and padding."""
+    """Both networks. The item table has three more rows: the end of an insertion, a masked item, and padding."""
 
     def __init__(self, n_items: int, dropout: float) -> None:
         super().__init__()
         self.n_items = n_items
-        self.items = nn.Embedding(n_items + 2, SIZE, padding_idx=n_items + 1)
+        self.items = nn.Embedding(n_items + 3, SIZE, padding_idx=n_items + 2)
         self.places, self.steps = nn.Embedding(PLACES, SIZE), nn.Embedding(MOST + 1, SIZE)
         for table in (self.items, self.places, self.steps):
             nn.init.normal_(table.weight, std=INITIAL)
         with torch.no_grad():
-            self.items.weight[n_items + 1] = 0
+            self.items.weight[n_items + 2] = 0
         self.blocks = nn.ModuleList(Block(SIZE, HEADS, dropout) for _ in range(2))
         self.generator = Block(SIZE, HEADS, dropout)
         self.norm, self.last_norm, self.dropout = nn.LayerNorm(SIZE), nn.LayerNorm(SIZE), Dropout(dropout)
@@ -113,7 +57,7 @@ class Corrector(nn.Module):
 
     def vectors(self, items: Tensor) -> Tensor:
         """items [...] -> [..., d]; zero for PAD."""
-        out: Tensor = self.items(torch.where(items == PAD, self.n_items + 1, items))
+        out: Tensor = self.items(torch.where(items == PAD, self.n_items + 2, items))
         return out
 
     def forward(self, items: Tensor) -> Tensor:
@@ -133,26 +77,34 @@ class Corrector(nn.Module):
         out: Tensor = self.last_norm(self.generator(x))
         return out
 
-    def losses(self, items: Tensor, operations: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean loss of the operations, mean loss of the inserted items) of a damaged batch, see `damage`."""
-        states, here = self(items), items != PAD
-        wrong = F.cross_entropy(self.operation(states[here]), operations[here])
-        at = here & (operations == INSERT)
-        if not at.any():
-            return wrong, wrong.new_zeros(())
-        inserted = gaps[at]  # [P, MOST]
-        count = (inserted != PAD).sum(1)
-        end = torch.full_like(inserted[:, :1], PAD)
-        wanted = torch.cat([inserted, end], 1)
-        wanted[torch.arange(len(wanted)), count] = self.n_items  # the end
+    def operation_loss(self, states: Tensor, items: Tensor, operations: Tensor) -> Tensor:
+        """Mean over the items [B, L] of a damaged batch with their states [B, L, d]."""
+        here = items != PAD
+        return F.cross_entropy(self.operation(states[here]), operations[here])
+
+    def insertion_loss(self, states: Tensor, items: Tensor, operations: Tensor, gaps: Tensor) -> Tensor:
+        """Mean over the items to insert, and the ends of the insertions."""
+        at = (items != PAD) & (operations == INSERT)
+        wanted = F.pad(gaps[at], (0, 1), value=PAD)  # [P, MOST + 1]
+        wanted[torch.arange(len(wanted)), (wanted != PAD).sum(1)] = self.n_items  # the end
         asked = wanted != PAD
-        guesses, wanted = self.next_inserted(states[at], inserted)[asked], wanted[asked]  # [Q, d], [Q]
+        return self._item_loss(self.next_inserted(states[at], gaps[at])[asked], wanted[asked])
+
+    def masked_loss(self, items: Tensor, operations: Tensor) -> Tensor:
+        """Mean over masked items of what is left of a damaged batch without the items that were put in."""
+        raw = items.masked_fill(operations == DELETE, PAD)
+        raw = raw.gather(1, torch.argsort((raw == PAD).to(torch.int8), dim=1, stable=True))
+        hidden = (raw != PAD) & (torch.rand(raw.shape) < MASKED)
+        return self._item_loss(self(raw.masked_fill(hidden, self.n_items + 1))[hidden], raw[hidden])
+
+    def _item_loss(self, guesses: Tensor, wanted: Tensor) -> Tensor:
+        """guesses [Q, d], wanted [Q] items or the end. Sampled softmax."""
         others = torch.cat([torch.randint(self.n_items, (NEGATIVES,)), torch.tensor([self.n_items])])
-        share = torch.full(others.shape, math.log(self.n_items / NEGATIVES))  # a draw stands for many items
-        share[-1] = 0.0
+        share = torch.full(others.shape, math.log(self.n_items / NEGATIVES))  # a draw stands for many items,
+        share[-1] = 0.0  # the end for itself
         scores = (guesses @ self.vectors(others).T + share).masked_fill(others == wanted[:, None], -math.inf)
         right = (guesses * self.vectors(wanted)).sum(1)
-        return wrong, (torch.cat([right.unsqueeze(1), scores], 1).logsumexp(1) - right).mean()
+        return (torch.cat([right.unsqueeze(1), scores], 1).logsumexp(1) - right).sum() / max(1, len(wanted))
 
     def insertions(self, states: Tensor, held: Tensor) -> Tensor:
         """states [P, d], held [P, L] the windows' items -> [P, MOST] the likeliest items, nearest first, then PAD."""
@@ -199,16 +151,19 @@ class STEAM(Peer):
             while self.epochs < EPOCHS and waited < PATIENCE:
                 self.epochs += 1
                 model.train()
-                for batch in self._batches(train, width, rng):
+                for items, operations, gaps in self._batches(train, width, rng):
+                    states = model(items)
+                    loss = model.operation_loss(states, items, operations) + model.masked_loss(items, operations)
+                    loss = loss + model.insertion_loss(states, items, operations, gaps)
                     optimizer.zero_grad()
-                    torch.add(*model.losses(*batch)).backward()  # type: ignore[no-untyped-call]
+                    loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                 model.eval()
                 with torch.no_grad():
-                    loss = float(np.mean([float(model.losses(*batch)[0]) for batch in held_out]))
+                    now = np.mean([float(model.operation_loss(model(x), x, wanted)) for x, wanted, _ in held_out])
                 waited += 1
-                if loss < best:
-                    best, waited = loss, 0
+                if now < best:
+                    best, waited = float(now), 0
                     state = {name: value.clone() for name, value in model.state_dict().items()}
             model.load_state_dict(state)
 
