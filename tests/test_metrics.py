@@ -1,9 +1,11 @@
-"""Every expected value here is worked out by hand in the comment beside it."""
+"""Every expected value is worked out by hand in the comment beside it, or comes from another library."""
 
 import math
 
+import ir_measures
 import numpy as np
 import pytest
+from ir_measures import Qrel, ScoredDoc, Success, nDCG
 
 from llm4dsr import metrics
 from llm4dsr.errors import DataError
@@ -72,6 +74,20 @@ def test_ranking_metrics() -> None:
     assert metrics.ndcg(ranks, 1) == 0.25
     assert math.isnan(metrics.hit_rate([], 20))
     assert math.isnan(metrics.ndcg([], 20))
+
+
+def test_ranking_metrics_are_those_of_trec_eval() -> None:
+    depth, ranks = 40, np.random.default_rng(0).integers(1, 61, 300)  # a target that ranks behind 40 is not in the list
+    wanted = [Qrel(str(window), "target", 1) for window in range(len(ranks))]
+    lists = [
+        ScoredDoc(str(window), "target" if place == rank else f"item {place}", -float(place))
+        for window, rank in enumerate(ranks)
+        for place in range(1, depth + 1)
+    ]
+    for k in (1, 5, 20):
+        theirs = ir_measures.calc_aggregate([nDCG @ k, Success @ k], wanted, lists)
+        assert metrics.ndcg(ranks, k) == pytest.approx(theirs[nDCG @ k], abs=1e-12, rel=0)
+        assert metrics.hit_rate(ranks, k) == pytest.approx(theirs[Success @ k], abs=1e-12, rel=0)
 
 
 def test_ties_count_within_a_window_and_not_in_padding() -> None:
