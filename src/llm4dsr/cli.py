@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -206,6 +207,47 @@ def bench(
     text = tables.results_markdown(out, chosen.evaluate.k)
     tables.write(report or out / "RESULTS.md", text)
     console.print(Markdown(text))
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="task, uncertainty, grounding, threshold, noise, upper_bound, transfer, ablations, cost, or all."
+        ),
+    ],
+    suite: Annotated[str, typer.Option(help="demo, or a folder of windows as for `run`.")] = "demo",
+    out: Annotated[Path, typer.Option(help="Folder of what is computed; shared with `bench`.")] = Path("runs/bench"),
+    docs: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("docs/studies"),
+    seeds: Annotated[int, typer.Option(min=1, help="Of each recommender.")] = 3,
+    limit: Annotated[int, typer.Option(min=0, help="Use only so many windows of each split.")] = 0,
+    quick: Annotated[bool, typer.Option(help="Smallest sizes that still go all the way; numbers mean little.")] = False,
+    config: Recipe = None,
+) -> None:
+    """One question about the method, answered with a table, a plot and a page."""
+    from llm4dsr import studies
+    from llm4dsr.bench import load
+    from llm4dsr.errors import ConfigError
+    from llm4dsr.studies.study import Context, smaller, write_page
+
+    if name not in (*studies.NAMES, "all"):
+        raise ConfigError(f"Unknown study {name!r}. Known: {', '.join(studies.NAMES)}, all.")
+    chosen = _config(config, None, None, None)
+    chosen = replace(chosen, evaluate=replace(chosen.evaluate, seeds=seeds))
+    chosen = smaller(chosen) if quick else chosen
+    data = load(suite, limit=limit, seed=chosen.seed, tiny=quick)
+    for each in studies.NAMES if name == "all" else (name,):
+        module = studies.module(each)
+        with bar() as progress:
+            context = Context(data, out / data.name, chosen, quick, progress)
+            started = time.perf_counter()
+            found = module.study(context)
+            seconds = time.perf_counter() - started
+        given = "".join(f" --{k} {v}" for k, v in (("suite", Path(suite).name), ("limit", limit)) if v)
+        command = f"llm4dsr study {each}{given} --seeds {seeds}" + (" --quick" if quick else "")
+        page = write_page(each, module.QUESTION, found, context, docs, command, seconds)
+        console.print(f"[bold]{each}[/bold]: {escape(str(page))}")
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ class Suite:
     data: Data
 
 
-def load(suite: str, natural: bool = False, limit: int = 0, seed: int = 0) -> Suite:
+def load(suite: str, natural: bool = False, limit: int = 0, seed: int = 0, tiny: bool = False) -> Suite:
     """The embedded demo, or a folder as `read_data` takes it. natural: the windows as they were before the noise.
 
-    limit: a sample of so many windows of each split (0 = all). Raises DataError.
+    limit: a sample of so many windows of each split (0 = all). tiny: a tiny demo. Raises DataError.
     """
-    data = make_demo(seed).data if suite == DEMO else read_data(suite)
-    name = Path(suite).name
+    data = make_demo(seed, "tiny" if tiny else "full").data if suite == DEMO else read_data(suite)
+    name = Path(suite).name + ("-tiny" if tiny and suite == DEMO else "")
     splits = {n: limit_windows(w, limit, seed) for n, w in data.splits.items()}
     if natural:
         name += "-natural"
