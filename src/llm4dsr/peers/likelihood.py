@@ -1,0 +1,169 @@
+"""Recommenders as denoisers: an interaction that the model did not expect is suspicious.
+
+A model expects what it was trained on, noise included. So there are two, each trained on the users of one half: a user
+of training is judged by the model that never saw this user, anyone else by the mean of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm4dsr.catalogue import PAD, Catalogue, FloatArray, IntArray, Windows
+from llm4dsr.company import Hashes, user_hashes
+from llm4dsr.config import RecommenderConfig
+from llm4dsr.ensemble import fold_of
+from llm4dsr.peers.peer import Peer
+from llm4dsr.recommenders import BACKBONES
+from llm4dsr.recommenders import backbone as bb
+from llm4dsr.recommenders.backbone import MASK, Backbone, recent
+from llm4dsr.recommenders.bert4rec import BERT4Rec
+from llm4dsr.recommenders.training import train
+from llm4dsr.shards import digest
+
+EPOCHS, PATIENCE = 20, 3
+LONGEST = 50  # items that a model sees at once, at most
+Measure = Callable[[Tensor, Tensor], Tensor]  # (scores of the catalogue [B, N], the items that stand there [B]) -> [B]
+
+
+def surprise(scores: Tensor, items: Tensor) -> Tensor:
+    """[B, N], [B] -> [B] -log softmax of the item's score, in nats: log N where the model knows nothing."""
+    return scores.logsumexp(1) - scores.gather(1, items[:, None]).squeeze(1)
+
+
+def log_rank(scores: Tensor, items: Tensor) -> Tensor:
+    """[B, N], [B] -> [B] log of the item's rank in the catalogue: 0 for the best, log N for the last or where all tie."""
+    return (scores >= scores.gather(1, items[:, None])).sum(1).double().log()
+
+
+@dataclass
+class Halves:
+    """models: the one at k was trained without the users of fold k. priors: [N] each, the log share of every item in
+    the same windows (one added to each count). seen: hashes of all users in training."""
+
+    models: list[Backbone]
+    priors: list[Tensor]
+    seen: Hashes
+
+    def judge(self, windows: Windows, judge: Callable[[int, Windows], FloatArray]) -> FloatArray:
+        """[W, L] what `judge(fold, windows)` gives, by the fold that has not seen the user or the mean of both; NaN
+        where there is no item."""
+        total, judges = np.zeros(windows.items.shape), np.zeros((len(windows), 1))
+        folds, known = fold_of(windows, 2), np.isin(user_hashes(windows.user_ids), self.seen)
+        for fold in range(2):
+            rows = np.flatnonzero((folds == fold) | ~known)
+            total[rows] += judge(fold, windows.take(rows))
+            judges[rows] += 1
+        return np.where(windows.present, total / judges, np.nan)
+
+    def ask(self, windows: Windows, measure: Measure) -> FloatArray:
+        """[W, L] the measure of every interaction, given what its model sees of the others."""
+        return self.judge(windows, lambda fold, part: _ask(self.models[fold], self.priors[fold], part, measure))
+
+
+def fit_halves(backbone: str, windows: Windows, valid: Windows, catalogue: Catalogue, seed: int) -> Halves:
+    """Two models. The last few are kept: peers and settings that ask for the same ones share them.
+
+    Raises DataError where either half of the users has no window to train on.
+    """
+    history = min(max(windows.items.shape[1] - 1, 1), LONGEST)
+    config = RecommenderConfig(epochs=EPOCHS, patience=PATIENCE, history=history)
+    key = digest(backbone, config, seed, len(catalogue), windows.items, user_hashes(windows.user_ids), valid.items)
+    return _fit(_Work(key, backbone, windows, valid, len(catalogue), config, seed))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What two models are made from; equal where `key` is."""
+
+    key: str
+    backbone: str = field(compare=False)
+    windows: Windows = field(compare=False)
+    valid: Windows = field(compare=False)
+    n_items: int = field(compare=False)
+    config: RecommenderConfig = field(compare=False)
+    seed: int = field(compare=False)
+
+
+@lru_cache(maxsize=4)
+def _fit(work: _Work) -> Halves:
+    models, priors, folds = [], [], fold_of(work.windows, 2)
+    for fold in range(2):
+        others = work.windows.take(np.flatnonzero(folds != fold))
+        kind = BACKBONES[work.backbone]
+        trained = train(kind, others, work.valid, work.n_items, work.config, work.seed)
+        models.append(cast(Backbone, trained.model))
+        counts = np.bincount(others.items[others.present], minlength=work.n_items) + 1
+        priors.append(torch.from_numpy(np.log(counts / counts.sum())).float())
+    return Halves(models, priors, np.unique(user_hashes(work.windows.user_ids)))
+
+
+def _ask(model: Backbone, prior: Tensor, windows: Windows, measure: Measure) -> FloatArray:
+    """[W, L] the measure of every interaction by one model; 0 where there is no item."""
+    out = np.zeros(windows.items.shape)
+    rows, places = np.nonzero(windows.present)
+    question = _with_a_gap if isinstance(model, BERT4Rec) else _before
+    size = max(1, bb.LOGITS // model.n_items)
+    with torch.inference_mode():
+        for start in range(0, len(rows), size):
+            row, at = rows[start : start + size], places[start : start + size]
+            given = torch.from_numpy(question(windows.items[row], windows.lengths[row], at, model.config.history))
+            masked = given == MASK
+            states = model(given)[masked] if masked.any() else model.last_states(given)  # [B, d]
+            scores = states @ model.item_vectors.T  # [B, N]
+            scores[((given == PAD) | masked).all(1)] = prior
+            out[row, at] = measure(scores, torch.from_numpy(windows.items[row, at])).numpy()
+    return out
+
+
+def _before(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> IntArray:
+    """[B, history] the items before position `at` of each row [B, L], the newest ones, right-padded."""
+    return np.asarray(recent(items, at, history, PAD))
+
+
+def _with_a_gap(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> IntArray:
+    """[B, history + 1] each row with a MASK at position `at`; of longer rows the part around it."""
+    masked = items.copy()
+    masked[np.arange(len(items)), at] = MASK
+    ends = np.minimum(np.maximum(at + history // 2 + 1, history + 1), lengths)
+    return np.asarray(recent(masked, ends, history + 1, PAD))
+
+
+class SASRecLikelihood(Peer):
+    """How little SASRec expected each item after those before it.
+
+    The past alone speaks: an item is not judged by what follows. The first of a window has no past, so there the share
+    of the item in training stands for the model.
+    """
+
+    name: ClassVar[str] = "sasrec-likelihood"
+    source: ClassVar[str] = "Kang and McAuley (2018), arXiv 1808.09781; out-of-fold likelihood"
+    grid: ClassVar[tuple[dict[str, Any], ...]] = ({"by": "likelihood"}, {"by": "rank"})
+    backbone: ClassVar[str] = "sasrec"
+
+    def __init__(self, catalogue: Catalogue, seed: int, by: Literal["likelihood", "rank"] = "likelihood") -> None:
+        super().__init__(catalogue, seed)
+        self.measure: Measure = surprise if by == "likelihood" else log_rank
+
+    def fit(self, train: Windows, valid: Windows) -> None:
+        self.halves = fit_halves(self.backbone, train, valid, self.catalogue, self.seed)
+
+    def score(self, windows: Windows) -> FloatArray:
+        return self.halves.ask(windows, self.measure)
+
+
+class BERT4RecLikelihood(SASRecLikelihood):
+    """How little BERT4Rec expected each item between all others of its window: one pass for each position.
+
+    An item that is alone in its window is judged by its share in training.
+    """
+
+    name: ClassVar[str] = "bert4rec-likelihood"
+    source: ClassVar[str] = "Sun et al. (2019), arXiv 1904.06690; out-of-fold likelihood"
+    backbone: ClassVar[str] = "bert4rec"
