@@ -224,6 +224,10 @@ def study(
     limit: Annotated[int, typer.Option(min=0, help="Use only so many windows of each split.")] = 0,
     quick: Annotated[bool, typer.Option(help="Smallest sizes that still go all the way; numbers mean little.")] = False,
     config: Recipe = None,
+    target: Annotated[
+        list[Path] | None,
+        typer.Option(help="For transfer: windows of another domain with known noise. Can be repeated."),
+    ] = None,
 ) -> None:
     """One question about the method, answered with a table, a plot and a page."""
     from llm4dsr import studies
@@ -240,11 +244,12 @@ def study(
     for each in studies.NAMES if name == "all" else (name,):
         module = studies.module(each)
         with bar() as progress:
-            context = Context(data, out / data.name, chosen, quick, progress)
+            context = Context(data, out / data.name, chosen, quick, progress, target or [])
             started = time.perf_counter()
             found = module.study(context)
             seconds = time.perf_counter() - started
         given = "".join(f" --{k} {v}" for k, v in (("suite", Path(suite).name), ("limit", limit)) if v)
+        given += "".join(f" --target {path.name}" for path in target or [] if each == "transfer")
         command = f"llm4dsr study {each}{given} --seeds {seeds}" + (" --quick" if quick else "")
         page = write_page(each, module.QUESTION, found, context, docs, command, seconds)
         console.print(f"[bold]{each}[/bold]: {escape(str(page))}")

@@ -34,13 +34,15 @@ DIGITS = 4  # of numbers on a page
 @dataclass
 class Context:
     """suite: the windows. folder: of this suite; studies and the benchmark share what is in it. config: of the denoiser
-    and of the recommenders. quick: smallest sizes that still go all the way."""
+    and of the recommenders. quick: smallest sizes that still go all the way. targets: folders of windows of other domains, for
+    transfer."""
 
     suite: Suite
     folder: Path
     config: Config
     quick: bool = False
     progress: Progress | None = None
+    targets: list[Path] = field(default_factory=list)
 
     def run(self) -> Run:
         """Our run on the suite, up to the suggestions; made once, and shared by studies and benchmark."""
