@@ -7,6 +7,7 @@ encoder alone.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -145,6 +146,10 @@ class Block(nn.Module):
         self.query, self.key_value, self.out = nn.Linear(size, size), nn.Linear(size, 2 * size), nn.Linear(size, size)
         self.feed = feed or nn.Sequential(nn.Linear(size, size), nn.ReLU(), Dropout(dropout), nn.Linear(size, size))
         self.dropout = Dropout(dropout)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):  # a layer that adds little at the start leaves the items in sight
+                nn.init.normal_(part.weight, std=INITIAL)
+                nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """x [B, L, d] -> [B, L, d]. mask [B, 1, 1 or L, L]: True where a position may be seen; None = no later one.
@@ -170,6 +175,12 @@ class Block(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         """[B, L, d] -> [B, heads, L, d / heads]."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Vectors [..., d] as an encoder reads them: times √d, as in the transformer of Vaswani et al. (2017). The table's
+    vectors are so short at the start that they would be lost in what the layers add to them."""
+    return x * math.sqrt(x.shape[-1])
 
 
 def last_of(items: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from llm4dsr.recommenders.backbone import (
     Examples,
     last_of,
     positions_back,
+    scaled,
 )
 
 MASKED = 0.2  # probability of each position to be masked, in rows with random gaps
@@ -48,8 +49,9 @@ class BERT4Rec(Backbone):
     def examples(self, items: Tensor, weights: Tensor) -> Examples:
         """Each row of [B, history + 1] has one masked item or more; these are its targets."""
         last = torch.arange(items.shape[1], device=items.device) == last_of(items)[:, None]  # [B, history + 1]
-        gaps = (torch.rand(items.shape) < MASKED).to(items.device) & (items != PAD)
-        ending = (torch.rand(len(items), 1) < AT_THE_END).to(items.device) | ~gaps.any(1, keepdim=True)
+        gaps = (torch.rand(items.shape, device=items.device) < MASKED) & (items != PAD)
+        ending = torch.rand(len(items), 1, device=items.device) < AT_THE_END
+        ending |= ~gaps.any(1, keepdim=True)  # a row without a gap would teach nothing
         masked = torch.where(ending, last, gaps)
         return items.masked_fill(masked, MASK), items.masked_fill(~masked, PAD), weights
 
@@ -60,7 +62,7 @@ class BERT4Rec(Backbone):
         return longer.scatter(1, count, MASK)
 
     def encode(self, x: Tensor, items: Tensor, last: bool = False) -> Tensor:
-        x = self.dropout(x + F.embedding(positions_back(items), self.positions.weight))
+        x = self.dropout(scaled(x) + F.embedding(positions_back(items), self.positions.weight))
         here = (items != PAD)[:, None, None, :]  # [B, 1, 1, L]
         final = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llm4dsr.config import RecommenderConfig
-from llm4dsr.recommenders.backbone import Backbone, Dropout, last_of
+from llm4dsr.recommenders.backbone import Backbone, Dropout, last_of, scaled
 
 
 class GRU4Rec(Backbone):
@@ -27,7 +27,7 @@ class GRU4Rec(Backbone):
 
     def encode(self, x: Tensor, items: Tensor, last: bool = False) -> Tensor:
         for layer in self.layers:
-            x, _ = layer(self.dropout(x))
+            x, _ = layer(self.dropout(scaled(x) if layer is self.layers[0] else x))
         if last:  # what comes behind a row's last item is padding, which it has not seen
             x = x[torch.arange(len(x), device=x.device), last_of(items)]
         out: Tensor = self.out(x)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm4dsr.config import RecommenderConfig
-from llm4dsr.recommenders.backbone import INITIAL, Backbone, Block, Dropout, last_of, positions_back
+from llm4dsr.recommenders.backbone import INITIAL, Backbone, Block, Dropout, last_of, positions_back, scaled
 
 
 class SASRec(Backbone):
@@ -27,7 +27,7 @@ class SASRec(Backbone):
         nn.init.normal_(self.positions.weight, std=INITIAL)
 
     def encode(self, x: Tensor, items: Tensor, last: bool = False) -> Tensor:
-        x = self.dropout(x + F.embedding(positions_back(items), self.positions.weight))
+        x = self.dropout(scaled(x) + F.embedding(positions_back(items), self.positions.weight))
         final = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(x, at=last_of(items) if last and i == final else None)
