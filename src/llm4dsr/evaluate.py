@@ -127,10 +127,12 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
     """
     jobs = [(name, seed + s) for s in range(config.seeds) for name in compared]
     workers = max(1, min(torch.get_num_threads(), len(jobs)))
+    own = [config.llara] if config.backbone == "llara" else []
     keys = {
-        name: digest(versions(), config.backbone, config.k, config.recommender, catalogue.titles, *_content(splits))
+        name: digest(versions(), config.backbone, config.k, config.recommender, *own, catalogue.titles,
+                     *_content(splits))
         for name, splits in compared.items()
-    }
+    }  # fmt: skip
     with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.recommender.epochs, progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(
@@ -158,10 +160,11 @@ def _train_and_test(name: str, seed: int, splits: Splits, catalogue: Catalogue, 
     torch.set_num_threads(1)
 
     def report(epoch: int, epochs: int, doing: str) -> None:
-        _say(epochs_done, f"{epoch} {name}")
+        _say(epochs_done, f"{epoch * config.recommender.epochs // epochs} {name}")  # llara has epochs of its own, too
 
     def train() -> pl.DataFrame:
-        trained = fit(config.backbone, splits[c.TRAIN], splits[c.VALID], catalogue, config.recommender, seed, report)
+        trained = fit(config.backbone, splits[c.TRAIN], splits[c.VALID], catalogue, config.recommender, seed, report,
+                      config.llara)  # fmt: skip
         ranks = trained.model.rank(splits[c.TEST].histories(), splits[c.TEST].targets())
         line = {"row": name, "seed": seed, "ndcg": metrics.ndcg(ranks, config.k),
                 "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),

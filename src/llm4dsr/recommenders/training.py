@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm4dsr.catalogue import PAD, Windows
+from llm4dsr.catalogue import PAD, IntArray, Windows
 from llm4dsr.config import RecommenderConfig
 from llm4dsr.errors import DataError
 from llm4dsr.metrics import ndcg
@@ -23,11 +24,16 @@ VALIDATION_K = 20
 Progress = Callable[[int, int, str], None]
 
 
+class Recommender(Protocol):
+    def rank(self, histories: Windows, targets: IntArray) -> IntArray:
+        """[W] rank of each target among the whole catalogue, 1 = best; ties count against the target."""
+
+
 @dataclass
 class Trained:
     """The model at its best epoch. curve: validation NDCG@20 after each epoch, so curve[best_epoch] is the best."""
 
-    model: Backbone
+    model: Recommender
     curve: list[float]
     best_epoch: int
     seconds: float
