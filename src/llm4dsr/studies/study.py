@@ -34,8 +34,8 @@ DIGITS = 4  # of numbers on a page
 @dataclass
 class Context:
     """suite: the windows. folder: of this suite; studies and the benchmark share what is in it. config: of the denoiser
-    and of the recommenders. quick: smallest sizes that still go all the way. targets: folders of windows of other domains, for
-    transfer."""
+    and of the recommenders. quick: smallest sizes that still go all the way. targets: folders of windows of other
+    domains, for transfer."""
 
     suite: Suite
     folder: Path

@@ -1,0 +1,165 @@
+"""What each part of the method is worth: the whole, and the whole without one part at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr import evaluate
+from llm4dsr.bench.denoised import NONE
+from llm4dsr.calibrate import Calibrator
+from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.data import Data
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.evaluate import Splits, Tables
+from llm4dsr.pipeline import Run
+from llm4dsr.studies.budget import sample, scores_of
+from llm4dsr.studies.measures import detection, gains
+from llm4dsr.studies.study import Context, Found
+from llm4dsr.tables import matrix
+
+QUESTION = "What is each part of the method worth?"
+WHOLE = "the whole"
+UNTUNED, UNSURE, DROPPED = "without tuning", "without uncertainty", "without replacement (drop)"
+UNCALIBRATED, ALONE, SINGLE = "without calibration", "without company", "single fold"
+WARM, COLD = "text model", "text model without warm-up"
+# On Toys, on two cores: three denoisers, about 22 minutes; recommenders for four rows that the benchmark has not, four
+# minutes each and for at most SEEDS seeds; two text models, about three minutes each.
+SEEDS = 2
+TEXT, TEXT_QUICK, WARM_EPOCHS = (3_000, 800, 1_000), (64, 32, 33), 2  # windows of train, valid and test; passes
+
+
+def study(context: Context) -> Found:
+    """Parts that act after scoring are left out of the decisions of the shared run; the others need a run without."""
+    data, config = context.suite.data, context.config
+    run = context.run()
+    tables = {WHOLE: run.tables()}
+    scores = {WHOLE: _scores(run)}
+    for name, changed in retrained(config).items():
+        other = context.variant(f"ablation-{name.replace(' ', '-')}", changed)
+        tables[name], scores[name] = other.tables(), _scores(other)
+    for name, decide in ((UNSURE, answers), (UNCALIBRATED, uncalibrated)):
+        decisions = {split: decide(s, config, split == c.TRAIN) for split, s in scores[WHOLE].items()}
+        tables[name], scores[name] = _suggested(run, data, decisions, context), scores[WHOLE]
+    found = [{"row": name, **_found(scores[name], tables[name], data)} for name in tables]
+    if config.model.source == EMBEDDED:  # any other model was pre-trained
+        found += _of_text(context)
+    few = dataclasses.replace(config.evaluate, seeds=min(SEEDS, config.evaluate.seeds))
+    cells = context.compare(rows(data, tables, config), dataclasses.replace(config, evaluate=few))
+    ranked = gains(cells, WHOLE, few.k)
+    return Found(
+        {"Detection": pl.DataFrame(found), "Ranking, against the whole": ranked},
+        lambda figure: _draw(figure, ranked, few.k),
+        [f"{few.backbone}, {few.seeds} seed(s). gain: NDCG@{few.k} less that of {WHOLE!r}, which finds, decides and "
+         "replaces as configured; below 0, the part that was left out is worth something.",
+         f"{UNSURE}: the model's own answer is the decision ({_answer(config)}), with the cap on flags in a window. "
+         f"{UNCALIBRATED}: its log-odds are taken for what they say, with the same η. With verdicts and η = 0.5 they "
+         "are the same.",
+         f"{UNTUNED}, {ALONE} and {SINGLE} are tuned, calibrated and scored anew, in the configuration of the whole "
+         "but for that part.",
+         "With a single fold, training histories are scored by the model that was tuned on them.",
+         f"The text models (items: text, answer: position; the warm-up is {WARM_EPOCHS} passes) have a sample of "
+         f"{TEXT_QUICK if context.quick else TEXT} windows of train, valid and test. Compare "
+         "them with each other alone."],
+    )  # fmt: skip
+
+
+def retrained(config: Config) -> dict[str, Config]:
+    """Configurations without one part that acts before scoring, where the configuration has that part."""
+    out = {UNTUNED: dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=0))}
+    if config.model.items == "vector" and config.model.company:
+        out[ALONE] = dataclasses.replace(config, model=dataclasses.replace(config.model, company=False))
+    if config.train.folds > 1:
+        out[SINGLE] = dataclasses.replace(config, train=dataclasses.replace(config.train, folds=1))
+    return out
+
+
+def answers(scores: pl.DataFrame, config: Config, is_train: bool) -> pl.DataFrame:
+    """What the model answers, without asking how sure it is: every verdict "yes", or with answer: title the one title
+    of each window that it is most likely to give, unless "no item" is likelier still."""
+    if config.model.answer == "title":
+        return scores.filter((pl.col(c.RANK) == 1) & ((pl.col(c.LOG_ODDS) > 0) | (config.task.none == 0)))
+    return Denoiser(config).decide(_raw(scores), "probability", 0.5, is_train=is_train)
+
+
+def uncalibrated(scores: pl.DataFrame, config: Config, is_train: bool) -> pl.DataFrame:
+    """The configured decision on probabilities that are the log-odds as they stand (score.calibration: off)."""
+    return Denoiser(config).decide(_raw(scores), is_train=is_train)
+
+
+def _raw(scores: pl.DataFrame) -> pl.DataFrame:
+    return scores.with_columns(pl.Series(c.NOISE_PROBABILITY, Calibrator()(scores[c.LOG_ODDS].to_numpy())))
+
+
+def _answer(config: Config) -> str:
+    return "its most likely title" if config.model.answer == "title" else 'every verdict "yes", log-odds above 0'
+
+
+def _of_text(context: Context) -> list[dict[str, Any]]:
+    """Detection by a small model that reads titles as text, with and without passes over the histories before."""
+    few = sample(context.suite.data, *(TEXT_QUICK if context.quick else TEXT), context.config.seed)
+    model = dataclasses.replace(context.config.model, items="text", answer="position")
+    size = {"hidden_size": min(128, model.hidden_size), "layers": min(2, model.layers)}
+    train = dataclasses.replace(context.config.train, folds=1, batch_windows=32, max_tokens=1_024)
+    lines = []
+    for name, epochs in ((WARM, WARM_EPOCHS), (COLD, 0)):
+        own = dataclasses.replace(model, **size, warmup_epochs=epochs)  # type: ignore[arg-type]
+        config = dataclasses.replace(context.config, model=own, train=train)
+        scores = scores_of(few, config, context.shards("ablations"), context.progress)
+        decisions = {n: Denoiser(config).decide(s, is_train=n == c.TRAIN) for n, s in scores.items()}
+        lines.append({"row": name, **_found(scores, Tables(decisions, {}), few)})
+    return lines
+
+
+def rows(data: Data, tables: dict[str, Tables], config: Config) -> dict[str, Splits]:
+    """What each row trains and is tested on: flagged interactions replaced, in one row dropped."""
+    actions = {name: (name, "replace") for name in tables}
+    out = {NONE: data.splits}
+    for row, (name, action) in {**actions, DROPPED: (WHOLE, "drop")}.items():
+        out[row] = {
+            split: evaluate.corrected(
+                split, w, tables[name], data.catalogue, action, config.correct.train_targets
+            ).windows
+            for split, w in data.splits.items()
+        }
+    return out
+
+
+def _scores(run: Run) -> dict[str, pl.DataFrame]:
+    return {name: pl.read_parquet(run.path("score") / f"{name}.parquet", glob=False) for name in c.SPLITS}
+
+
+def _suggested(run: Run, data: Data, decisions: dict[str, pl.DataFrame], context: Context) -> Tables:
+    """Those decisions with suggestions of the run's model."""
+    denoiser, found = Denoiser.from_pretrained(run.path("train")), {}
+    for name, windows in data.splits.items():
+        found[name] = denoiser.suggest(
+            windows, decisions[name], context.progress, name != c.TRAIN, context.folder / "studies" / ".ablations"
+        )
+        if name == c.VALID:
+            denoiser.observe(windows)  # as in a run: what comes before test is known then
+    return Tables(decisions, found)
+
+
+def _found(scores: dict[str, pl.DataFrame], tables: Tables, data: Data) -> dict[str, float]:
+    """Detection in test histories, and how training windows were flagged."""
+    of = {}
+    for name in (c.TEST, c.TRAIN):
+        windows = data.splits[name]
+        flagged = matrix(tables.decisions[name], windows, None)
+        of[name] = detection(matrix(scores[name], windows, c.LOG_ODDS), flagged, windows)
+    shown = ("auroc", "average_precision", "flagged", "precision", "recall")
+    return {key: of[c.TEST][key] for key in shown} | {f"train_{key}": of[c.TRAIN][key] for key in shown[2:]}
+
+
+def _draw(figure: Any, ranked: pl.DataFrame, k: int) -> None:
+    axes = figure.subplots()
+    shown = ranked.filter(pl.col("row") != WHOLE).sort("gain")
+    half = np.nan_to_num(shown["half_width"].to_numpy())
+    axes.barh(shown["row"].to_list(), shown["gain"].to_list(), xerr=half, color="tab:blue", ecolor="grey")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(f"NDCG@{k} on test, less that of the whole")

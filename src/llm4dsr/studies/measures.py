@@ -1,0 +1,75 @@
+"""Tables that several studies show: how well noise was found, and what a row of recommenders gains over another."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from llm4dsr import metrics
+from llm4dsr.catalogue import BoolArray, FloatArray, Windows
+
+
+def detection(log_odds: FloatArray, flagged: BoolArray | None, windows: Windows) -> dict[str, float]:
+    """How well the noise of some windows was found, as far as it can be said; NaN where it cannot.
+
+    log_odds: [W, L], finite where an interaction was judged. flagged: [W, L], or None where nothing was decided.
+    Shares of the judged interactions: noise, flagged. auroc, average_precision, precision, recall: as in metrics.py.
+    false_flags: share of the clean ones that is flagged, in [0, 1], lower is better; it is there without noise, too.
+    """
+    judged = np.isfinite(log_odds)
+    out = dict.fromkeys(
+        ("noise", "auroc", "average_precision", "flagged", "precision", "recall", "false_flags"), math.nan
+    )
+    if flagged is not None:
+        out["flagged"] = float(flagged[judged].mean())
+    if windows.noise_mask is None:
+        return out
+    truth = windows.noise_mask[judged]
+    out["noise"] = float(truth.mean())
+    if truth.any() and not truth.all():
+        out["auroc"] = metrics.auroc(log_odds[judged], truth)
+        out["average_precision"] = metrics.average_precision(log_odds[judged], truth)
+    if flagged is not None:
+        out["precision"], out["recall"] = metrics.precision_recall(flagged[judged], truth)
+        out["false_flags"] = float(flagged[judged][~truth].mean()) if not truth.all() else math.nan
+    return out
+
+
+def gains(cells: pl.DataFrame, base: str, k: int) -> pl.DataFrame:
+    """One line per row of `evaluate.compare`, in its order, against the row `base`.
+
+    ndcg, hit_rate: means over seeds. gain: mean difference in NDCG@k over seeds, half_width: of its 95 % Student
+    interval. p_seeds, p_windows: of paired t tests over seeds, and over test windows with the mean of the seeds.
+    """
+    compared, lines = cells.filter(pl.col("row") == base).sort("seed"), []
+    for name in cells["row"].unique(maintain_order=True).to_list():
+        row = cells.filter(pl.col("row") == name).sort("seed")
+        line = {"row": name, "ndcg": _mean(row["ndcg"]), "hit_rate": _mean(row["hit_rate"])}
+        paired = dict.fromkeys(("gain", "gain_percent", "half_width", "p_seeds", "p_windows"), math.nan)
+        if name != base:
+            gain, half, p = metrics.paired_difference(row["ndcg"].to_list(), compared["ndcg"].to_list())
+            over_windows = metrics.paired_difference(_of_windows(row, k), _of_windows(compared, k))[2]
+            percent = 100 * gain / max(_mean(compared["ndcg"]), 1e-12)
+            paired = {
+                "gain": gain,
+                "gain_percent": percent,
+                "half_width": half,
+                "p_seeds": p,
+                "p_windows": over_windows,
+            }
+        lines.append(line | paired)
+    return pl.DataFrame(lines)
+
+
+def _mean(values: pl.Series) -> float:
+    return float(np.mean(values.to_list()))
+
+
+def _of_windows(row: pl.DataFrame, k: int) -> npt.NDArray[np.float64]:
+    """[W] NDCG@k of each test window, mean over seeds."""
+    ranks = np.stack([np.asarray(r) for r in row["ranks"].to_list()])  # [seeds, W]
+    out: npt.NDArray[np.float64] = np.where(ranks <= k, 1 / np.log2(1.0 + ranks), 0.0).mean(axis=0)
+    return out
