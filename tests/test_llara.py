@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from llm4dsr.catalogue import Catalogue, Windows
-from llm4dsr.config import Config, LLaRAConfig, ModelConfig, RecommenderConfig
+from llm4dsr.config import Config, EvaluateConfig, LLaRAConfig, ModelConfig, RecommenderConfig
 from llm4dsr.errors import DataError, ModelError
+from llm4dsr.evaluate import compare
 from llm4dsr.metrics import hit_rate
 from llm4dsr.recommenders import fit
 from llm4dsr.recommenders.llara import MAX_TOKENS, LLaRA
@@ -262,6 +263,25 @@ def test_the_newest_items_count():
 def test_a_recipe_changes_one_option_and_leaves_the_others():
     config = Config.from_dict({"evaluate": {"llara": {"model": {"layers": 3}, "candidates": 50}}}).evaluate.llara
     assert config == replace(LLaRAConfig(), candidates=50, model=replace(LLaRAConfig().model, layers=3))
+
+
+def test_a_comparison_finds_what_is_done_by_the_options_of_the_backbone_alone(tmp_path, tiny_demo):
+    """llara's options name its finished recommenders, and no other backbone's."""
+    some = {name: windows.take(np.arange(30)) for name, windows in tiny_demo.splits.items()}
+    quick = EvaluateConfig(recommender=replace(SASREC, epochs=1), llara=replace(SMALL, epochs=1, candidates=5))
+    other = replace(quick, llara=replace(quick.llara, candidates=6))
+
+    def finished(config: EvaluateConfig, backbone: str) -> int:
+        folder, config = tmp_path / backbone, replace(config, backbone=backbone)
+        results = compare({"original": some}, tiny_demo.catalogue, config, 0, lambda *m: seen.append(m), folder)
+        assert len(results["ranks"][0]) == 30
+        assert results["valid_ndcg"][0] > 0
+        return len(list(folder.iterdir()))
+
+    seen: list[tuple[int, int, str]] = []
+    assert [finished(c, "llara") for c in (quick, other, quick)] == [1, 2, 2]
+    assert [finished(c, "sasrec") for c in (quick, other)] == [1, 1]
+    assert all(done <= total for done, total, _ in seen)
 
 
 def test_a_loss_that_is_no_number_is_told():
