@@ -146,10 +146,6 @@ class Block(nn.Module):
         self.query, self.key_value, self.out = nn.Linear(size, size), nn.Linear(size, 2 * size), nn.Linear(size, size)
         self.feed = feed or nn.Sequential(nn.Linear(size, size), nn.ReLU(), Dropout(dropout), nn.Linear(size, size))
         self.dropout = Dropout(dropout)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):  # a layer that adds little at the start leaves the items in sight
-                nn.init.normal_(part.weight, std=INITIAL)
-                nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """x [B, L, d] -> [B, L, d]. mask [B, 1, 1 or L, L]: True where a position may be seen; None = no later one.

@@ -25,6 +25,10 @@ class SASRec(Backbone):
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(config.dropout)
         nn.init.normal_(self.positions.weight, std=INITIAL)
+        for part in self.blocks.modules():
+            if isinstance(part, nn.Linear):  # a layer that adds little at the start leaves the newest item in sight
+                nn.init.normal_(part.weight, std=INITIAL)
+                nn.init.zeros_(part.bias)
 
     def encode(self, x: Tensor, items: Tensor, last: bool = False) -> Tensor:
         x = self.dropout(scaled(x) + F.embedding(positions_back(items), self.positions.weight))
