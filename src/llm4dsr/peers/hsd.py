@@ -128,8 +128,8 @@ class Network(SASRec):
 class HSD(Peer):
     """Scores are noise probabilities in [0, 1] of the mask network, before anything is drawn."""
 
-    name: ClassVar[str] = "HSD"
-    source: ClassVar[str] = "Zhang et al., CIKM 2022, doi 10.1145/3511808.3557348"
+    name: ClassVar[str] = "hsd"
+    source: ClassVar[str] = "Zhang et al. (2022), CIKM, doi 10.1145/3511808.3557348"
     grid: ClassVar[tuple[dict[str, Any], ...]] = (
         {"signal_weight": 0.0},
         {"signal_weight": 1.0},

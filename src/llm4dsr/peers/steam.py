@@ -34,7 +34,8 @@ from llm4dsr.peers.peer import Peer
 from llm4dsr.recommenders.backbone import INITIAL, Block, Dropout, positions_back
 
 SIZE, HEADS, PLACES = 64, 2, 64  # width of the vectors, attention heads, positions that are told apart
-NEGATIVES, BATCH, RATE, EPOCHS, PATIENCE = 512, 256, 1e-3, 20, 3
+NEGATIVES, EPOCHS, PATIENCE = 512, 20, 3
+BATCH = 512  # windows that are judged at once
 MASKED = 0.3  # share of the items that the recommender's task hides
 
 
@@ -85,6 +86,8 @@ class Corrector(nn.Module):
     def insertion_loss(self, states: Tensor, items: Tensor, operations: Tensor, gaps: Tensor) -> Tensor:
         """Mean over the items to insert, and the ends of the insertions."""
         at = (items != PAD) & (operations == INSERT)
+        if not at.any():
+            return states.new_zeros(())
         wanted = F.pad(gaps[at], (0, 1), value=PAD)  # [P, MOST + 1]
         wanted[torch.arange(len(wanted)), (wanted != PAD).sum(1)] = self.n_items  # the end
         asked = wanted != PAD
@@ -123,8 +126,8 @@ class Corrector(nn.Module):
 class STEAM(Peer):
     """Scores are log-odds of deletion, any real number. deleted, inserted: see `damage`."""
 
-    name: ClassVar[str] = "STEAM"
-    source: ClassVar[str] = "Lin et al., WWW 2023, arXiv 2303.02297"
+    name: ClassVar[str] = "steam"
+    source: ClassVar[str] = "Lin et al. (2023), WWW, arXiv 2303.02297"
     grid: ClassVar[tuple[dict[str, Any], ...]] = (
         {"inserted": 0.1},
         {"inserted": 0.3},
@@ -133,9 +136,10 @@ class STEAM(Peer):
     )
 
     def __init__(self, catalogue: Catalogue, seed: int, deleted: float = 0.1, inserted: float = 0.1,
-                 dropout: float = 0.2) -> None:  # fmt: skip
+                 dropout: float = 0.2, learning_rate: float = 1e-3, batch_size: int = 256) -> None:  # fmt: skip
         super().__init__(catalogue, seed)
         self.deleted, self.inserted, self.dropout = deleted, inserted, dropout
+        self.learning_rate, self.batch_size = learning_rate, batch_size
 
     def fit(self, train: Windows, valid: Windows) -> None:
         """Fresh damage in every epoch; the epoch with the least loss on damaged validation windows is taken."""
@@ -144,7 +148,7 @@ class STEAM(Peer):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             self.model = model = Corrector(len(self.catalogue), self.dropout)
-            optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
+            optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)
             held_out = self._batches(valid, width, rng)
             best, waited, self.epochs = math.inf, 0, 0
             state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -171,7 +175,7 @@ class STEAM(Peer):
         """Damaged windows in a random order."""
         whole = damage(windows, self.catalogue, self.deleted, self.inserted, width, rng)
         order = rng.permutation(len(windows))
-        return list(zip(*(torch.split(torch.from_numpy(part[order]), BATCH) for part in whole), strict=True))
+        return list(zip(*(torch.split(torch.from_numpy(part[order]), self.batch_size) for part in whole), strict=True))
 
     def score(self, windows: Windows) -> FloatArray:
         out = np.full(windows.items.shape, np.nan)
@@ -216,10 +220,11 @@ class STEAM(Peer):
             operations = self.model.operation(states).argmax(2)
             at = (operations == INSERT) & (given != PAD)
             gaps = torch.full((*given.shape, MOST), PAD)
-            gaps[at] = self.model.insertions(states[at], given[at.nonzero()[:, 0]])
+            if at.any():
+                gaps[at] = self.model.insertions(states[at], given[at.nonzero()[:, 0]])
         out = gaps.numpy()
-        for row in out[at.any(1).numpy()]:
-            flat = row.reshape(-1)
+        for row in np.flatnonzero(at.any(1).numpy()):
+            flat = out[row].reshape(-1)  # a view
             first = np.zeros(flat.shape, dtype=bool)
             first[np.unique(flat, return_index=True)[1]] = True
             flat[~first] = PAD
