@@ -201,9 +201,14 @@ def bench(
     chosen = _config(config, None, None, None)
     chosen = replace(chosen, evaluate=replace(chosen.evaluate, seeds=seeds))
     data = load(suite, natural, limit, chosen.seed)
-    asked = denoised.names(data) if denoisers == "all" else [name.strip() for name in denoisers.split(",")]
+    asked = denoised.installed(data) if denoisers == "all" else [name.strip() for name in denoisers.split(",")]
+    learners = [name.strip() for name in backbones.split(",")]
+    console.print(
+        f"{len(asked)} denoisers, {len(learners)} recommender(s), {seeds} seed(s): at most "
+        f"{len(asked) * len(learners) * seeds} recommenders to train; those in {escape(str(out))} are not made again."
+    )
     with bar() as progress:
-        cells.bench(data, out, [name.strip() for name in backbones.split(",")], asked, chosen, progress)
+        cells.bench(data, out, learners, asked, chosen, progress)
     text = tables.results_markdown(out, chosen.evaluate.k)
     tables.write(report or out / "RESULTS.md", text)
     console.print(Markdown(text))

@@ -125,14 +125,16 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
     A recommender this small gains little from a second core, so each is trained on one, and as many at a time as torch
     may use cores. The numbers do not depend on how many that are.
     """
-    jobs = [(name, seed + s) for s in range(config.seeds) for name in compared]
-    workers = max(1, min(torch.get_num_threads(), len(jobs)))
     own = [config.llara] if config.backbone == "llara" else []
     keys = {
         name: digest(versions(), config.backbone, config.k, config.recommender, *own, catalogue.titles,
                      *_content(splits))
         for name, splits in compared.items()
     }  # fmt: skip
+    wanted = [(name, seed + s) for s in range(config.seeds) for name in compared]
+    # Rows with the same windows (nothing was flagged) are one recommender
+    jobs = list({(keys[name], s): (name, s) for name, s in reversed(wanted)}.values())[::-1]
+    workers = max(1, min(torch.get_num_threads(), len(jobs)))
     with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.recommender.epochs, progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(
@@ -145,7 +147,8 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
                 "A process that trained a recommender was ended from outside, most likely because memory was short. "
                 "The same command goes on; with threads: 1 it trains one at a time."
             ) from None
-    results: pl.DataFrame = pl.concat(lines)
+    done = {(keys[name], s): line for (name, s), line in zip(jobs, lines, strict=True)}
+    results: pl.DataFrame = pl.concat(done[keys[name], s].with_columns(row=pl.lit(name)) for name, s in wanted)
     return results
 
 
@@ -174,7 +177,7 @@ def _train_and_test(name: str, seed: int, splits: Splits, catalogue: Catalogue, 
 
     line: pl.DataFrame = Shards(work).table((key, seed), train)
     _say(epochs_done, f"{config.recommender.epochs} ")
-    return line.with_columns(row=pl.lit(name))  # it may have been trained for another row with the same windows
+    return line
 
 
 @contextmanager

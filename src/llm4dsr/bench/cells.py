@@ -14,6 +14,7 @@ from llm4dsr.bench.suite import Suite
 from llm4dsr.config import Config
 from llm4dsr.data import write_parquet
 from llm4dsr.errors import ConfigError
+from llm4dsr.pipeline import Run
 from llm4dsr.recommenders import NAMES, ROBUST
 
 RESULTS, DETECTION = "results.parquet", "detection.parquet"
@@ -25,24 +26,24 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
     ranks. They are also written to OUT/SUITE/results.parquet, beside what earlier calls have put there, and detection
     to detection.parquet. A recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched windows.
 
-    Raises ConfigError for an unknown name, DataError, ModelError, OutputError.
+    One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, OutputError, and more of its parts.
     """
     for kind, asked, known in (("backbone", backbones, NAMES), ("denoiser", denoisers, names(suite))):
         for name in asked:
             if name not in known:
                 raise ConfigError(f"Unknown {kind} {name!r} for the suite {suite.name}. Known: {', '.join(known)}.")
     folder, found = out / suite.name, []
-    rows, detection = denoised(suite, folder, denoisers, config, progress)
-    if len(detection):
-        _add(folder / DETECTION, detection, ["denoiser", "split"])
-    for backbone in backbones:
-        compared = {NONE: rows[NONE]} if backbone in ROBUST else rows
-        settings = dataclasses.replace(config.evaluate, backbone=backbone)  # type: ignore[arg-type]
-        cells = evaluate.compare(compared, suite.data.catalogue, settings, config.seed, progress, folder / "cells")
-        found.append(
-            cells.select(pl.lit(backbone).alias("backbone"), pl.col("row").alias("denoiser"), pl.exclude("row"))
-        )
-        _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
+    with Run(folder, config).alone():
+        rows, detection = denoised(suite, folder, denoisers, config, progress)
+        if len(detection):
+            _add(folder / DETECTION, detection, ["denoiser", "split"])
+        for backbone in backbones:
+            compared = {NONE: rows[NONE]} if backbone in ROBUST else rows
+            settings = dataclasses.replace(config.evaluate, backbone=backbone)  # type: ignore[arg-type]
+            cells = evaluate.compare(compared, suite.data.catalogue, settings, config.seed, progress, folder / "cells")
+            first = (pl.lit(backbone).alias("backbone"), pl.col("row").alias("denoiser"))
+            found.append(cells.select(*first, pl.exclude("row")))
+            _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
     return pl.concat(found)
 
 

