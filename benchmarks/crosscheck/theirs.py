@@ -146,7 +146,7 @@ def main() -> None:
         seconds += time.perf_counter() - started
         by_epoch.append((ranks(model, valid), ranks(model, test)))
         print(f"epoch {epoch + 1}: {seconds:.0f} s, validation HR@{K} {(by_epoch[-1][0] <= K).mean():.4f}", flush=True)
-    np.savez(args.out, valid=[v for v, _ in by_epoch], test=[t for _, t in by_epoch], seconds=seconds)
+        np.savez(args.out, valid=[v for v, _ in by_epoch], test=[t for _, t in by_epoch], seconds=seconds)
 
 
 if __name__ == "__main__":
