@@ -26,7 +26,7 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
     ranks. They are also written to OUT/SUITE/results.parquet, beside what earlier calls have put there, and detection
     to detection.parquet. A recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched windows.
 
-    One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, OutputError, and more of its parts.
+    One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, OutputError, and others.
     """
     for kind, asked, known in (("backbone", backbones, NAMES), ("denoiser", denoisers, names(suite))):
         for name in asked:
