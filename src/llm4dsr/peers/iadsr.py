@@ -31,7 +31,7 @@ from llm4dsr.peers.similarity import in_parts
 from llm4dsr.vectors import title_vectors
 
 SIZE, TEMPERATURE = 64, 0.1  # of the common space, and of the contrastive loss
-STEPS, BATCH, RATE = 1000, 512, 1e-3  # of the alignment
+STEPS, BATCH, RATE = 300, 512, 1e-3  # of the alignment
 NEAR = 2
 SCALED_ON = 8_000  # training windows that tell the mean and spread of a similarity
 

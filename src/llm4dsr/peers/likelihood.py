@@ -27,7 +27,8 @@ from llm4dsr.recommenders.bert4rec import BERT4Rec
 from llm4dsr.recommenders.training import train
 from llm4dsr.shards import digest
 
-EPOCHS, PATIENCE = 20, 3
+EPOCHS, PATIENCE = 20, 5
+STEPS = 75  # of an epoch, at least: of few windows a batch has fewer
 LONGEST = 50  # items that a model sees at once, at most
 Measure = Callable[[Tensor, Tensor], Tensor]  # (scores of the catalogue [B, N], the items that stand there [B]) -> [B]
 
@@ -38,7 +39,7 @@ def surprise(scores: Tensor, items: Tensor) -> Tensor:
 
 
 def log_rank(scores: Tensor, items: Tensor) -> Tensor:
-    """[B, N], [B] -> [B] log of the item's rank in the catalogue: 0 for the best, log N for the last or where all tie."""
+    """[B, N], [B] -> [B] log of the item's rank in the catalogue: 0 = best, log N = last, or all tie."""
     return (scores >= scores.gather(1, items[:, None])).sum(1).double().log()
 
 
@@ -72,8 +73,13 @@ def fit_halves(backbone: str, windows: Windows, valid: Windows, catalogue: Catal
 
     Raises DataError where either half of the users has no window to train on.
     """
-    history = min(max(windows.items.shape[1] - 1, 1), LONGEST)
-    config = RecommenderConfig(epochs=EPOCHS, patience=PATIENCE, history=history)
+    config = RecommenderConfig(
+        epochs=EPOCHS,
+        patience=PATIENCE,
+        batch_size=int(np.clip(len(windows) // 2 // STEPS, 16, 256)),
+        history=int(np.clip(windows.items.shape[1] - 1, 1, LONGEST)),
+        supervise="all",
+    )
     key = digest(backbone, config, seed, len(catalogue), windows.items, user_hashes(windows.user_ids), valid.items)
     return _fit(_Work(key, backbone, windows, valid, len(catalogue), config, seed))
 
@@ -108,7 +114,7 @@ def _ask(model: Backbone, prior: Tensor, windows: Windows, measure: Measure) -> 
     """[W, L] the measure of every interaction by one model; 0 where there is no item."""
     out = np.zeros(windows.items.shape)
     rows, places = np.nonzero(windows.present)
-    question = _with_a_gap if isinstance(model, BERT4Rec) else _before
+    question = with_a_gap if isinstance(model, BERT4Rec) else before
     size = max(1, bb.LOGITS // model.n_items)
     with torch.inference_mode():
         for start in range(0, len(rows), size):
@@ -122,12 +128,12 @@ def _ask(model: Backbone, prior: Tensor, windows: Windows, measure: Measure) -> 
     return out
 
 
-def _before(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> IntArray:
+def before(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> IntArray:
     """[B, history] the items before position `at` of each row [B, L], the newest ones, right-padded."""
     return np.asarray(recent(items, at, history, PAD))
 
 
-def _with_a_gap(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> IntArray:
+def with_a_gap(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> IntArray:
     """[B, history + 1] each row with a MASK at position `at`; of longer rows the part around it."""
     masked = items.copy()
     masked[np.arange(len(items)), at] = MASK
