@@ -73,7 +73,7 @@ def test_without_noise_there_is_no_auroc_but_there_are_false_flags():
 
 
 def test_gains_by_hand():
-    """Ranks 1 and 3 give 1 and 1/2, a rank above 20 nothing. Seeds gain 0.25 and 0.75; windows 0.25 and 0.75, too."""
+    """Ranks 1 and 3 give 1 and 1/2, a rank above 20 nothing. Seeds gain 0.25 and 0.75; each window gains 0.5."""
     ranks = {"none": [[1, 30], [30, 30]], "ours": [[1, 3], [1, 3]]}
     cells = pl.DataFrame(
         [{"row": row, "seed": seed, "ndcg": sum({1: 1.0, 3: 0.5, 30: 0.0}[r] for r in ranks[row][seed]) / 2,
@@ -83,7 +83,8 @@ def test_gains_by_hand():
     assert math.isnan(none["gain"])
     assert (ours["gain"], ours["gain_percent"]) == pytest.approx((0.5, 200.0))
     assert ours["half_width"] == pytest.approx(12.7062 * 0.25, rel=1e-4)  # t with one degree of freedom
-    assert ours["p_seeds"] == pytest.approx(ours["p_windows"])  # both differences are 0.25 and 0.75, or 0.75 and 0.25
+    assert ours["p_seeds"] == pytest.approx(0.2952, abs=1e-4)  # t = 2: 1 - 2 / π · arctan 2
+    assert ours["p_windows"] == 0  # both gain the same: no doubt about the sign
 
 
 # --- noise kinds and rates -------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def test_oracle_replacement_after_our_detection_by_hand():
     rows = upper_bound.rows(everywhere(windows), tables, tables, train_targets=True)
     assert rows["our detection, oracle replacement"]["train"].items.tolist() == [[0, 1, 2, 3]]
     assert rows["our detection, our replacement"]["train"].items.tolist() == [[0, 3, 3, 3]]
-    assert rows["our detection, drop"]["train"].items.tolist() == [[0, 3, -1, -1]]
+    assert rows["our detection, drop"]["train"].items.tolist() == [[0, 3]]
     assert rows["oracle detection, oracle replacement"]["train"].items.tolist() == [[0, 1, 2, 4]]
     assert rows["oracle detection, oracle replacement"]["test"].items.tolist() == [[0, 1, 2, 3]]  # a target stays
 

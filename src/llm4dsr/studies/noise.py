@@ -25,17 +25,17 @@ QUESTION = "Which kinds of noise are found, and at which rate does it break?"
 RATES = (0.05, 0.1, 0.2, 0.35, 0.5)
 RANKED_AT = 0.1  # the rate at which recommenders are trained, too
 # On Toys: 35 denoisers of about 50 s on two cores, then 15 recommenders for each of two seeds, about 55 s each.
-TRAIN, VALID, TEST = 8_000, 1_500, 5_000  # windows
+WINDOWS, QUICK = (8_000, 1_500, 5_000), (128, 32, 33)  # of train, valid and test
 EPOCHS, FOLDS, SEEDS = 3, 2, 2
 CLEAN = "before the noise"
 
 
 def study(context: Context) -> Found:
     """Every kind at every rate has a denoiser of its own, tuned on the very noise that it is to find."""
-    config = budget(context.config, EPOCHS, FOLDS)
+    config = budget(context.config, EPOCHS, 1 if context.quick else FOLDS)
     rates = (RANKED_AT, RATES[-1]) if context.quick else RATES
     clean, origin = before_noise(context.suite.data)
-    clean = sample(clean, TRAIN, VALID, TEST, config.seed)
+    clean = sample(clean, *(QUICK if context.quick else WINDOWS), config.seed)
     lines, compared = [], {CLEAN: clean.splits}
     for kind in KINDS:
         for rate in rates:
@@ -53,7 +53,7 @@ def study(context: Context) -> Found:
                     for n, w in data.splits.items()
                 }
     found = pl.DataFrame(lines)
-    settings = dataclasses.replace(config.evaluate, seeds=min(SEEDS, config.evaluate.seeds))
+    settings = dataclasses.replace(config.evaluate, seeds=1 if context.quick else min(SEEDS, config.evaluate.seeds))
     cells = context.compare(compared, dataclasses.replace(config, evaluate=settings))
     sizes = ", ".join(f"{len(w):,} {name}" for name, w in clean.splits.items())
     return Found(
