@@ -1,0 +1,63 @@
+"""Small models that read titles as text: what studies set beside the vector items of the default configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from llm4dsr import columns as c
+from llm4dsr.bench.suite import Suite
+from llm4dsr.config import EMBEDDED, Config, ModelConfig, TaskConfig, TrainConfig
+from llm4dsr.data import Data, limit_windows
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.studies.study import Context
+
+WINDOWS = {c.TRAIN: 2_500, c.VALID: 600, c.TEST: 800}  # what these models are tuned, calibrated and measured on
+QUICK = {c.TRAIN: 64, c.VALID: 20, c.TEST: 40}
+
+
+def text_sample(context: Context) -> Suite:
+    """The windows of the text models: a seeded sample of each split."""
+    sizes, data, seed = QUICK if context.quick else WINDOWS, context.suite.data, context.config.seed
+    splits = {name: limit_windows(windows, sizes[name], seed) for name, windows in data.splits.items()}
+    return Suite(context.suite.name, Data(data.catalogue, splits))
+
+
+def text_denoiser(context: Context, answer: str, mode: str = "whole-title") -> Denoiser:
+    """Tuned and calibrated on `text_sample`. answer: title or position. mode: of scoring titles.
+
+    The model is a small embedded one, or context.config.model.source where that is another. Its weights are kept in
+    `text_work`: studies share them, and so do the modes, each of which is calibrated by itself.
+    """
+    data = text_sample(context).data
+    return Denoiser(_config(context, answer, mode)).fit(
+        data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), context.progress,
+        text_work(context, answer),
+    )  # fmt: skip
+
+
+def text_work(context: Context, answer: str) -> Path | None:
+    """Where the weights, scores and suggestions of a text model are kept."""
+    return context.shards(f"text-{answer}").folder
+
+
+def _config(context: Context, answer: str, mode: str) -> Config:
+    given = context.config
+    model, train = given.model, dataclasses.replace(given.train, folds=1)
+    if given.model.source == EMBEDDED:  # about four minutes on one core for the sample of Toys
+        model = ModelConfig(hidden_size=128, layers=2)
+        train = TrainConfig(epochs=3, folds=1, batch_windows=32, batch_tokens=8_192, max_tokens=1_024,
+                            learning_rate=2e-3)  # fmt: skip
+        if context.quick:
+            model = dataclasses.replace(model, hidden_size=32, layers=1, heads=2)
+            train = dataclasses.replace(train, epochs=1)
+    score = dataclasses.replace(given.score, mode=mode)  # type: ignore[arg-type]
+    if context.quick:
+        score = dataclasses.replace(score, calibration_draws=1)
+    return dataclasses.replace(
+        given,
+        model=dataclasses.replace(model, items="text", answer=answer),  # type: ignore[arg-type]
+        task=TaskConfig(replaced=1),  # published: one foreign item in each window
+        train=train,
+        score=score,
+    )

@@ -1,0 +1,130 @@
+"""Study 4: where η stands, what is flagged then, and what a recommender gains from it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr import evaluate, metrics
+from llm4dsr.decide import decide, settings
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.pipeline import Run
+from llm4dsr.studies.measures import gains
+from llm4dsr.studies.study import Context, Found
+from llm4dsr.tables import matrix
+
+QUESTION = "Which threshold η should there be, and does the automatic one stand well?"
+POLICY, AUTOMATIC = "probability", 0.5  # more likely noise than not: the default, chosen without a label
+SWEPT = np.round(np.linspace(0, 1, 41), 3).tolist()
+SHOWN = SWEPT[::4]  # in the table
+RANKED = (0.2, 0.35, AUTOMATIC, 0.7, 0.9)  # η at which recommenders are trained
+QUICK_RANKED = (0.2, AUTOMATIC)
+ACTIONS = ("replace", "drop")
+
+
+def study(context: Context) -> Found:
+    """η over noise probabilities: detection on each split, and ranking on test at some η, dropped and replaced."""
+    run = context.run()
+    sweep = pl.concat([_sweep(run, context, split) for split in c.SPLITS])
+    compared = {evaluate.ORIGINAL: context.suite.data.splits}
+    for eta in QUICK_RANKED if context.quick else RANKED:
+        compared |= {_row(eta, action): splits for action, splits in _corrected(run, context, eta).items()}
+    k = context.config.evaluate.k
+    ranking = gains(context.compare(compared), evaluate.ORIGINAL, k)
+    eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
+    ranking = ranking.with_columns(
+        pl.Series("η", [eta_of.get(row, (None, None))[0] for row in ranking["row"]], dtype=pl.Float64),
+        pl.Series("action", [eta_of.get(row, (None, None))[1] for row in ranking["row"]], dtype=pl.String),
+    )
+    caps = {split: settings(run.config.decide, split == c.TRAIN)[2] for split in c.SPLITS}
+    notes = [
+        "An interaction is flagged where its probability of noise is η or more, the most suspicious first, and at most "
+        f"{caps[c.TRAIN]} in a training window, {caps[c.TEST]} in another. Expected precision is the mean probability "
+        "of what is flagged: it needs no label.",
+        f"The automatic choice is η = {AUTOMATIC}: what is more likely noise than not. No mask has a say in it.",
+        "Every flag of every η has a suggestion, made for the flags of that η as the pipeline would make it.",
+        f"Recommender: {context.config.evaluate.backbone}, {context.config.evaluate.seeds} seed(s), test targets "
+        "untouched; ranking is NDCG and hit rate "
+        f"@{k}. Half widths and p_seeds are over seeds, p_windows over test windows.",
+    ]
+    tables = {
+        "Flags at the automatic choice": sweep.filter(pl.col("η") == AUTOMATIC),
+        "Ranking at some η": ranking,
+        "Sweep": sweep.filter(pl.col("η").is_in(SHOWN)),
+    }
+    return Found(tables, partial(_plot, sweep, ranking, k), notes)
+
+
+def _sweep(run: Run, context: Context, split: str) -> pl.DataFrame:
+    """One line for each η: share flagged, expected precision; precision, recall and F1 where noise is known."""
+    windows = context.suite.data.splits[split]
+    scores = pl.read_parquet(run.path("score") / f"{split}.parquet", glob=False)
+    log_odds, probability = matrix(scores, windows, c.LOG_ODDS), matrix(scores, windows, c.NOISE_PROBABILITY)
+    judged, cap = np.isfinite(log_odds), settings(run.config.decide, split == c.TRAIN)[2]
+    lines = []
+    for eta in SWEPT:
+        flagged = decide(log_odds, probability, POLICY, eta, cap)
+        precision = recall = float("nan")
+        if windows.noise_mask is not None:
+            precision, recall = metrics.precision_recall(flagged[judged], windows.noise_mask[judged])
+        lines.append({
+            "split": split,
+            "η": eta,
+            "flagged": float(flagged[judged].mean()),
+            "expected precision": float(probability[flagged].mean()) if flagged.any() else float("nan"),
+            "precision": precision,
+            "recall": recall,
+            "F1": 2 * precision * recall / (precision + recall) if precision + recall > 0 else float("nan"),
+        })  # fmt: skip
+    return pl.DataFrame(lines)
+
+
+def _corrected(run: Run, context: Context, eta: float) -> dict[str, evaluate.Splits]:
+    """Action → the splits as the pipeline would correct them with this η."""
+    data, work = context.suite.data, context.shards("threshold").folder
+    denoiser = Denoiser.from_pretrained(run.path("train"))
+    tables = evaluate.Tables({}, {})
+    for split in c.SPLITS:
+        scores = pl.read_parquet(run.path("score") / f"{split}.parquet", glob=False)
+        flagged = denoiser.decide(scores, POLICY, eta, settings(run.config.decide, split == c.TRAIN)[2])
+        tables.decisions[split] = flagged
+        tables.suggestions[split] = denoiser.suggest(
+            data.splits[split], flagged, context.progress, target_fixed=split != c.TRAIN, work=work
+        )
+        if split == c.VALID:
+            denoiser.observe(data.splits[split])
+    targets = run.config.correct.train_targets
+    return {
+        action: {
+            split: evaluate.corrected(split, windows, tables, data.catalogue, action, targets).windows
+            for split, windows in data.splits.items()
+        }
+        for action in ACTIONS
+    }
+
+
+def _row(eta: float, action: str) -> str:
+    return f"η = {eta} ({action})"
+
+
+def _plot(sweep: pl.DataFrame, ranking: pl.DataFrame, k: int, figure: Any) -> None:
+    flags, gain = figure.subplots(1, 2)
+    test = sweep.filter(pl.col("split") == c.TEST)
+    for column in ("precision", "recall", "expected precision", "flagged"):
+        if not test[column].is_nan().all():
+            flags.plot(test["η"].to_list(), test[column].to_list(), label=column)
+    flags.set_ylabel("on test histories")
+    for action in ACTIONS:
+        line = ranking.filter(pl.col("action") == action).sort("η")
+        gain.errorbar(line["η"].to_list(), line["ndcg"].to_list(), line["half_width"].fill_nan(0.0).to_list(),
+                      marker="o", capsize=3, label=action)  # fmt: skip
+    gain.axhline(ranking.filter(pl.col("action").is_null())["ndcg"][0], linestyle=":", color="grey", label="original")
+    gain.set_ylabel(f"NDCG@{k} on test")
+    for ax in (flags, gain):
+        ax.axvline(AUTOMATIC, linestyle="--", color="black", linewidth=1, label="automatic choice")
+        ax.set_xlabel("η")
+        ax.legend()
