@@ -113,6 +113,7 @@ def _knowing(run: Run, data: Data, context: Context) -> Tables:
     denoiser, out = Denoiser.from_pretrained(run.path("train")), Tables({}, {})
     for name, windows in data.splits.items():
         judged = windows if name == c.TRAIN else windows.histories()
+        assert judged.noise_mask is not None
         noisy, positions = np.nonzero(judged.noise_mask)
         out.decisions[name] = pl.DataFrame(
             {c.WINDOW: judged.window_ids[noisy], c.POSITION: positions, c.NOISE_PROBABILITY: np.ones(len(noisy))}
