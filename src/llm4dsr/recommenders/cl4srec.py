@@ -33,10 +33,15 @@ class CL4SRec(SASRec):
 
 def contrast(states: Tensor) -> Tensor:
     """states [2 B, d], the first views of B histories and then the second ones -> mean over all views of
-    -log softmax of its partner among the other 2 B - 1 views, by inner product / TEMPERATURE. ≥ 0, lower is better."""
-    size = len(states)
-    scores = (states @ states.T / TEMPERATURE).fill_diagonal_(-math.inf)  # [2 B, 2 B]
-    return F.cross_entropy(scores, torch.arange(size, device=states.device).roll(size // 2))
+    -log softmax of its partner among the other 2 B - 1 views. ≥ 0, lower is better.
+
+    A score is the inner product, as published, over √d · TEMPERATURE. Layer norm gives each state the length √d or so:
+    not divided, the scores would be so far apart that only the nearest other view counts.
+    """
+    size, width = states.shape
+    scores = states @ states.T / (math.sqrt(width) * TEMPERATURE)  # [2 B, 2 B]
+    partner = torch.arange(size, device=states.device).roll(size // 2)
+    return F.cross_entropy(scores.fill_diagonal_(-math.inf), partner)
 
 
 def augment(items: Tensor) -> Tensor:

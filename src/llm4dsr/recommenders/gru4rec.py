@@ -14,20 +14,22 @@ from llm4dsr.recommenders.backbone import Backbone, Dropout, last_of, scaled
 
 
 class GRU4Rec(Backbone):
-    """`blocks` layers of gated units of width d, then a linear layer. The state at an item has seen those before it."""
+    """One layer of gated units of width d, then a linear layer. The state at an item has seen those before it.
+
+    One layer whatever `blocks` says: the paper found no use for more, and here two of them learn more slowly.
+    """
 
     name = "GRU4Rec"
 
     def __init__(self, n_items: int, config: RecommenderConfig) -> None:
         super().__init__(n_items, config)
         size = config.hidden_size
-        self.layers = nn.ModuleList(nn.GRU(size, size, batch_first=True) for _ in range(config.blocks))
+        self.units = nn.GRU(size, size, batch_first=True)
         self.out = nn.Linear(size, size)
         self.dropout = Dropout(config.dropout)
 
     def encode(self, x: Tensor, items: Tensor, last: bool = False) -> Tensor:
-        for layer in self.layers:
-            x, _ = layer(self.dropout(scaled(x) if layer is self.layers[0] else x))
+        x, _ = self.units(self.dropout(scaled(x)))
         if last:  # what comes behind a row's last item is padding, which it has not seen
             x = x[torch.arange(len(x), device=x.device), last_of(items)]
         out: Tensor = self.out(x)
