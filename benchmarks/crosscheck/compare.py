@@ -2,9 +2,9 @@
 
     python benchmarks/crosscheck/compare.py --name "SASRec, last" --ours ours.npz --theirs theirs.npz
 
-Both sides are taken at their best epoch by validation NDCG@20, of as many epochs as ours had. Test windows are paired,
-so the interval of the difference leaves out how hard a window is; what another seed would change is not in it. The
-best mean validation NDCG@20 of three epochs in a row is told too: there is less luck in it than in a single epoch.
+Both sides are taken at their best epoch by validation NDCG@20, by the same rule to stop. Test windows are paired, so
+the interval of the difference leaves out how hard a window is; what another seed would change is not in it. The best
+mean validation NDCG@20 of three epochs in a row is told too: there is less luck in it than in a single epoch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,16 @@ def gains(ranks: np.ndarray) -> np.ndarray:
     return np.array([ndcg([rank], K) for rank in ranks])
 
 
+def until_stopped(curve: list[float], patience: int) -> list[float]:
+    """The part of a curve that our rule to stop would have seen."""
+    for done in range(1, len(curve) + 1):
+        if done - 1 - int(np.argmax(curve[:done])) >= patience:
+            return curve[:done]
+    return curve
+
+
 def compare(ours: list[Path], theirs: list[Path]) -> dict[str, Any]:
-    epochs = min(len(np.load(file)["curve"]) for file in ours)
+    rule = np.load(ours[0])
     sides: dict[str, dict[str, Any]] = {}
     by_window = []
     for side, files in (("ours", ours), ("theirs", theirs)):
@@ -38,17 +46,16 @@ def compare(ours: list[Path], theirs: list[Path]) -> dict[str, Any]:
         for file in files:
             found = np.load(file)
             valid, test = found["valid"], found["test"]
-            if valid.ndim == 2:  # [epochs, W]: the other library keeps all of them
-                curve = [ndcg(ranks, K) for ranks in valid[:epochs]]
-                best = int(np.argmax(curve))
-                valid, test = valid[best], test[best]
+            if side == "theirs":  # [epochs, W]: all epochs were kept
+                curve = until_stopped([ndcg(r, K) for r in valid[: int(rule["epochs"])]], int(rule["patience"]))
+                valid, test = valid[np.argmax(curve)], test[np.argmax(curve)]
             else:
-                curve, best = found["curve"].tolist(), int(found["best_epoch"])
+                curve = found["curve"].tolist()
             runs.append({
                 "test_ndcg": ndcg(test, K), "test_hit_rate": hit_rate(test, K), "valid_ndcg": ndcg(valid, K),
                 "plateau": float(np.convolve(curve, np.full(ROW, 1 / ROW), "valid").max()),
-                "best_epoch": best + 1, "epochs": len(curve), "seconds": round(float(found["seconds"])),
-                "valid_curve": [round(value, 5) for value in curve],
+                "best_epoch": int(np.argmax(curve)) + 1, "epochs": len(curve),
+                "seconds": round(float(found["seconds"])), "valid_curve": [round(value, 5) for value in curve],
             })  # fmt: skip
             each.append(gains(test))
         by_window.append(np.mean(each, axis=0))
@@ -72,7 +79,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     ours, theirs, gap = found["ours"], found["theirs"], found["difference"]
     epochs = " / ".join(", ".join(str(run["best_epoch"]) for run in side["runs"]) for side in (ours, theirs))
-    cells = [args.name, f"{epochs} of {ours['runs'][0]['epochs']}"]
+    cells = [args.name, epochs]
     for key in ("plateau", "valid_ndcg", "test_ndcg"):
         cells.append(f"{ours[key]:.4f} / {theirs[key]:.4f} ({gap['relative'][key]:+.1%})")
     cells.append(f"{gap['test_ndcg']:+.4f} ± {gap['half_width']:.4f}")

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--dropout", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--patience", type=int, default=4, help="epochs without a better one after which it ends")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -39,7 +40,7 @@ def main() -> None:
         Windows.from_lists(pl.read_parquet(args.data / f"{name}.parquet")["items"].to_list()) for name in c.SPLITS
     )
     config = RecommenderConfig(
-        loss="full", supervise=args.supervise, epochs=args.epochs, patience=args.epochs, dropout=args.dropout,
+        loss="full", supervise=args.supervise, epochs=args.epochs, patience=args.patience, dropout=args.dropout,
         learning_rate=args.learning_rate,
     )  # fmt: skip
 
@@ -48,7 +49,8 @@ def main() -> None:
 
     trained = fit(args.model, train, valid, catalogue, config, args.seed, show)
     ranks = {name: trained.model.rank(w.histories(), w.targets()) for name, w in (("valid", valid), ("test", test))}
-    np.savez(args.out, **ranks, curve=trained.curve, best_epoch=trained.best_epoch, seconds=trained.seconds)
+    rule = {"epochs": args.epochs, "patience": args.patience}
+    np.savez(args.out, **ranks, **rule, curve=trained.curve, seconds=trained.seconds)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from rectools.models.nn.transformers.base import TransformerModelBase
 from rectools.models.nn.transformers.bert4rec import BERT4RecDataPreparator
 from rectools.models.nn.transformers.constants import MASKING_VALUE
 from rectools.models.nn.transformers.lightning import TransformerLightningModule
+from rectools.models.nn.transformers.sasrec import SASRecTransformerLayers
 
 K = 20
 BEYOND = 10**6  # the rank of a target that is not among the K recommended
@@ -39,6 +40,19 @@ class OnlyWhereAsked(TransformerLightningModule):
         vectors = self.torch_model.item_model.get_all_embeddings()  # [N + extra tokens, d]
         states = self.torch_model.encode_sessions(batch, vectors)[here]  # [P, d]
         return F.cross_entropy(states @ vectors.T, batch["y"][here])
+
+
+class StartAsOurs(OnlyWhereAsked):
+    """Vectors of items and positions begin as ours do; so do the layers of SASRec. The library's are Xavier normal."""
+
+    def _xavier_normal_init(self) -> None:
+        super()._xavier_normal_init()
+        sasrec = isinstance(self.torch_model.transformer_layers, SASRecTransformerLayers)
+        for name, values in self.torch_model.named_parameters():
+            if "emb" in name or (sasrec and values.dim() > 1):
+                torch.nn.init.normal_(values, std=0.02)
+            elif sasrec and "bias" in name:
+                torch.nn.init.zeros_(values)
 
 
 class Checked(OnlyWhereAsked):
@@ -100,12 +114,15 @@ def trainer() -> pl.Trainer:
     )  # fmt: skip
 
 
-def build(name: str, masking: str, dropout: float, learning_rate: float, check: bool) -> TransformerModelBase:
+def build(
+    name: str, masking: str, start: str, dropout: float, learning_rate: float, check: bool
+) -> TransformerModelBase:
     """Sizes of `RecommenderConfig`. Padding is masked in attention, as it is with us by the side it stands on."""
+    module = StartAsOurs if start == "ours" else Checked if check else OnlyWhereAsked
     common = dict(
         n_factors=64, n_blocks=2, n_heads=1, dropout_rate=dropout, batch_size=256, lr=learning_rate, loss="softmax",
         use_key_padding_mask=True, get_trainer_func=trainer,
-        lightning_module_type=Checked if check else OnlyWhereAsked,
+        lightning_module_type=module, pos_encoding_kwargs={"use_scale_factor": start == "ours"},
     )  # fmt: skip
     if name == "sasrec":
         return SASRecModel(session_max_len=10, **common)
@@ -123,11 +140,14 @@ def main() -> None:
     parser.add_argument("--model", choices=("sasrec", "bert4rec"), required=True)
     parser.add_argument("--supervise", choices=("all", "last"), default="all", help="of sasrec: predict which items")
     parser.add_argument("--masking", choices=("theirs", "ours"), default="theirs", help="of bert4rec")
+    parser.add_argument(
+        "--start", choices=("theirs", "ours"), default="theirs", help="initial weights, and vectors * √d"
+    )
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--dropout", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="with the library's own start only")
     args = parser.parse_args()
     torch.set_num_threads(1)
     pl.seed_everything(args.seed)
@@ -138,7 +158,7 @@ def main() -> None:
     if args.supervise == "last":
         weights = [[0.0] * (len(row) - 1) + [1.0] for row in train]
     dataset = Dataset.construct(interactions(train, weights))
-    model = build(args.model, args.masking, args.dropout, args.learning_rate, args.check)
+    model = build(args.model, args.masking, args.start, args.dropout, args.learning_rate, args.check)
     by_epoch, seconds = [], 0.0
     for epoch in range(args.epochs):
         started = time.perf_counter()
