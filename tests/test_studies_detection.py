@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from llm4dsr import columns as c
+from llm4dsr import evaluate
 from llm4dsr.bench.suite import Suite, load
 from llm4dsr.catalogue import Catalogue, Windows
 from llm4dsr.config import Config, DecideConfig
@@ -215,6 +216,17 @@ def test_flags_at_an_eta_are_those_of_the_run_with_that_eta(context: Context) ->
     for split, flagged in decisions.items():
         scores = pl.read_parquet(context.run().path("score") / f"{split}.parquet")
         assert row(sweep, split=split, η=ETA)["flagged"] == pytest.approx(len(flagged) / len(scores))
+
+
+def test_histories_at_an_eta_are_those_that_the_run_would_write(context: Context) -> None:
+    """So the benchmark and this study share their recommenders at the η of the configuration."""
+    run, data = context.run(), context.suite.data
+    targets = run.config.correct.train_targets
+    ours = evaluate.rows(data.splits, run.tables(), data.catalogue, ("replace", "drop"), targets)
+    for action, splits in threshold.corrected_at(run, context, ETA).items():
+        for split, windows in splits.items():
+            assert (windows.items == ours[f"corrected ({action})"][split].items).all()
+        assert not np.array_equal(splits[c.TRAIN].items, data.splits[c.TRAIN].items)
 
 
 def test_ranking_is_that_of_the_original_where_nothing_is_flagged(context: Context) -> None:

@@ -32,7 +32,7 @@ def study(context: Context) -> Found:
     sweep = pl.concat([_sweep(run, context, split) for split in c.SPLITS])
     compared = {evaluate.ORIGINAL: context.suite.data.splits}
     for eta in QUICK_RANKED if context.quick else RANKED:
-        compared |= {_row(eta, action): splits for action, splits in _corrected(run, context, eta).items()}
+        compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, eta).items()}
     k = context.config.evaluate.k
     ranking = gains(context.compare(compared), evaluate.ORIGINAL, k)
     eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
@@ -83,7 +83,7 @@ def _sweep(run: Run, context: Context, split: str) -> pl.DataFrame:
     return pl.DataFrame(lines)
 
 
-def _corrected(run: Run, context: Context, eta: float) -> dict[str, evaluate.Splits]:
+def corrected_at(run: Run, context: Context, eta: float) -> dict[str, evaluate.Splits]:
     """Action → the splits as the pipeline would correct them with this η."""
     data, work = context.suite.data, context.shards("threshold").folder
     denoiser = Denoiser.from_pretrained(run.path("train"))

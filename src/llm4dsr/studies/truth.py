@@ -42,6 +42,6 @@ def describe(judged: Windows, given: Windows) -> str:
     if judged is given:
         return "Noise is the suite's own, which its mask knows."
     return (
-        f"The suite does not tell its noise and what belongs there: a share of {SELF_MADE.rate:.0%} of the test histories was replaced by "
-        "uniform items, and what was noise before counts as clean."
+        f"The suite does not tell its noise and what belongs there: {SELF_MADE.rate:.0%} of the test histories "
+        "was replaced by uniform items, and what was noise before counts as clean."
     )
