@@ -8,7 +8,7 @@ They are written out here because a matrix of all probabilities (interactions ×
 library's class thresholds want the whole of it at once.
 
 Made for few classes. With thousands, probabilities are small and differ more by how popular an item is than by how
-well it fits, and "self-confidence" orders interactions exactly as the peer bert4rec-likelihood does.
+well it fits, and "self-confidence" orders interactions as the peer bert4rec-likelihood does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def normalized_margin(scores: Tensor, items: Tensor) -> Tensor:
     p = scores.softmax(1)
     own = p.gather(1, items[:, None])
     other = p.scatter(1, items[:, None], -1.0).amax(1)
-    return (1 - (own.squeeze(1) - other)) / 2
+    return (1 - (own.squeeze(1).double() - other.double())) / 2  # in double: most p are tiny beside 1
 
 
 def weighted_entropy(scores: Tensor, items: Tensor) -> Tensor:
