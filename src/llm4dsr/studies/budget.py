@@ -33,7 +33,7 @@ def budget(config: Config, epochs: int, folds: int) -> Config:
 
 def scores_of(data: Data, config: Config, shards: Shards, progress: Progress | None = None) -> dict[str, pl.DataFrame]:
     """Scores of every split (`Denoiser.score`) by a denoiser that is tuned on these very windows. The scores are kept
-    in `shards`; the models are not, since a study has dozens of them."""
+    in `shards`; the models are not, since a study has dozens of them. Probabilities are by the map of validation."""
     windows = [part for w in data.splits.values() for part in (w.items, user_hashes(w.user_ids), w.timestamps)]
     key = (versions(), config.seed, config.model, config.task, config.train, config.score, data.catalogue.titles,
            *windows)  # fmt: skip
@@ -44,7 +44,7 @@ def scores_of(data: Data, config: Config, shards: Shards, progress: Progress | N
         parts = []
         for name in c.SPLITS:
             here = data.splits[name]
-            scores = denoiser.score(here, progress, target_fixed=name != c.TRAIN, recalibrate=True)
+            scores = denoiser.score(here, progress, target_fixed=name != c.TRAIN)
             wanted = (c.WINDOW, c.POSITION, c.LOG_ODDS, c.NOISE_PROBABILITY, c.RANK)
             parts.append(scores.select(*wanted, split=pl.lit(name)))
             if name == c.VALID:
