@@ -144,7 +144,7 @@ class LLaRAConfig:
     # Small, and without dropout, which costs a third of the time. Prompts are text with a title as the answer: items,
     # answer, attention, company and title vectors have no say here.
     model: ModelConfig = field(default_factory=lambda: ModelConfig(
-        items="text", answer="title", hidden_size=64, layers=2, heads=4, dropout=0.0, warmup_epochs=3))  # fmt: skip
+        items="text", answer="title", hidden_size=64, layers=2, heads=4, dropout=0.0, warmup_epochs=2))  # fmt: skip
     epochs: int = 4  # of which an embedded model spends the first model.warmup_epochs on all titles of a window
     samples: int = 4000  # windows drawn once for tuning the language model; 0 = all
     validation: int = 1000  # validation windows drawn once, by which the best epoch is chosen; 0 = all
