@@ -17,7 +17,7 @@ from llm4dsr.catalogue import Catalogue, Windows
 from llm4dsr.config import Config, DecideConfig
 from llm4dsr.data import Data
 from llm4dsr.errors import DataError
-from llm4dsr.studies import cost, grounding, task, threshold, uncertainty
+from llm4dsr.studies import cost, grounding, nearness, task, threshold, uncertainty
 from llm4dsr.studies.measures import detection
 from llm4dsr.studies.study import Context, Found, markdown, smaller
 from llm4dsr.studies.truth import known_noise
@@ -137,7 +137,7 @@ def test_nearness_by_hand() -> None:
     """Four items, two with one title; two clusters. The original is item 0 at both places."""
     catalogue = Catalogue(pl.Series([10, 11, 12, 13]), ["red kite", "blue kite", "red kite", "teapot"])
     vectors = np.array([[1, 0], [0.6, 0.8], [1, 0], [0, 1]], dtype=np.float32)
-    line = grounding.nearness(
+    line = nearness.nearness(
         "some", np.array([2, 1, -1, 3]), np.array([0, 0]), catalogue, vectors, np.array([0, 0, 0, 1])
     )
     assert line["equal"] == 1 / 4  # item 2 has the title of item 0; where nothing was suggested nothing is equal
@@ -150,7 +150,7 @@ def test_nearness_by_hand() -> None:
 def test_random_items_are_those_that_the_window_does_not_hold() -> None:
     catalogue = Catalogue(pl.Series([10, 11, 12, 13]), ["red kite", "blue kite", "red kite", "teapot"])
     windows = Windows.from_lists([[0, 1], [0, 1, 3]])
-    found = grounding.drawn(windows, np.array([0, 1]), catalogue, np.ones(4), seed=0).reshape(-1, 2)
+    found = nearness.drawn(windows, np.array([0, 1]), catalogue, np.ones(4), seed=0).reshape(-1, 2)
     assert (found[:, 0] == 3).all()  # item 2 has the title of item 0
     assert (found[:, 1] == -1).all()
 
@@ -158,7 +158,7 @@ def test_random_items_are_those_that_the_window_does_not_hold() -> None:
 def test_clusters_hold_what_is_alike() -> None:
     """Twelve items in two heaps: k-means with 12 // 6 clusters cannot but find them."""
     vectors = np.repeat(np.eye(2, dtype=np.float32), 6, axis=0)
-    cluster = grounding.clusters(vectors, seed=0)
+    cluster = nearness.clusters(vectors, seed=0)
     assert cluster[:6].tolist() == [cluster[0]] * 6
     assert cluster[6:].tolist() == [1 - cluster[0]] * 6
 
