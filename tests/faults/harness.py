@@ -24,7 +24,7 @@ CONFIG = Config.from_dict(
         "train": {"epochs": 2, "folds": 2, "batch_windows": 32},
         "score": {"calibration_draws": 1},
         "decide": {"policy": "rate", "eta": 0.1},
-        "evaluate": {"sasrec": {"hidden_size": 8, "blocks": 1, "epochs": 2}},
+        "evaluate": {"recommender": {"hidden_size": 8, "blocks": 1, "epochs": 2}},
     }
 )
 LONG = ("train", "score", "suggest", "evaluate")
