@@ -12,7 +12,7 @@ from llm4dsr.metrics import auroc
 from llm4dsr.pipeline import Run
 
 TINY = {"model": {"hidden_size": 32, "layers": 1, "vector_size": 32}, "train": {"epochs": 2},
-        "evaluate": {"sasrec": {"epochs": 2}}, "threads": 2}  # fmt: skip
+        "evaluate": {"recommender": {"epochs": 2}}, "threads": 2}  # fmt: skip
 
 
 def test_a_run_goes_through_all_stages(tmp_path):
