@@ -34,8 +34,7 @@ from llm4dsr.peers.peer import Peer
 from llm4dsr.recommenders.backbone import INITIAL, Block, Dropout, positions_back
 
 SIZE, HEADS, PLACES = 64, 2, 64  # width of the vectors, attention heads, positions that are told apart
-NEGATIVES, EPOCHS = 512, 15
-PATIENCE = 5  # epochs; the operations begin to be learnt late, when the item vectors mean something
+NEGATIVES, EPOCHS, PATIENCE = 512, 20, 3
 BATCH = 512  # windows that are judged at once
 MASKED = 0.3  # share of the items that the recommender's task hides
 
@@ -132,7 +131,8 @@ class STEAM(Peer):
     grid: ClassVar[tuple[dict[str, Any], ...]] = (
         {"inserted": 0.1},
         {"inserted": 0.3},
-        {"inserted": 0.3, "learning_rate": 3e-3},
+        {"inserted": 0.1, "dropout": 0.5},
+        {"inserted": 0.3, "dropout": 0.5},
     )
 
     def __init__(self, catalogue: Catalogue, seed: int, deleted: float = 0.1, inserted: float = 0.1,
