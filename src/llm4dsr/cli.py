@@ -197,6 +197,7 @@ def bench(
 ) -> None:
     """Denoisers × recommenders × seeds on one suite, with intervals and paired tests."""
     from llm4dsr.bench import cells, denoised, load, tables
+    from llm4dsr.data import write_text
 
     chosen = _config(config, None, None, None)
     chosen = replace(chosen, evaluate=replace(chosen.evaluate, seeds=seeds))
@@ -210,7 +211,7 @@ def bench(
     with bar() as progress:
         cells.bench(data, out, learners, asked, chosen, progress)
     text = tables.results_markdown(out, chosen.evaluate.k)
-    tables.write(report or out / "RESULTS.md", text)
+    write_text(report or out / "RESULTS.md", text)
     console.print(Markdown(text))
 
 

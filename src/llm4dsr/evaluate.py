@@ -22,7 +22,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.batch import Progress
-from llm4dsr.catalogue import PAD, BoolArray, Catalogue, Windows
+from llm4dsr.catalogue import PAD, BoolArray, Catalogue, FloatArray, Windows
 from llm4dsr.config import EvaluateConfig
 from llm4dsr.correct import Corrected, apply, correct
 from llm4dsr.errors import ModelError
@@ -50,18 +50,25 @@ def detection(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Windows) -
     log_odds, probability = matrix(scores, windows, c.LOG_ODDS), matrix(scores, windows, c.NOISE_PROBABILITY)
     flagged, scored = matrix(decisions, windows, None), np.isfinite(log_odds)
     truth = windows.noise_mask[scored]
-    precision, recall = metrics.precision_recall(flagged[scored], truth)
     stated = float(probability[flagged].mean()) if flagged.any() else float("nan")
     return {
-        "auroc": metrics.auroc(log_odds[scored], truth),
-        "average_precision": metrics.average_precision(log_odds[scored], truth),
-        "precision": precision,
-        "recall": recall,
+        **found_noise(log_odds[scored], flagged[scored], truth),
         "stated_precision": stated,
         "flagged": float(flagged[scored].mean()),
         "noise": float(truth.mean()),
         "ece": metrics.expected_calibration_error(probability[scored], truth),
         "ties": metrics.tie_rate(log_odds, scored),
+    }
+
+
+def found_noise(suspicion: FloatArray, flagged: BoolArray, truth: BoolArray) -> dict[str, float]:
+    """auroc, average_precision, precision, recall of the same interactions; needs noisy and clean ones."""
+    precision, recall = metrics.precision_recall(flagged, truth)
+    return {
+        "auroc": metrics.auroc(suspicion, truth),
+        "average_precision": metrics.average_precision(suspicion, truth),
+        "precision": precision,
+        "recall": recall,
     }
 
 
@@ -71,15 +78,22 @@ def rows(
     """Name → the splits that this row trains, chooses and tests on."""
     out = {ORIGINAL: splits}
     for action in actions:
-        out[f"corrected ({action})"] = {
-            name: corrected(name, windows, tables, catalogue, action, train_targets).windows
-            for name, windows in splits.items()
-        }
+        out[f"corrected ({action})"] = corrected_splits(splits, tables, catalogue, action, train_targets)
     if all(w.noise_mask is not None for w in splits.values()):
-        out[ORACLE_DROP] = {n: oracle(w, catalogue, "drop", n != c.TRAIN) for n, w in splits.items()}
+        out[ORACLE_DROP] = oracle_splits(splits, catalogue, "drop")
         if all(w.clean_items is not None for w in splits.values()):
-            out[ORACLE_RESTORE] = {n: oracle(w, catalogue, "replace", n != c.TRAIN) for n, w in splits.items()}
+            out[ORACLE_RESTORE] = oracle_splits(splits, catalogue, "replace")
     return out
+
+
+def corrected_splits(splits: Splits, tables: Tables, catalogue: Catalogue, action: str, train_targets: bool) -> Splits:
+    """The windows of `corrected`, for all splits."""
+    return {n: corrected(n, w, tables, catalogue, action, train_targets).windows for n, w in splits.items()}
+
+
+def oracle_splits(splits: Splits, catalogue: Catalogue, action: str) -> Splits:
+    """`oracle` for all splits, with the targets of training windows put right, too."""
+    return {n: oracle(w, catalogue, action, n != c.TRAIN) for n, w in splits.items()}
 
 
 def corrected(name: str, windows: Windows, tables: Tables, catalogue: Catalogue, action: str,
@@ -133,7 +147,10 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
     }  # fmt: skip
     wanted = [(name, seed + s) for s in range(config.seeds) for name in compared]
     # Rows with the same windows (nothing was flagged) are one recommender
-    jobs = list({(keys[name], s): (name, s) for name, s in reversed(wanted)}.values())[::-1]
+    first: dict[tuple[str, int], tuple[str, int]] = {}
+    for name, s in wanted:
+        first.setdefault((keys[name], s), (name, s))
+    jobs = list(first.values())
     workers = max(1, min(torch.get_num_threads(), len(jobs)))
     with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.recommender.epochs, progress):
         try:
@@ -209,6 +226,26 @@ def _say(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text)
     part.replace(path)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two rows of `compare` in NDCG@k, on the seeds that both have. gain: mean of the first less the second;
+    half_width: of its 95 % Student interval over seeds. p_seeds, p_windows: of paired t tests over seeds, and over test
+    windows with the mean of the seeds for each: would another training run show the same, would other histories?"""
+
+    gain: float
+    half_width: float
+    p_seeds: float
+    p_windows: float
+
+    @classmethod
+    def between(cls, a: pl.DataFrame, b: pl.DataFrame, k: int) -> Difference:
+        seeds = sorted(set(a["seed"].to_list()) & set(b["seed"].to_list()))
+        a, b = (rows.filter(pl.col("seed").is_in(seeds)).sort("seed") for rows in (a, b))
+        gain, half, over_seeds = metrics.paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())
+        of_windows = (metrics.ndcg_of_each(np.stack(rows["ranks"].to_list()), k).mean(axis=0) for rows in (a, b))
+        return cls(gain, half, over_seeds, metrics.paired_difference(*of_windows)[2])
 
 
 def summary(results: pl.DataFrame) -> pl.DataFrame:

@@ -82,8 +82,14 @@ def ndcg(ranks: Numbers, k: int) -> float:
     >>> ndcg([1, 3, 21, 400], k=20)  # (1 + 1/2 + 0 + 0) / 4
     0.375
     """
-    r = np.asarray(ranks, dtype=np.float64).ravel()
-    return float(np.where(r <= k, 1 / np.log2(1 + r), 0.0).mean()) if r.size else math.nan
+    each = ndcg_of_each(ranks, k)
+    return float(each.mean()) if each.size else math.nan
+
+
+def ndcg_of_each(ranks: Numbers, k: int) -> npt.NDArray[np.float64]:
+    """NDCG@k of each rank, in the shape of `ranks`; `ndcg` is their mean."""
+    r = np.asarray(ranks, dtype=np.float64)
+    return np.where(r <= k, 1 / np.log2(1 + r), 0.0)
 
 
 def tie_rate(scores: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> float:

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -34,7 +35,7 @@ from llm4dsr.batch import Progress, log
 from llm4dsr.catalogue import Windows
 from llm4dsr.company import user_hashes
 from llm4dsr.config import Config
-from llm4dsr.data import Data, limit_windows, read_data, write_parquet
+from llm4dsr.data import Data, limit_windows, read_data, write_parquet, write_text
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, DataError, LLM4DSRError, OutputError
 from llm4dsr.report import result_table
@@ -98,8 +99,9 @@ class Run:
         with _told(folder):
             there = {f.name for f in folder.iterdir()} if folder.is_dir() else None
         # Of a run that was stopped before its first stage was whole
-        left = {f".{FOLDERS['prepare']}.part", WORK, LOCK, CONFIG, CARD, f".{CONFIG}.part", f".{CARD}.part"}
-        if there is not None and there <= left:
+        left = {f".{FOLDERS['prepare']}.part", WORK, LOCK, CONFIG, CARD}
+        unwritten = re.compile(rf"\.({re.escape(CONFIG)}|{re.escape(CARD)})\.\d+\.part")
+        if there is not None and all(name in left or unwritten.fullmatch(name) for name in there):
             return cls(folder, config)
         if there is None or CONFIG not in there:
             return cls.create(folder, config)
@@ -154,7 +156,7 @@ class Run:
                     shutil.rmtree(gone, ignore_errors=True)
                     os.replace(self.path(later), gone)
             if name == "prepare":
-                _write_text(self.folder / CONFIG, yaml.safe_dump(_plain(self.config.to_dict()), sort_keys=False))
+                write_text(self.folder / CONFIG, yaml.safe_dump(_plain(self.config.to_dict()), sort_keys=False))
             facts = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mb": peak_memory_mb(), **facts}
             self._card(name, facts)
             os.replace(part, self.path(name))
@@ -215,7 +217,7 @@ class Run:
         for later in STAGES[STAGES.index(name) :]:
             stages.pop(later, None)
         stages[name] = facts
-        _write_text(self.folder / CARD, json.dumps(card, indent=1))
+        write_text(self.folder / CARD, json.dumps(card, indent=1))
 
     def card(self) -> dict[str, Any]:
         path = self.folder / CARD
@@ -338,7 +340,7 @@ class Run:
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")
             text = result_table(lines, found, settings.k, settings.seeds)
-            _write_text(out / "results.md", text)
+            write_text(out / "results.md", text)
             facts |= {"detection": found, "summary": lines.to_dicts(), "recommender": asdict(settings.recommender)}
         return text
 
@@ -410,12 +412,10 @@ def _told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def peak_memory_mb() -> int:
-    """Largest resident size of this process so far, in MB (ru_maxrss is in KiB on Linux, in bytes on macOS)."""
+    """Largest resident size of this process so far, in MB. Linux counts a child's ru_maxrss from that of the process
+    that started it, so it is read from elsewhere there; on macOS ru_maxrss is in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)):
+        return int(found[1]) // 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)

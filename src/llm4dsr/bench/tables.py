@@ -6,18 +6,17 @@ import math
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.bench.cells import DETECTION, RESULTS
 from llm4dsr.bench.denoised import NONE, ORACLES, OURS
 from llm4dsr.errors import OutputError
-from llm4dsr.metrics import mean_interval, paired_difference
+from llm4dsr.evaluate import Difference
+from llm4dsr.metrics import mean_interval
 from llm4dsr.recommenders import ROBUST
 
 CERTAIN = 0.05  # p below which a difference is called significant
-Floats = npt.NDArray[np.float64]
 
 _HEAD = """# Benchmark results
 
@@ -47,15 +46,6 @@ def results_markdown(out: Path, k: int = 20) -> str:
             beside = _as_denoisers(robust) if backbone == "sasrec" else robust.clear()
             parts.append(_ranking(backbone, pl.concat([rows, beside], how="diagonal_relaxed"), k))
     return "\n".join(parts)
-
-
-def write(path: Path, text: str) -> None:
-    """Raises OutputError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error}.") from None
 
 
 def _as_denoisers(robust: pl.DataFrame) -> pl.DataFrame:
@@ -102,8 +92,8 @@ def _ranking(backbone: str, rows: pl.DataFrame, k: int) -> str:
         if name == NONE:
             cells += [""] * 4
         else:
-            over_seeds, over_windows = _tests(of, base, k)
-            cells += [_gain(of["ndcg"], base["ndcg"]), _p(over_seeds), _p(over_windows),
+            found = Difference.between(of, base, k)
+            cells += [_gain(of["ndcg"], base["ndcg"]), _p(found.p_seeds), _p(found.p_windows),
                       _gain(of["hit_rate"], base["hit_rate"])]  # fmt: skip
         text.append(f"| {' | '.join(cells)} | {np.mean(of['seconds'].to_list()) / 60:.1f} |")
     return "\n".join([*text, "", *_verdict(rows, means, k)]) + "\n"
@@ -118,33 +108,18 @@ def _verdict(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[str]:
     against = [NONE, *([max(peers, key=lambda n: means[n])] if peers else [])]
     lines = []
     for other in against:
-        over_seeds, over_windows = _tests(_of(rows, ours), _of(rows, other), k)
-        certain = [w for w, p in (("seeds", over_seeds), ("windows", over_windows)) if p < CERTAIN]
+        found = Difference.between(_of(rows, ours), _of(rows, other), k)
+        certain = [w for w, p in (("seeds", found.p_seeds), ("windows", found.p_windows)) if p < CERTAIN]
         said = f"significant over {' and over '.join(certain)}" if certain else "not significant"
         what = "none" if other == NONE else f"the best peer, {other}"
         gain = 100 * (means[ours] / means[other] - 1)
         lines.append(f"- {ours} against {what}: {gain:+.1f} % NDCG@{k}, {said} "
-                     f"(p {_p(over_seeds)} over seeds, {_p(over_windows)} over windows).")  # fmt: skip
+                     f"(p {_p(found.p_seeds)} over seeds, {_p(found.p_windows)} over windows).")  # fmt: skip
     return lines
 
 
 def _of(rows: pl.DataFrame, name: str) -> pl.DataFrame:
     return rows.filter(pl.col("denoiser") == name).sort("seed")
-
-
-def _tests(a: pl.DataFrame, b: pl.DataFrame, k: int) -> tuple[float, float]:
-    """(p over seeds, p over test windows) of the difference in NDCG@k between two rows, on the seeds of both."""
-    seeds = sorted(set(a["seed"].to_list()) & set(b["seed"].to_list()))
-    a, b = (x.filter(pl.col("seed").is_in(seeds)).sort("seed") for x in (a, b))
-    over_seeds = paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())[2]
-    return over_seeds, paired_difference(_gains(a, k), _gains(b, k))[2]
-
-
-def _gains(rows: pl.DataFrame, k: int) -> Floats:
-    """[W] NDCG@k of each test window, mean over seeds."""
-    ranks = np.stack([np.asarray(r) for r in rows["ranks"].to_list()])  # [seeds, W]
-    gains: Floats = np.where(ranks <= k, 1 / np.log2(1.0 + ranks), 0.0).mean(axis=0)
-    return gains
 
 
 def _interval(values: pl.Series) -> str:

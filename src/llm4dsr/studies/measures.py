@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from llm4dsr import metrics
+from llm4dsr import evaluate, metrics
 from llm4dsr.catalogue import BoolArray, FloatArray, Windows
 
 
@@ -50,26 +50,12 @@ def gains(cells: pl.DataFrame, base: str, k: int) -> pl.DataFrame:
         line = {"row": name, "ndcg": _mean(row["ndcg"]), "hit_rate": _mean(row["hit_rate"])}
         paired = dict.fromkeys(("gain", "gain_percent", "half_width", "p_seeds", "p_windows"), math.nan)
         if name != base:
-            gain, half, p = metrics.paired_difference(row["ndcg"].to_list(), compared["ndcg"].to_list())
-            over_windows = metrics.paired_difference(_of_windows(row, k), _of_windows(compared, k))[2]
-            percent = 100 * gain / max(_mean(compared["ndcg"]), 1e-12)
-            paired = {
-                "gain": gain,
-                "gain_percent": percent,
-                "half_width": half,
-                "p_seeds": p,
-                "p_windows": over_windows,
-            }
+            found = evaluate.Difference.between(row, compared, k)
+            percent = 100 * found.gain / max(_mean(compared["ndcg"]), 1e-12)
+            paired |= {"gain_percent": percent, **dataclasses.asdict(found)}
         lines.append(line | paired)
     return pl.DataFrame(lines)
 
 
 def _mean(values: pl.Series) -> float:
     return float(np.mean(values.to_list()))
-
-
-def _of_windows(row: pl.DataFrame, k: int) -> npt.NDArray[np.float64]:
-    """[W] NDCG@k of each test window, mean over seeds."""
-    ranks = np.stack([np.asarray(r) for r in row["ranks"].to_list()])  # [seeds, W]
-    out: npt.NDArray[np.float64] = np.where(ranks <= k, 1 / np.log2(1.0 + ranks), 0.0).mean(axis=0)
-    return out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import platform
-import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -93,16 +92,8 @@ def _judge(folder: Path, windows: Windows, calls: int) -> dict[str, float]:
         "parameters": sum(p.numel() for model in denoiser.ensemble.models for p in model.parameters()),
         "windows": len(windows),
         "windows per second": len(windows) / seconds,
-        "peak MB": _own_peak_mb(),
+        "peak MB": peak_memory_mb(),
         "calls": calls,
         "median ms": float(np.median(latencies)),
         "p95 ms": float(np.quantile(latencies, 0.95)),
     }
-
-
-def _own_peak_mb() -> int:
-    """Of this process alone: on Linux, ru_maxrss holds that of the process that started it, too."""
-    status = Path("/proc/self/status")
-    if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)):
-        return int(found[1]) // 1024
-    return peak_memory_mb()
