@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_scores(name: str, tiny_demo: Data, monkeyp
     few, valid = limit_windows(tiny_demo.splits["train"], 40, seed=0), tiny_demo.splits["valid"]
     scores = []
     for _ in range(2):
-        likelihood._fit.cache_clear()  # fits that are kept would be the same whatever the seed does
+        likelihood._kept.clear()  # fits that are kept would be the same whatever the seed does
         torch.manual_seed(len(scores))  # the caller's random state does not matter
         peer = PEERS[name](tiny_demo.catalogue, 3)
         peer.fit(few, valid)

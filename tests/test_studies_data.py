@@ -111,7 +111,7 @@ def test_what_it_is_worth_has_one_ceiling_for_all_kinds(found):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rate_of_0_leaves_the_windows_alone(context, kind):
-    clean, _ = noise.before_noise(context.suite.data)
+    clean, _ = noise.without_noise(context.suite.data)
     noisy = noise.with_noise(clean, kind, 0.0, seed=3)
     for name, windows in noisy.splits.items():
         assert windows.items.tolist() == clean.splits[name].items.tolist()
@@ -119,7 +119,7 @@ def test_a_rate_of_0_leaves_the_windows_alone(context, kind):
 
 
 def test_noise_spares_the_targets_of_validation_and_test(context):
-    clean, _ = noise.before_noise(context.suite.data)
+    clean, _ = noise.without_noise(context.suite.data)
     noisy = noise.with_noise(clean, "uniform", 0.5, seed=3)
     for name in ("valid", "test"):
         assert noisy.splits[name].targets().tolist() == clean.splits[name].targets().tolist()
@@ -128,10 +128,10 @@ def test_noise_spares_the_targets_of_validation_and_test(context):
 
 def test_windows_are_taken_from_before_their_noise_where_that_is_known(context):
     data = context.suite.data
-    clean, how = noise.before_noise(data)
+    clean, how = noise.without_noise(data)
     assert clean.splits["train"].items.tolist() == data.splits["train"].clean_items.tolist()
     assert "before" in how
-    bare, how = noise.before_noise(of_no_truth(data))
+    bare, how = noise.without_noise(of_no_truth(data))
     assert bare.splits["train"].items.tolist() == data.splits["train"].items.tolist()
     assert "whatever noise" in how
 

@@ -61,13 +61,8 @@ def _stages(run: Run, data: Any) -> None:
                 console.print(f"[bold]{name}[/bold] is there already")
                 continue
             console.print(f"[bold]{name}[/bold]")
-            if name == "prepare":
-                run.prepare(data)
-            elif name in ("decide", "correct"):
-                getattr(run, name)()
-            else:
-                with bar() as progress:
-                    getattr(run, name)(progress)
+            with bar() as progress:
+                run.make(name, data, progress)
     _show(run)
 
 

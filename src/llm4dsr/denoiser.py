@@ -119,7 +119,9 @@ class Denoiser:
                 raise DataError(f"With train.folds = {config.train.folds} a fold has no user left to learn from.")
             of = f" {fold + 1} of {config.train.folds}" if config.train.folds > 1 else ""
             checkpoint = Checkpoint(work and work / f"fold_{fold}.safetensors", f"{key} {fold}")
-            model, builder = self._start(catalogue, part, vectors, company, fold, progress, checkpoint.exists)
+            model, builder = untuned(
+                config, catalogue, part, vectors, company, config.seed + fold, progress, checkpoint.exists
+            )
             if config.model.source != EMBEDDED:  # the name is in the key; the weights there may be others by now
                 checkpoint.key += model.fingerprint()
             self.curve += tune(model, builder, part, catalogue, config, progress, f"tune{of}", checkpoint)
@@ -128,25 +130,6 @@ class Denoiser:
         self.observe(validation)
         self._calibrate(windows, validation, progress, Shards(work))
         return self
-
-    def _start(self, catalogue: Catalogue, windows: Windows, vectors: Any, company: Company | None, fold: int,
-               progress: Progress | None, begun: bool) -> tuple[NoiseLM, PromptBuilder]:  # fmt: skip
-        """A model that is ready to be tuned, and the builder of its prompts. begun: a checkpoint has its weights."""
-        config, seed = self.config, self.config.seed + fold
-        if config.model.source == EMBEDDED:
-            lm, tokenizer = embedded_lm(catalogue.titles, config.model, config.train.max_tokens, seed)
-        else:
-            lm, tokenizer = load_lm(config.model.source, config.model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = NoiseLM(lm, tokenizer, vectors, company is not None, judged_in_place(config.model))
-            model = model.to(pick_device())
-            builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens, company)
-            if config.model.source == EMBEDDED and config.model.items == "text" and not begun:
-                warm_up(model, builder, windows, config, progress)
-            if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
-                model.lm = add_lora(model.lm, config.model)
-        return model, builder
 
     def _calibrate(self, windows: Windows, validation: Windows, progress: Progress | None, shards: Shards) -> None:
         """Self-made noise in validation gives the map to probabilities; no label is read.
@@ -444,3 +427,22 @@ class Denoiser:
     @property
     def catalogue(self) -> Catalogue:
         return self.ensemble.catalogue
+
+
+def untuned(config: Config, catalogue: Catalogue, windows: Windows, vectors: Any, company: Company | None, seed: int,
+            progress: Progress | None = None, begun: bool = False) -> tuple[NoiseLM, PromptBuilder]:  # fmt: skip
+    """A model that is ready to be tuned, and the builder of its prompts. begun: a checkpoint has its weights."""
+    if config.model.source == EMBEDDED:
+        lm, tokenizer = embedded_lm(catalogue.titles, config.model, config.train.max_tokens, seed)
+    else:
+        lm, tokenizer = load_lm(config.model.source, config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = NoiseLM(lm, tokenizer, vectors, company is not None, judged_in_place(config.model))
+        model = model.to(pick_device())
+        builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens, company)
+        if config.model.source == EMBEDDED and config.model.items == "text" and not begun:
+            warm_up(model, builder, windows, config, progress)
+        if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
+            model.lm = add_lora(model.lm, config.model)
+    return model, builder

@@ -225,6 +225,15 @@ class Run:
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
+    def make(self, stage: str, data: str | Path | Data, progress: Progress | None = None) -> None:
+        """One of STAGES, as the configuration has it. data: what `prepare` reads."""
+        if stage == "prepare":
+            self.prepare(data)
+        elif stage in ("decide", "correct"):
+            getattr(self, stage)()
+        else:
+            getattr(self, stage)(progress)
+
     def prepare(self, data: str | Path | Data, overwrite: bool = False) -> None:
         self._origin = origin(data)
         with self.stage("prepare", overwrite) as (out, facts):
@@ -269,8 +278,7 @@ class Run:
     ) -> None:
         with self.stage("decide", overwrite) as (out, facts):
             denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
-            for name in c.SPLITS:
-                scores = pl.read_parquet(self.path("score") / f"{name}.parquet", glob=False)
+            for name, scores in self.scores().items():
                 rule = denoiser.rule(policy, eta, cap, is_train=name == c.TRAIN)
                 flagged = denoiser.decide(scores, *rule)
                 write_parquet(flagged, out / f"{name}.parquet")
@@ -286,13 +294,7 @@ class Run:
 
     def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         with self.stage("suggest", overwrite) as (out, facts):
-            denoiser = Denoiser.from_pretrained(self.path("train"))
-            denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
-            decisions = self.decisions()
-            for name, windows in self._in_time(denoiser):
-                found = denoiser.suggest(
-                    windows, decisions[name], progress, target_fixed=name != c.TRAIN, work=self.work("suggest")
-                )
+            for name, found in self.suggested(self.decisions(), progress, self.work("suggest")):
                 write_parquet(found, out / f"{name}.parquet")
                 facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
 
@@ -320,14 +322,12 @@ class Run:
         """Returns the result table as text."""
         settings = replace(self.config.evaluate, seeds=seeds or self.config.evaluate.seeds)
         with self.stage("evaluate", overwrite) as (out, facts):
-            data, tables = self.data(), self.tables()
+            data, tables, scores = self.data(), self.tables(), self.scores()
             actions: tuple[str, ...] = ("replace", "drop") if tables.suggestions else ("drop",)
             if self.config.correct.action == "downweight":
                 actions += ("downweight",)
             found = {
-                name: evaluation.detection(
-                    pl.read_parquet(self.path("score") / f"{name}.parquet", glob=False), tables.decisions[name], w
-                )
+                name: evaluation.detection(scores[name], tables.decisions[name], w)
                 for name, w in data.splits.items()
                 if _has_truth(w)
             }
@@ -357,13 +357,25 @@ class Run:
             if name == c.VALID:
                 denoiser.observe(splits[name])
 
+    def suggested(self, decisions: dict[str, pl.DataFrame], progress: Progress | None = None,
+                  work: Path | None = None) -> Iterator[tuple[str, pl.DataFrame]]:  # fmt: skip
+        """Split by split, what the tuned model suggests for these decisions, the run's own or others."""
+        denoiser = Denoiser.from_pretrained(self.path("train"))
+        denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
+        for name, windows in self._in_time(denoiser):
+            yield name, denoiser.suggest(windows, decisions[name], progress, target_fixed=name != c.TRAIN, work=work)
+
+    def scores(self) -> dict[str, pl.DataFrame]:
+        return self._of_splits("score")
+
     def decisions(self) -> dict[str, pl.DataFrame]:
-        return {name: pl.read_parquet(self.path("decide") / f"{name}.parquet", glob=False) for name in c.SPLITS}
+        return self._of_splits("decide")
 
     def tables(self) -> evaluation.Tables:
-        folder = self.path("suggest")
-        found = {n: pl.read_parquet(folder / f"{n}.parquet", glob=False) for n in c.SPLITS} if folder.is_dir() else {}
-        return evaluation.Tables(self.decisions(), found)
+        return evaluation.Tables(self.decisions(), self._of_splits("suggest") if self.done("suggest") else {})
+
+    def _of_splits(self, stage: str) -> dict[str, pl.DataFrame]:
+        return {name: pl.read_parquet(self.path(stage) / f"{name}.parquet", glob=False) for name in c.SPLITS}
 
 
 def _has_truth(windows: Windows) -> bool:

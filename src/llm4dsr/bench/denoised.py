@@ -11,6 +11,7 @@ import multiprocessing
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,29 +21,30 @@ import polars as pl
 import torch
 
 from llm4dsr import columns as c
-from llm4dsr import evaluate, metrics
+from llm4dsr import evaluate
 from llm4dsr.batch import Progress
 from llm4dsr.bench.suite import Suite
 from llm4dsr.catalogue import Windows
-from llm4dsr.config import Config
+from llm4dsr.config import Config, DecideConfig
 from llm4dsr.correct import correct
 from llm4dsr.data import Data, new_folder, write_parquet
 from llm4dsr.decide import decide
-from llm4dsr.errors import ModelError
+from llm4dsr.errors import ConfigError, ModelError
+from llm4dsr.evaluate import Splits
 from llm4dsr.peers import PEERS
 from llm4dsr.peers.peer import choose
 from llm4dsr.peers.text import SentenceOutlier
-from llm4dsr.pipeline import Run, peak_memory_mb
+from llm4dsr.pipeline import CONFIG, Run, origin, peak_memory_mb
 from llm4dsr.shards import versions
 from llm4dsr.tables import matrix
 
 NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
-OURS = {REPLACE: "corrected (replace)", DROP: "corrected (drop)"}
+OURS = {REPLACE: "replace", DROP: "drop"}
+OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
 ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
 SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
-CAP = 3  # in a window, as for ours
+UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), float("nan"))
 
-Splits = dict[str, Windows]
 Lines = list[dict[str, Any]]
 
 
@@ -66,13 +68,14 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
     out, lines = {NONE: data.splits}, Lines()
     if any(name in asked for name in OURS):
         run = our_run(data, folder / "llm4dsr", config, progress)
-        ours = evaluate.rows(data.splits, run.tables(), data.catalogue, ("replace", "drop"),
-                             config.correct.train_targets)  # fmt: skip
-        out |= {name: ours[row] for name, row in OURS.items() if name in asked}
+        targets = config.correct.train_targets
+        for name, action in OURS.items():
+            if name in asked:
+                out[name] = evaluate.corrected_splits(data.splits, run.tables(), data.catalogue, action, targets)
         lines += _our_detection(run, data)
     for name, action in ORACLES.items():
         if name in asked:
-            out[name] = {n: evaluate.oracle(w, data.catalogue, action, n != c.TRAIN) for n, w in data.splits.items()}
+            out[name] = evaluate.oracle_splits(data.splits, data.catalogue, action)
     peers = [name for name in asked if name in PEERS]
     _run_peers(peers, data, folder / "peers", config.seed, progress)
     for name in peers:
@@ -83,19 +86,15 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
 
 def our_run(data: Data, folder: Path, config: Config, progress: Progress | None) -> Run:
     """Our stages in a run folder, up to the suggestions."""
-    stages = ("prepare", "train", "score", "decide", "suggest")
-    run = Run(folder) if (folder / "config.yaml").is_file() else None
-    if run is None or not all(run.done(stage) for stage in stages):
-        run = Run.begin(folder, config, data)
-    for stage in stages:
-        if run.done(stage):
-            continue
-        if stage == "prepare":
-            run.prepare(data)
-        elif stage == "decide":
-            run.decide()
-        else:
-            getattr(run, stage)(progress)
+    run = Run(folder) if (folder / CONFIG).is_file() else Run.begin(folder, config, data)
+    # What recommenders are trained with has no say in these stages, nor has the number of threads
+    if run.config != replace(config, evaluate=run.config.evaluate, threads=run.config.threads):
+        raise ConfigError(f"{folder} was made with another configuration of the denoiser. Choose another --out.")
+    if run.done("prepare") and origin(run.data()) != origin(data):
+        raise ConfigError(f"{folder} was made from other windows. Choose another --out.")
+    for stage in OUR_STAGES:
+        if not run.done(stage):
+            run.make(stage, data, progress)
     return run
 
 
@@ -106,19 +105,14 @@ def _our_detection(run: Run, data: Data) -> Lines:
         "seconds": sum(stages[s]["seconds"] for s in ("train", "score", "decide", "suggest")),
         "memory_mb": max(stages[s]["peak_memory_mb"] for s in ("train", "score", "suggest")),
     }
-    out = []
+    out, scores, decisions = [], run.scores(), run.decisions()
     for name, windows in data.splits.items():
-        flagged = len(run.decisions()[name])
-        scores = pl.read_parquet(run.path("score") / f"{name}.parquet", glob=False)
-        found = {}
+        found = {"flagged": len(decisions[name]) / max(1, len(scores[name])), **UNKNOWN}
         if windows.noise_mask is not None:
-            found = evaluate.detection(scores, run.decisions()[name], windows)
-        out.append(line | {"split": name, "flagged": flagged / max(1, len(scores)), **_quality(found)})
+            known = evaluate.detection(scores[name], decisions[name], windows)
+            found |= {key: known[key] for key in UNKNOWN}
+        out.append(line | {"split": name, **found})
     return out
-
-
-def _quality(found: dict[str, float]) -> dict[str, float]:
-    return {key: found.get(key, float("nan")) for key in ("auroc", "average_precision", "precision", "recall")}
 
 
 def _run_peers(peers: list[str], data: Data, folder: Path, seed: int, progress: Progress | None) -> None:
@@ -147,7 +141,7 @@ def _run_peers(peers: list[str], data: Data, folder: Path, seed: int, progress: 
 def _run_peer(name: str, data: Data, folder: Path, seed: int) -> None:
     """Scores of every split (and its own rewriting, if it has one), and a card, in a folder that appears whole."""
     torch.set_num_threads(1)
-    started, before = time.perf_counter(), peak_memory_mb()
+    started = time.perf_counter()
     peer, tried = choose(PEERS[name], data.splits[c.TRAIN], data.splits[c.VALID], data.catalogue, seed)
     fitted = time.perf_counter()
     with new_folder(folder) as part:
@@ -163,7 +157,7 @@ def _run_peer(name: str, data: Data, folder: Path, seed: int) -> None:
         card = {
             "source": peer.source, "tried": tried, "seed": seed, "versions": versions(),
             "fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted,
-            "memory_mb": peak_memory_mb(), "memory_before_mb": before,
+            "memory_mb": peak_memory_mb(),
         }  # fmt: skip
         (part / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
 
@@ -177,16 +171,12 @@ def _corrected_by_peer(folder: Path, data: Data) -> tuple[Splits, Lines]:
         judged = windows.histories() if target_fixed else windows
         suspicion = matrix(pl.read_parquet(folder / f"{split}.parquet", glob=False), windows, c.LOG_ODDS)
         at = np.isfinite(suspicion)
-        flagged = decide(suspicion, suspicion, "rate", SHARE, CAP)
+        flagged = decide(suspicion, suspicion, "rate", SHARE, DecideConfig().cap)  # of a window, as ours by default
         line = {"denoiser": folder.name, "split": split, "seconds": card["fit_seconds"] + card["score_seconds"],
                 "memory_mb": card["memory_mb"], "flagged": float(flagged.sum() / judged.lengths.sum())}  # fmt: skip
-        found: dict[str, float] = {}
-        if windows.noise_mask is not None:
-            truth, here = windows.noise_mask[at], suspicion[at]
-            precision, recall = metrics.precision_recall(flagged[at], truth)
-            found = {"auroc": metrics.auroc(here, truth), "average_precision": metrics.average_precision(here, truth),
-                     "precision": precision, "recall": recall}  # fmt: skip
-        lines.append(line | _quality(found))
+        known = windows.noise_mask
+        found = UNKNOWN if known is None else evaluate.found_noise(suspicion[at], flagged[at], known[at])
+        lines.append(line | found)
         written = folder / f"{split}_rewritten.parquet"
         if written.is_file():
             out[split] = Windows.from_frame(pl.read_parquet(written, glob=False), data.catalogue, str(written))

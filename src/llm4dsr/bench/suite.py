@@ -17,14 +17,15 @@ DEMO = "demo"
 
 @dataclass(frozen=True)
 class Suite:
-    """name: also the folder of its results. natural: the truth is not known, the noise is what was always there."""
+    """name: also the folder of its results."""
 
     name: str
     data: Data
 
 
 def load(suite: str, natural: bool = False, limit: int = 0, seed: int = 0, tiny: bool = False) -> Suite:
-    """The embedded demo, or a folder as `read_data` takes it. natural: the windows as they were before the noise.
+    """The embedded demo, or a folder as `read_data` takes it. natural: the windows as they were before the noise, so
+    that what is left is what was always there, and its truth is not known.
 
     limit: a sample of so many windows of each split (0 = all). tiny: a tiny demo. Raises DataError.
     """
@@ -32,15 +33,22 @@ def load(suite: str, natural: bool = False, limit: int = 0, seed: int = 0, tiny:
     name = Path(suite).name + ("-tiny" if tiny and suite == DEMO else "")
     splits = {n: limit_windows(w, limit, seed) for n, w in data.splits.items()}
     if natural:
+        if not all(knows_before(w) for w in splits.values()):
+            raise DataError(
+                f"--natural needs windows that know what stood there before the noise; {suite} has no whole column "
+                f"{c.CLEAN_ITEMS!r}."
+            )
         name += "-natural"
-        splits = {n: _before_noise(w, suite) for n, w in splits.items()}
+        splits = {n: before_noise(w) for n, w in splits.items()}
     return Suite(name + (f"-{limit}" if limit else ""), Data(data.catalogue, splits))
 
 
-def _before_noise(windows: Windows, suite: str) -> Windows:
-    if windows.clean_items is None or (windows.clean_items[windows.present] < 0).any():
-        raise DataError(
-            f"--natural needs windows that know what stood there before the noise; {suite} has no whole column "
-            f"{c.CLEAN_ITEMS!r}."
-        )
-    return dataclasses.replace(windows, items=windows.clean_items, clean_items=None, noise_mask=None)
+def knows_before(windows: Windows) -> bool:
+    """True where it is known of every interaction what stood there before the noise."""
+    return windows.clean_items is not None and bool((windows.clean_items[windows.present] >= 0).all())
+
+
+def before_noise(windows: Windows) -> Windows:
+    """What stood there before the noise; `knows_before` must be true."""
+    assert windows.clean_items is not None
+    return dataclasses.replace(windows, items=windows.clean_items, clean_items=None, noise_mask=None, weights=None)

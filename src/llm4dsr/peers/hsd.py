@@ -36,13 +36,13 @@ from torch import Tensor, nn
 from llm4dsr.catalogue import PAD, Catalogue, FloatArray, Windows
 from llm4dsr.config import RecommenderConfig
 from llm4dsr.peers.peer import Peer
+from llm4dsr.peers.similarity import in_parts
 from llm4dsr.recommenders.sasrec import SASRec
-from llm4dsr.recommenders.training import train
+from llm4dsr.recommenders.training import sampled_softmax, train
 
 HOT, COLD, COOLING = 1.0, 0.2, 1000  # temperature at the start and at the least; steps to fall by a factor of e
 PULL = 10.0  # weight of (mean noise probability - noise_share)²
 NEGATIVES = 128  # that the loss of the signals draws for a batch; 512 made a step 1.6 times as long
-BATCH = 2048  # windows that are scored at once
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,9 @@ class Network(SASRec):
             return loss
         wanted, guesses = inputs[here], contexts[:, here]  # [P], [2, P, d]
         others = torch.randint(self.n_items, (NEGATIVES,))  # [M]
-        liked, disliked = self.vectors(wanted), self.vectors(others)
-        scores = (guesses @ disliked.T).masked_fill(others == wanted[:, None], -math.inf)  # [2, P, M]
-        scores = scores + math.log(self.n_items / len(others))
-        right = (guesses * liked).sum(2, keepdim=True)  # [2, P, 1]
-        return loss + self.signal_weight * (torch.cat([right, scores], 2).logsumexp(2) - right[:, :, 0]).mean()
+        liked, disliked, stands_for = self.vectors(wanted), self.vectors(others), math.log(self.n_items / NEGATIVES)
+        signals = sampled_softmax(guesses, liked, disliked, others == wanted[:, None], stands_for)  # [2, P]
+        return loss + self.signal_weight * signals.mean()
 
 
 class HSD(Peer):
@@ -148,15 +146,13 @@ class HSD(Peer):
         self.network: Network = trained.model  # type: ignore[assignment]
 
     def score(self, windows: Windows) -> FloatArray:
-        out = np.full(windows.items.shape, np.nan)
+        def judge(part: Windows) -> FloatArray:
+            items = torch.from_numpy(part.items)
+            odds = self.network.mask(self.network.vectors(items), items)[1]
+            return np.where(part.present, torch.sigmoid(odds.double()).numpy(), np.nan)
+
         with torch.inference_mode():
-            for start in range(0, len(windows), BATCH):
-                part = slice(start, start + BATCH)
-                items = torch.from_numpy(windows.items[part])
-                odds = self.network.mask(self.network.vectors(items), items)[1]
-                out[part] = torch.sigmoid(odds.double()).numpy()
-        out[~windows.present] = np.nan
-        return out
+            return in_parts(windows, judge)
 
 
 def turned(items: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ of training is judged by the model that never saw this user, anyone else by the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -30,6 +29,7 @@ from llm4dsr.shards import digest
 EPOCHS, PATIENCE = 20, 5
 STEPS = 75  # of an epoch, at least: of few windows a batch has fewer
 LONGEST = 50  # items that a model sees at once, at most
+KEPT = 4  # pairs of models
 Measure = Callable[[Tensor, Tensor], Tensor]  # (scores of the catalogue [B, N], the items that stand there [B]) -> [B]
 
 
@@ -68,6 +68,9 @@ class Halves:
         return self.judge(windows, lambda fold, part: _ask(self.models[fold], self.priors[fold], part, measure))
 
 
+_kept: dict[str, Halves] = {}  # by what they were made from, the oldest first
+
+
 def fit_halves(backbone: str, windows: Windows, valid: Windows, catalogue: Catalogue, seed: int) -> Halves:
     """Two models. The last few are kept: peers and settings that ask for the same ones share them.
 
@@ -81,33 +84,22 @@ def fit_halves(backbone: str, windows: Windows, valid: Windows, catalogue: Catal
         supervise="all",
     )
     key = digest(backbone, config, seed, len(catalogue), windows.items, user_hashes(windows.user_ids), valid.items)
-    return _fit(_Work(key, backbone, windows, valid, len(catalogue), config, seed))
+    if key not in _kept:
+        while len(_kept) >= KEPT:
+            _kept.pop(next(iter(_kept)))
+        _kept[key] = _fit(BACKBONES[backbone], windows, valid, len(catalogue), config, seed)
+    return _kept[key]
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What two models are made from; equal where `key` is."""
-
-    key: str
-    backbone: str = field(compare=False)
-    windows: Windows = field(compare=False)
-    valid: Windows = field(compare=False)
-    n_items: int = field(compare=False)
-    config: RecommenderConfig = field(compare=False)
-    seed: int = field(compare=False)
-
-
-@lru_cache(maxsize=4)
-def _fit(work: _Work) -> Halves:
-    models, priors, folds = [], [], fold_of(work.windows, 2)
+def _fit(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, config: RecommenderConfig,
+         seed: int) -> Halves:  # fmt: skip
+    models, priors, folds = [], [], fold_of(windows, 2)
     for fold in range(2):
-        others = work.windows.take(np.flatnonzero(folds != fold))
-        kind = BACKBONES[work.backbone]
-        trained = train(kind, others, work.valid, work.n_items, work.config, work.seed)
-        models.append(cast(Backbone, trained.model))
-        counts = np.bincount(others.items[others.present], minlength=work.n_items) + 1
+        others = windows.take(np.flatnonzero(folds != fold))
+        models.append(cast(Backbone, train(kind, others, valid, n_items, config, seed).model))
+        counts = np.bincount(others.items[others.present], minlength=n_items) + 1
         priors.append(torch.from_numpy(np.log(counts / counts.sum())).float())
-    return Halves(models, priors, np.unique(user_hashes(work.windows.user_ids)))
+    return Halves(models, priors, np.unique(user_hashes(windows.user_ids)))
 
 
 def _ask(model: Backbone, prior: Tensor, windows: Windows, measure: Measure) -> FloatArray:

@@ -29,7 +29,8 @@ def suspicion(similarity: FloatArray, present: BoolArray, nearest: int, alone: f
 
 
 def in_parts(windows: Windows, judge: Callable[[Windows], FloatArray]) -> FloatArray:
-    """[W, L] what `judge` gives for some windows at a time, so few that their pairs of positions fit in memory."""
+    """[W, L] what `judge` gives for some windows at a time, so few that their pairs of positions fit in memory (and
+    what else there is of each position)."""
     out = np.full(windows.items.shape, np.nan)
     size = max(1, CELLS // max(1, windows.items.shape[1]) ** 2)
     for start in range(0, len(windows), size):

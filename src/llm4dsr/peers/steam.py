@@ -31,11 +31,13 @@ from torch import Tensor, nn
 from llm4dsr.catalogue import PAD, Catalogue, FloatArray, IntArray, Windows
 from llm4dsr.peers.damage import DELETE, INSERT, KEEP, MOST, damage, repaired
 from llm4dsr.peers.peer import Peer
+from llm4dsr.peers.similarity import in_parts
 from llm4dsr.recommenders.backbone import INITIAL, Block, Dropout, positions_back
+from llm4dsr.recommenders.training import sampled_softmax
 
 SIZE, HEADS, PLACES = 64, 2, 64  # width of the vectors, attention heads, positions that are told apart
 NEGATIVES, EPOCHS, PATIENCE = 512, 20, 3
-BATCH = 512  # windows that are judged at once
+BATCH = 512  # windows that are corrected at once
 MASKED = 0.3  # share of the items that the recommender's task hides
 
 
@@ -105,9 +107,10 @@ class Corrector(nn.Module):
         others = torch.cat([torch.randint(self.n_items, (NEGATIVES,)), torch.tensor([self.n_items])])
         share = torch.full(others.shape, math.log(self.n_items / NEGATIVES))  # a draw stands for many items,
         share[-1] = 0.0  # the end for itself
-        scores = (guesses @ self.vectors(others).T + share).masked_fill(others == wanted[:, None], -math.inf)
-        right = (guesses * self.vectors(wanted)).sum(1)
-        return (torch.cat([right.unsqueeze(1), scores], 1).logsumexp(1) - right).sum() / max(1, len(wanted))
+        same = others == wanted[:, None]
+        return sampled_softmax(guesses, self.vectors(wanted), self.vectors(others), same, share).sum() / max(
+            1, len(wanted)
+        )
 
     def insertions(self, states: Tensor, held: Tensor) -> Tensor:
         """states [P, d], held [P, L] the windows' items -> [P, MOST] the likeliest items, nearest first, then PAD."""
@@ -178,14 +181,13 @@ class STEAM(Peer):
         return list(zip(*(torch.split(torch.from_numpy(part[order]), self.batch_size) for part in whole), strict=True))
 
     def score(self, windows: Windows) -> FloatArray:
-        out = np.full(windows.items.shape, np.nan)
+        def judge(part: Windows) -> FloatArray:
+            choices = self.model.operation(self.model(torch.from_numpy(part.items))).double()
+            odds = choices[..., DELETE] - choices[..., [KEEP, INSERT]].logsumexp(-1)
+            return np.where(part.present, odds.numpy(), np.nan)
+
         with torch.inference_mode():
-            for start in range(0, len(windows), BATCH):
-                part = slice(start, start + BATCH)
-                choices = self.model.operation(self.model(torch.from_numpy(windows.items[part]))).double()
-                out[part] = (choices[..., DELETE] - choices[..., [KEEP, INSERT]].logsumexp(-1)).numpy()
-        out[~windows.present] = np.nan
-        return out
+            return in_parts(windows, judge)
 
     def rewrite(self, windows: Windows, target_fixed: bool) -> Windows:
         """The likeliest operation of each item, done; at least two items of a window stay, the least suspicious.

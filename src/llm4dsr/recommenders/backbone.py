@@ -139,12 +139,12 @@ class Dropout(nn.Module):
 class Block(nn.Module):
     """A transformer layer: x + dropout(attention(norm(x))), then x + dropout(feed-forward(norm(x)))."""
 
-    def __init__(self, size: int, heads: int, dropout: float, feed: nn.Module | None = None) -> None:
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.rate = heads, dropout
         self.norm_attention, self.norm_feed = nn.LayerNorm(size), nn.LayerNorm(size)
         self.query, self.key_value, self.out = nn.Linear(size, size), nn.Linear(size, 2 * size), nn.Linear(size, size)
-        self.feed = feed or nn.Sequential(nn.Linear(size, size), nn.ReLU(), Dropout(dropout), nn.Linear(size, size))
+        self.feed = nn.Sequential(nn.Linear(size, size), nn.ReLU(), Dropout(dropout), nn.Linear(size, size))
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, at: Tensor | None = None) -> Tensor:

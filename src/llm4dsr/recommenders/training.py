@@ -127,10 +127,19 @@ def _losses(model: Backbone, inputs: Tensor, targets: Tensor, negatives: Tensor)
     states = model.encode(read, inputs, last=True) if ends else model.encode(read, inputs)[here]  # [P, d]
     if loss == "full":
         return F.cross_entropy(states @ model.item_vectors.T, wanted, reduction="none")
-    positive = (states * liked).sum(1)  # [P]
     if loss == "bce":
-        return F.softplus(-positive) + F.softplus((states * disliked).sum(1))
-    scores = (states @ disliked.T).masked_fill(negatives == wanted.unsqueeze(1), -math.inf)  # [P, M]
-    scores = scores + math.log(model.n_items / len(negatives))  # the draw stands for the whole catalogue
-    losses: Tensor = torch.cat([positive.unsqueeze(1), scores], 1).logsumexp(1) - positive
+        return F.softplus(-(states * liked).sum(1)) + F.softplus((states * disliked).sum(1))
+    stands_for = math.log(model.n_items / len(negatives))  # the draw stands for the whole catalogue
+    return sampled_softmax(states, liked, disliked, negatives == wanted.unsqueeze(1), stands_for)
+
+
+def sampled_softmax(states: Tensor, liked: Tensor, disliked: Tensor, same: Tensor, log_share: Tensor | float) -> Tensor:
+    """[..., P] -log softmax of what is wanted among itself and M drawn vectors, for states [..., P, d].
+
+    liked [P, d] of the wanted ones, disliked [M, d] of the drawn ones; same [P, M]: True where the two are the same.
+    log_share: log of how many each drawn one stands for, one number or [M].
+    """
+    positive = (states * liked).sum(-1)
+    scores = (states @ disliked.T).masked_fill(same, -math.inf) + log_share  # [..., P, M]
+    losses: Tensor = torch.cat([positive.unsqueeze(-1), scores], -1).logsumexp(-1) - positive
     return losses

@@ -16,7 +16,6 @@ from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.data import Data
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate import Splits, Tables
-from llm4dsr.pipeline import Run
 from llm4dsr.studies.budget import sample, scores_of
 from llm4dsr.studies.measures import detection, gains
 from llm4dsr.studies.study import Context, Found
@@ -38,13 +37,13 @@ def study(context: Context) -> Found:
     data, config = context.suite.data, context.config
     run = context.run()
     tables = {WHOLE: run.tables()}
-    scores = {WHOLE: _scores(run)}
+    scores = {WHOLE: run.scores()}
     for name, changed in retrained(config).items():
         other = context.variant(f"ablation-{name.replace(' ', '-')}", changed)
-        tables[name], scores[name] = other.tables(), _scores(other)
+        tables[name], scores[name] = other.tables(), other.scores()
     for name, decide in ((UNSURE, answers), (UNCALIBRATED, uncalibrated)):
         decisions = {split: decide(s, config, split == c.TRAIN) for split, s in scores[WHOLE].items()}
-        tables[name], scores[name] = _suggested(run, data, decisions, context), scores[WHOLE]
+        tables[name], scores[name] = context.suggested(run, decisions, "ablations"), scores[WHOLE]
     found = [{"row": name, **_found(scores[name], tables[name], data)} for name in tables]
     if config.model.source == EMBEDDED:  # any other model was pre-trained
         found += _of_text(context)
@@ -120,29 +119,9 @@ def rows(data: Data, tables: dict[str, Tables], config: Config) -> dict[str, Spl
     actions = {name: (name, "replace") for name in tables}
     out = {NONE: data.splits}
     for row, (name, action) in {**actions, DROPPED: (WHOLE, "drop")}.items():
-        out[row] = {
-            split: evaluate.corrected(
-                split, w, tables[name], data.catalogue, action, config.correct.train_targets
-            ).windows
-            for split, w in data.splits.items()
-        }
+        targets = config.correct.train_targets
+        out[row] = evaluate.corrected_splits(data.splits, tables[name], data.catalogue, action, targets)
     return out
-
-
-def _scores(run: Run) -> dict[str, pl.DataFrame]:
-    return {name: pl.read_parquet(run.path("score") / f"{name}.parquet", glob=False) for name in c.SPLITS}
-
-
-def _suggested(run: Run, data: Data, decisions: dict[str, pl.DataFrame], context: Context) -> Tables:
-    """Those decisions with suggestions of the run's model."""
-    denoiser, found = Denoiser.from_pretrained(run.path("train")), {}
-    for name, windows in data.splits.items():
-        found[name] = denoiser.suggest(
-            windows, decisions[name], context.progress, name != c.TRAIN, context.folder / "studies" / ".ablations"
-        )
-        if name == c.VALID:
-            denoiser.observe(windows)  # as in a run: what comes before test is known then
-    return Tables(decisions, found)
 
 
 def _found(scores: dict[str, pl.DataFrame], tables: Tables, data: Data) -> dict[str, float]:

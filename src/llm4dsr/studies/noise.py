@@ -11,7 +11,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr import evaluate
-from llm4dsr.catalogue import Windows
+from llm4dsr.bench.suite import before_noise, knows_before
 from llm4dsr.data import Data, read_data
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.noise import KINDS
@@ -35,7 +35,7 @@ def study(context: Context) -> Found:
     """Every kind at every rate has a denoiser of its own, tuned on the very noise that it is to find."""
     config = budget(context.config, EPOCHS, 1 if context.quick else FOLDS)
     rates = (RANKED_AT, RATES[-1]) if context.quick else RATES
-    clean, origin = before_noise(context.suite.data)
+    clean, origin = without_noise(context.suite.data)
     clean = sample(clean, *(QUICK if context.quick else WINDOWS), config.seed)
     lines, compared = [], {CLEAN: clean.splits}
     for kind in KINDS:
@@ -49,10 +49,9 @@ def study(context: Context) -> Found:
             if rate == RANKED_AT:
                 compared[kind] = data.splits
                 tables = evaluate.Tables(decisions, {})
-                compared[_dropped(kind)] = {
-                    n: evaluate.corrected(n, w, tables, data.catalogue, "drop", config.correct.train_targets).windows
-                    for n, w in data.splits.items()
-                }
+                targets = config.correct.train_targets
+                dropped = evaluate.corrected_splits(data.splits, tables, data.catalogue, "drop", targets)
+                compared[_dropped(kind)] = dropped
     found = pl.DataFrame(lines)
     settings = dataclasses.replace(config.evaluate, seeds=1 if context.quick else min(SEEDS, config.evaluate.seeds))
     cells = context.compare(compared, dataclasses.replace(config, evaluate=settings))
@@ -72,17 +71,20 @@ def study(context: Context) -> Found:
     )  # fmt: skip
 
 
-def before_noise(data: Data) -> tuple[Data, str]:
+def without_noise(data: Data) -> tuple[Data, str]:
     """(the windows without any known noise, in words what they are). Where the truth is not known, or not whole, they
     are taken as they are."""
-    known = all(w.clean_items is not None and bool((w.clean_items[w.present] >= 0).all()) for w in data.splits.values())
-
-    def clean(windows: Windows) -> Windows:
-        items = windows.clean_items if known and windows.clean_items is not None else windows.items
-        return dataclasses.replace(windows, items=items, noise_mask=None, clean_items=None, weights=None)
-
-    origin = "as they were before the suite's own noise" if known else "with whatever noise they hold already"
-    return Data(data.catalogue, {name: clean(w) for name, w in data.splits.items()}), origin
+    if all(knows_before(w) for w in data.splits.values()):
+        splits, origin = (
+            {n: before_noise(w) for n, w in data.splits.items()},
+            "as they were before the suite's own noise",
+        )
+    else:
+        splits = {
+            n: dataclasses.replace(w, noise_mask=None, clean_items=None, weights=None) for n, w in data.splits.items()
+        }
+        origin = "with whatever noise they hold already"
+    return Data(data.catalogue, splits), origin
 
 
 def with_noise(clean: Data, kind: str, rate: float, seed: int) -> Data:

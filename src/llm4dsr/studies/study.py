@@ -52,6 +52,11 @@ class Context:
         """A run with another configuration, or on other windows; kept under `name`."""
         return our_run((suite or self.suite).data, self.folder / "variants" / name, config, self.progress)
 
+    def suggested(self, run: Run, decisions: dict[str, pl.DataFrame], study: str) -> evaluate.Tables:
+        """Decisions with what the run's model suggests for them, kept among the shards of the study."""
+        found = dict(run.suggested(decisions, self.progress, self.folder / "studies" / f".{study}"))
+        return evaluate.Tables(decisions, found)
+
     def compare(self, compared: dict[str, evaluate.Splits], config: Config | None = None) -> pl.DataFrame:
         """`evaluate.compare` with the cells of the benchmark: row, seed, ndcg, hit_rate, …"""
         settings = (config or self.config).evaluate

@@ -8,19 +8,17 @@ from pathlib import Path
 from llm4dsr import columns as c
 from llm4dsr.bench.suite import Suite
 from llm4dsr.config import EMBEDDED, Config, ModelConfig, TaskConfig, TrainConfig
-from llm4dsr.data import Data, limit_windows
 from llm4dsr.denoiser import Denoiser
+from llm4dsr.studies.budget import sample
 from llm4dsr.studies.study import Context
 
-WINDOWS = {c.TRAIN: 2_500, c.VALID: 600, c.TEST: 800}  # what these models are tuned, calibrated and measured on
-QUICK = {c.TRAIN: 64, c.VALID: 20, c.TEST: 40}
+WINDOWS, QUICK = (2_500, 600, 800), (64, 20, 40)  # of train, valid and test: tuned, calibrated and measured on
 
 
 def text_sample(context: Context) -> Suite:
     """The windows of the text models: a seeded sample of each split."""
-    sizes, data, seed = QUICK if context.quick else WINDOWS, context.suite.data, context.config.seed
-    splits = {name: limit_windows(windows, sizes[name], seed) for name, windows in data.splits.items()}
-    return Suite(context.suite.name, Data(data.catalogue, splits))
+    sizes = QUICK if context.quick else WINDOWS
+    return Suite(context.suite.name, sample(context.suite.data, *sizes, context.config.seed))
 
 
 def text_denoiser(context: Context, answer: str, mode: str = "whole-title") -> Denoiser:

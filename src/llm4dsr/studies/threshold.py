@@ -62,7 +62,7 @@ def study(context: Context) -> Found:
 def _sweep(run: Run, context: Context, split: str) -> pl.DataFrame:
     """One line for each η: share flagged, expected precision; precision, recall and F1 where noise is known."""
     windows = context.suite.data.splits[split]
-    scores = pl.read_parquet(run.path("score") / f"{split}.parquet", glob=False)
+    scores = run.scores()[split]
     log_odds, probability = matrix(scores, windows, c.LOG_ODDS), matrix(scores, windows, c.NOISE_PROBABILITY)
     judged, cap = np.isfinite(log_odds), settings(run.config.decide, split == c.TRAIN)[2]
     lines = []
@@ -85,26 +85,13 @@ def _sweep(run: Run, context: Context, split: str) -> pl.DataFrame:
 
 def corrected_at(run: Run, context: Context, eta: float) -> dict[str, evaluate.Splits]:
     """Action → the splits as the pipeline would correct them with this η."""
-    data, work = context.suite.data, context.shards("threshold").folder
-    denoiser = Denoiser.from_pretrained(run.path("train"))
-    tables = evaluate.Tables({}, {})
-    for split in c.SPLITS:
-        scores = pl.read_parquet(run.path("score") / f"{split}.parquet", glob=False)
-        flagged = denoiser.decide(scores, POLICY, eta, settings(run.config.decide, split == c.TRAIN)[2])
-        tables.decisions[split] = flagged
-        tables.suggestions[split] = denoiser.suggest(
-            data.splits[split], flagged, context.progress, target_fixed=split != c.TRAIN, work=work
-        )
-        if split == c.VALID:
-            denoiser.observe(data.splits[split])
-    targets = run.config.correct.train_targets
-    return {
-        action: {
-            split: evaluate.corrected(split, windows, tables, data.catalogue, action, targets).windows
-            for split, windows in data.splits.items()
-        }
-        for action in ACTIONS
+    data, denoiser, targets = context.suite.data, Denoiser(run.config), run.config.correct.train_targets
+    decisions = {
+        split: denoiser.decide(scores, POLICY, eta, settings(run.config.decide, split == c.TRAIN)[2])
+        for split, scores in run.scores().items()
     }
+    tables = context.suggested(run, decisions, "threshold")
+    return {a: evaluate.corrected_splits(data.splits, tables, data.catalogue, a, targets) for a in ACTIONS}
 
 
 def _row(eta: float, action: str) -> str:

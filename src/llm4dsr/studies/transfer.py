@@ -25,7 +25,7 @@ from llm4dsr.company import Company
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data
 from llm4dsr.demo import make_demo
-from llm4dsr.denoiser import Denoiser
+from llm4dsr.denoiser import untuned
 from llm4dsr.errors import DataError
 from llm4dsr.metrics import mean_interval
 from llm4dsr.model import NoiseLM
@@ -158,7 +158,7 @@ def measure(source: Domain, target: Domain, config: Config, few: int, progress: 
 
 
 def _start(at: Domain, vectors: Any, windows: Windows, config: Config) -> tuple[NoiseLM, PromptBuilder]:
-    return Denoiser(config)._start(at.catalogue, windows, vectors, at.company, 0, None, begun=False)
+    return untuned(config, at.catalogue, windows, vectors, at.company, config.seed)
 
 
 def _line(how: str, windows: int, seconds: float, model: NoiseLM, builder: PromptBuilder, at: Domain,

@@ -40,7 +40,7 @@ def study(context: Context) -> Found:
     lines, curves = [], {}
     for split in (c.VALID, c.TEST):
         windows, some = context.suite.data.splits[split], sample[split]
-        scores = pl.read_parquet(run.path("score") / f"{split}.parquet", glob=False)
+        scores = run.scores()[split]
         here = pl.DataFrame({c.WINDOW: some.window_ids})
         lines.append(_line(f"{OURS}, all windows", split, scores, windows))
         lines.append(_line(OURS, split, scores.join(here, on=c.WINDOW, how="semi"), some))

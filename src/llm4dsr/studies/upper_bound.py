@@ -13,10 +13,8 @@ from llm4dsr import evaluate, metrics
 from llm4dsr.bench.denoised import NONE
 from llm4dsr.catalogue import BoolArray, Windows
 from llm4dsr.data import Data
-from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import DataError
 from llm4dsr.evaluate import Splits, Tables
-from llm4dsr.pipeline import Run
 from llm4dsr.studies.measures import gains
 from llm4dsr.studies.study import Context, Found
 from llm4dsr.tables import matrix
@@ -44,7 +42,8 @@ def study(context: Context) -> Found:
             "them. Make noise whose truth is known:  llm4dsr noise --data DIR --out DIR2"
         )
     run = context.run()
-    ours, knowing = run.tables(), _knowing(run, data, context)
+    truth = {n: _mask(w if n == c.TRAIN else w.histories()) for n, w in data.splits.items()}
+    ours, knowing = run.tables(), context.suggested(run, truth, "upper_bound")
     compared = rows(data, ours, knowing, context.config.correct.train_targets)
     cells = context.compare(compared)
     few = dataclasses.replace(settings, seeds=min(PLACE_SEEDS, settings.seeds))
@@ -68,21 +67,21 @@ def study(context: Context) -> Found:
 def rows(data: Data, ours: Tables, knowing: Tables, train_targets: bool) -> dict[str, Splits]:
     """Each combination of a detection and a replacement. knowing: decisions of one that knows the noise, with our
     suggestions for them."""
-    out: dict[str, Splits] = {NONE: data.splits}
-    out |= {name: {} for name in (BOUND, ORACLE_OURS, ORACLE_DROP, OURS_ORACLE, OURS, OURS_DROP)}
-    for split, windows in data.splits.items():
-        fixed = split != c.TRAIN
-        out[BOUND][split] = evaluate.oracle(windows, data.catalogue, "replace", fixed)
-        out[ORACLE_DROP][split] = evaluate.oracle(windows, data.catalogue, "drop", fixed)
-        out[ORACLE_OURS][split] = evaluate.corrected(split, windows, knowing, data.catalogue, "replace", True).windows
+    splits, catalogue, found = data.splits, data.catalogue, dict[str, Windows]()
+    for split, windows in splits.items():
         flagged = matrix(ours.decisions[split], windows, None)
-        if not fixed and not train_targets:
+        if split == c.TRAIN and not train_targets:
             flagged &= ~_last(windows)
-        out[OURS_ORACLE][split] = _restored(windows, flagged, data, fixed)
-        for name, action in ((OURS, "replace"), (OURS_DROP, "drop")):
-            made = evaluate.corrected(split, windows, ours, data.catalogue, action, train_targets)
-            out[name][split] = made.windows
-    return out
+        found[split] = _restored(windows, flagged, data, split != c.TRAIN)
+    return {
+        NONE: splits,
+        BOUND: evaluate.oracle_splits(splits, catalogue, "replace"),
+        ORACLE_OURS: evaluate.corrected_splits(splits, knowing, catalogue, "replace", True),
+        ORACLE_DROP: evaluate.oracle_splits(splits, catalogue, "drop"),
+        OURS_ORACLE: found,
+        OURS: evaluate.corrected_splits(splits, ours, catalogue, "replace", train_targets),
+        OURS_DROP: evaluate.corrected_splits(splits, ours, catalogue, "drop", train_targets),
+    }
 
 
 def restored(data: Data, place: str) -> Splits:
@@ -108,22 +107,13 @@ def _at(split: str, windows: Windows, place: str) -> BoolArray:
     return _last(windows) if place == PLACES[0] else windows.present & ~_last(windows)
 
 
-def _knowing(run: Run, data: Data, context: Context) -> Tables:
-    """Decisions that are the noise mask, and what our model suggests for them."""
-    denoiser, out = Denoiser.from_pretrained(run.path("train")), Tables({}, {})
-    for name, windows in data.splits.items():
-        judged = windows if name == c.TRAIN else windows.histories()
-        assert judged.noise_mask is not None
-        noisy, positions = np.nonzero(judged.noise_mask)
-        out.decisions[name] = pl.DataFrame(
-            {c.WINDOW: judged.window_ids[noisy], c.POSITION: positions, c.NOISE_PROBABILITY: np.ones(len(noisy))}
-        )
-        out.suggestions[name] = denoiser.suggest(
-            windows, out.decisions[name], context.progress, name != c.TRAIN, context.folder / "studies" / ".upper_bound"
-        )
-        if name == c.VALID:
-            denoiser.observe(windows)  # as in a run: what comes before test is known then
-    return out
+def _mask(windows: Windows) -> pl.DataFrame:
+    """Decisions that are the noise mask."""
+    assert windows.noise_mask is not None
+    noisy, positions = np.nonzero(windows.noise_mask)
+    return pl.DataFrame(
+        {c.WINDOW: windows.window_ids[noisy], c.POSITION: positions, c.NOISE_PROBABILITY: np.ones(len(noisy))}
+    )
 
 
 def by_place(data: Data, ours: Tables, knowing: Tables) -> pl.DataFrame:
