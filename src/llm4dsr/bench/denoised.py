@@ -29,6 +29,7 @@ from llm4dsr.config import Config, DecideConfig
 from llm4dsr.correct import correct
 from llm4dsr.data import Data, new_folder, write_parquet
 from llm4dsr.decide import decide
+from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.evaluate import Splits
 from llm4dsr.peers import PEERS
@@ -39,7 +40,8 @@ from llm4dsr.shards import versions
 from llm4dsr.tables import matrix
 
 NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
-OURS = {REPLACE: "replace", DROP: "drop"}
+EQUAL = "llm4dsr (replace 5 %)"  # as many flags as the peers have, in place of what is more likely noise than not
+OURS = {REPLACE: "replace", DROP: "drop", EQUAL: "replace"}
 OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
 ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
 SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
@@ -68,11 +70,15 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
     out, lines = {NONE: data.splits}, Lines()
     if any(name in asked for name in OURS):
         run = our_run(data, folder / "llm4dsr", config, progress)
-        targets = config.correct.train_targets
+        tables, targets = run.tables(), config.correct.train_targets
+        lines += _our_detection("llm4dsr", run, tables, data)
+        if EQUAL in asked:
+            equal = _equal_share(run, folder / "llm4dsr-suggestions", progress)
+            lines += _our_detection("llm4dsr (5 %)", run, equal, data)
         for name, action in OURS.items():
             if name in asked:
-                out[name] = evaluate.corrected_splits(data.splits, run.tables(), data.catalogue, action, targets)
-        lines += _our_detection(run, data)
+                by = equal if name == EQUAL else tables
+                out[name] = evaluate.corrected_splits(data.splits, by, data.catalogue, action, targets)
     for name, action in ORACLES.items():
         if name in asked:
             out[name] = evaluate.oracle_splits(data.splits, data.catalogue, action)
@@ -98,20 +104,27 @@ def our_run(data: Data, folder: Path, config: Config, progress: Progress | None)
     return run
 
 
-def _our_detection(run: Run, data: Data) -> Lines:
+def _equal_share(run: Run, work: Path, progress: Progress | None) -> evaluate.Tables:
+    """Decisions on as many interactions as each peer flags, and what our model suggests for them."""
+    denoiser = Denoiser(run.config)
+    decisions = {n: denoiser.decide(s, "rate", SHARE, is_train=n == c.TRAIN) for n, s in run.scores().items()}
+    return evaluate.Tables(decisions, dict(run.suggested(decisions, progress, work)))
+
+
+def _our_detection(name: str, run: Run, tables: evaluate.Tables, data: Data) -> Lines:
     stages = run.card()["stages"]
     line = {
-        "denoiser": "llm4dsr",
+        "denoiser": name,
         "seconds": sum(stages[s]["seconds"] for s in ("train", "score", "decide", "suggest")),
         "memory_mb": max(stages[s]["peak_memory_mb"] for s in ("train", "score", "suggest")),
     }
-    out, scores, decisions = [], run.scores(), run.decisions()
-    for name, windows in data.splits.items():
-        found = {"flagged": len(decisions[name]) / max(1, len(scores[name])), **UNKNOWN}
+    out, scores = [], run.scores()
+    for split, windows in data.splits.items():
+        found = {"flagged": len(tables.decisions[split]) / max(1, len(scores[split])), **UNKNOWN}
         if windows.noise_mask is not None:
-            known = evaluate.detection(scores[name], decisions[name], windows)
+            known = evaluate.detection(scores[split], tables.decisions[split], windows)
             found |= {key: known[key] for key in UNKNOWN}
-        out.append(line | {"split": name, **found})
+        out.append(line | {"split": split, **found})
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -101,13 +102,10 @@ def _ranking(backbone: str, rows: pl.DataFrame, k: int) -> str:
 
 def _verdict(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[str]:
     """Is ours better than nothing, and than the best peer?"""
-    ours = max((n for n in means if n in OURS), key=lambda n: means[n], default=None)
     peers = [n for n in means if n not in OURS and n not in ORACLES and n != NONE]
-    if ours is None:
-        return []
     against = [NONE, *([max(peers, key=lambda n: means[n])] if peers else [])]
     lines = []
-    for other in against:
+    for ours, other in product([n for n in OURS if n in means], against):
         found = Difference.between(_of(rows, ours), _of(rows, other), k)
         certain = [w for w, p in (("seeds", found.p_seeds), ("windows", found.p_windows)) if p < CERTAIN]
         said = f"significant over {' and over '.join(certain)}" if certain else "not significant"

@@ -44,7 +44,8 @@ class BERT4Rec(Backbone):
         self.blocks = nn.ModuleList(Block(size, config.heads, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(config.dropout)
-        nn.init.normal_(self.positions.weight, std=INITIAL)
+        # As large as what is read of an item: a MASK has nothing but its place to ask for its neighbours by
+        nn.init.normal_(self.positions.weight, std=INITIAL * size**0.5)
 
     def examples(self, items: Tensor, weights: Tensor) -> Examples:
         """Each row of [B, history + 1] has one masked item or more; these are its targets."""
