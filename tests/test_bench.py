@@ -1,5 +1,7 @@
 """The benchmark: cells that are kept, rows that differ in their data alone, and tables that can be checked by hand."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +10,10 @@ import pytest
 
 from llm4dsr.bench import bench, load, tables
 from llm4dsr.bench.cells import DETECTION, RESULTS
-from llm4dsr.bench.denoised import EQUAL, SHARE, denoised, names
+from llm4dsr.bench.denoised import EQUAL, SHARE, denoised, names, our_run
 from llm4dsr.config import Config
 from llm4dsr.errors import ConfigError, DataError, OutputError
-from llm4dsr.pipeline import Run
+from llm4dsr.pipeline import Run, peak_memory_mb
 from llm4dsr.studies.study import smaller
 
 SUITE = load("demo", tiny=True)
@@ -102,6 +104,31 @@ def test_unknown_names_are_refused_with_those_that_are_known(backbone, denoiser,
 def test_one_process_at_a_time(tmp_path):
     with Run(tmp_path / SUITE.name, CONFIG).alone(), pytest.raises(OutputError, match="in use"):
         bench(SUITE, tmp_path, ["sasrec"], ["none"], CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("config", "suite", "why"),
+    [
+        (replace(CONFIG, decide=replace(CONFIG.decide, eta=0.3)), SUITE, "another configuration"),
+        (CONFIG, load("demo", tiny=True, seed=1), "other windows"),
+    ],
+)
+def test_a_finished_run_of_ours_is_taken_only_for_the_same_configuration_and_windows(out, config, suite, why):
+    with pytest.raises(ConfigError, match=f"{why}.*Choose another --out"):
+        our_run(suite.data, out / SUITE.name / "llm4dsr", config, None)
+
+
+def test_recommenders_may_have_other_options_on_the_same_run_of_ours(out):
+    other = replace(CONFIG, threads=1, evaluate=replace(CONFIG.evaluate, k=10))
+    assert our_run(SUITE.data, out / SUITE.name / "llm4dsr", other, None).done("suggest")
+
+
+def test_the_memory_of_a_peer_is_its_own():
+    """A process that a larger one starts does not count what that one holds."""
+    held = np.ones(100_000_000)  # 800 MB
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(peak_memory_mb).result() < 700 < peak_memory_mb()
+    assert len(held)
 
 
 def test_tables_need_results(tmp_path):

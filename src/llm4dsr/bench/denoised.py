@@ -92,10 +92,12 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
 
 def our_run(data: Data, folder: Path, config: Config, progress: Progress | None) -> Run:
     """Our stages in a run folder, up to the suggestions."""
-    run = Run(folder) if (folder / CONFIG).is_file() else Run.begin(folder, config, data)
-    # What recommenders are trained with has no say in these stages, nor has the number of threads
-    if run.config != replace(config, evaluate=run.config.evaluate, threads=run.config.threads):
-        raise ConfigError(f"{folder} was made with another configuration of the denoiser. Choose another --out.")
+    if (folder / CONFIG).is_file():
+        made = Run(folder).config
+        # What recommenders are trained with has no say in these stages, nor has the number of threads
+        if made != replace(config, evaluate=made.evaluate, threads=made.threads):
+            raise ConfigError(f"{folder} was made with another configuration of the denoiser. Choose another --out.")
+    run = Run(folder, config)
     if run.done("prepare") and origin(run.data()) != origin(data):
         raise ConfigError(f"{folder} was made from other windows. Choose another --out.")
     for stage in OUR_STAGES:
