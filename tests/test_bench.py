@@ -10,7 +10,7 @@ import pytest
 
 from llm4dsr.bench import bench, load, tables
 from llm4dsr.bench.cells import DETECTION, RESULTS
-from llm4dsr.bench.denoised import EQUAL, SHARE, denoised, names, our_run
+from llm4dsr.bench.denoised import SHARE, SHARES, denoised, names, our_run
 from llm4dsr.config import Config
 from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.pipeline import Run, peak_memory_mb
@@ -57,13 +57,14 @@ def test_detection_is_measured_for_each_split(out):
     assert found["auroc"].is_between(0.5, 1).all()  # titles of the demo's series share words
 
 
-def test_ours_is_also_there_with_as_many_flags_as_the_peers_have(out):
-    rows, detection = denoised(SUITE, out / SUITE.name, [EQUAL], CONFIG)
-    lines = detection.filter(pl.col("denoiser") == "llm4dsr (5 %)")
-    assert lines["flagged"].to_list() == pytest.approx([SHARE] * 3, abs=0.01)
+@pytest.mark.parametrize(("name", "share"), SHARES.items())
+def test_ours_is_also_there_with_a_share_of_flags(out, name, share):
+    rows, detection = denoised(SUITE, out / SUITE.name, [name], CONFIG)
+    lines = detection.filter(pl.col("denoiser") == f"llm4dsr ({100 * share:.0f} %)")
+    assert lines["flagged"].to_list() == pytest.approx([share] * 3, abs=0.01)
     train = SUITE.data.splits["train"]
-    edited = rows[EQUAL]["train"].items[train.present] != train.items[train.present]
-    assert edited.mean() == pytest.approx(SHARE, abs=0.01)
+    edited = rows[name]["train"].items[train.present] != train.items[train.present]
+    assert edited.mean() == pytest.approx(share, abs=0.01)
 
 
 def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
