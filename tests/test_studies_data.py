@@ -77,7 +77,8 @@ def test_gains_by_hand():
     ranks = {"none": [[1, 30], [30, 30]], "ours": [[1, 3], [1, 3]]}
     cells = pl.DataFrame(
         [{"row": row, "seed": seed, "ndcg": sum({1: 1.0, 3: 0.5, 30: 0.0}[r] for r in ranks[row][seed]) / 2,
-          "hit_rate": 0.5, "ranks": ranks[row][seed]} for seed in (0, 1) for row in ranks])  # fmt: skip
+          "hit_rate": 0.5, "valid_ndcg": 0.5, "ranks": ranks[row][seed]}
+         for seed in (0, 1) for row in ranks])  # fmt: skip
     none, ours = gains(cells, "none", 20).to_dicts()
     assert none["ndcg"] == pytest.approx(0.25)
     assert math.isnan(none["gain"])

@@ -223,10 +223,22 @@ def test_histories_at_an_eta_are_those_that_the_run_would_write(context: Context
     run, data = context.run(), context.suite.data
     targets = run.config.correct.train_targets
     ours = evaluate.rows(data.splits, run.tables(), data.catalogue, ("replace", "drop"), targets)
-    for action, splits in threshold.corrected_at(run, context, ETA).items():
+    for action, splits in threshold.corrected_at(run, context, "probability", ETA).items():
         for split, windows in splits.items():
             assert (windows.items == ours[f"corrected ({action})"][split].items).all()
         assert not np.array_equal(splits[c.TRAIN].items, data.splits[c.TRAIN].items)
+
+
+def test_flags_by_chance_are_as_many_and_others(context: Context) -> None:
+    run, data = context.run(), context.suite.data
+    edits = []
+    for by_chance in (False, True):
+        train = threshold.corrected_at(run, context, "rate", 0.2, by_chance)["replace"][c.TRAIN]
+        edits.append(train.items != data.splits[c.TRAIN].items)
+        assert edits[-1].sum() == pytest.approx(0.2 * data.splits[c.TRAIN].lengths.sum(), abs=1)
+    assert (edits[0] & edits[1]).sum() < 0.5 * edits[0].sum()
+    shares = threshold.study(context).tables["Ranking with a share of all interactions replaced"]
+    assert shares["row"].to_list() == ["original", "20%, the most suspicious", "20%, by chance"]
 
 
 def test_ranking_is_that_of_the_original_where_nothing_is_flagged(context: Context) -> None:

@@ -44,6 +44,7 @@ NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
 # drop, and the share with the best validation NDCG@20 on Toys out of .05, .1 and .2 (SASRec, one seed)
 SHARES = {"llm4dsr (replace 5 %)": 0.05, "llm4dsr (replace 20 %)": 0.2}
 OURS = {REPLACE: "replace", DROP: "drop", **dict.fromkeys(SHARES, "replace")}
+SUGGESTIONS = "llm4dsr-suggestions"  # what our model suggests for other decisions than the run's, beside the run
 OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
 ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
 SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
@@ -79,7 +80,7 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
                 continue
             by = tables
             if name in SHARES:
-                by = _by_share(run, SHARES[name], folder / "llm4dsr-suggestions", progress)
+                by = _by_share(run, SHARES[name], folder / SUGGESTIONS, progress)
                 lines += _our_detection(f"llm4dsr ({100 * SHARES[name]:.0f} %)", run, by, data)
             out[name] = evaluate.corrected_splits(data.splits, by, data.catalogue, action, targets)
     for name, action in ORACLES.items():

@@ -43,7 +43,7 @@ def study(context: Context) -> Found:
         tables[name], scores[name] = other.tables(), other.scores()
     for name, decide in ((UNSURE, answers), (UNCALIBRATED, uncalibrated)):
         decisions = {split: decide(s, config, split == c.TRAIN) for split, s in scores[WHOLE].items()}
-        tables[name], scores[name] = context.suggested(run, decisions, "ablations"), scores[WHOLE]
+        tables[name], scores[name] = context.suggested(run, decisions), scores[WHOLE]
     found = [{"row": name, **_found(scores[name], tables[name], data)} for name in tables]
     if config.model.source == EMBEDDED:  # any other model was pre-trained
         found += _of_text(context)

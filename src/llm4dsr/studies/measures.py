@@ -41,13 +41,14 @@ def detection(log_odds: FloatArray, flagged: BoolArray | None, windows: Windows)
 def gains(cells: pl.DataFrame, base: str, k: int) -> pl.DataFrame:
     """One line per row of `evaluate.compare`, in its order, against the row `base`.
 
-    ndcg, hit_rate: means over seeds. gain: mean difference in NDCG@k over seeds, half_width: of its 95 % Student
-    interval. p_seeds, p_windows: of paired t tests over seeds, and over test windows with the mean of the seeds.
+    ndcg, hit_rate: means over seeds; valid_ndcg, too: what choices are made by. gain: mean difference in NDCG@k over
+    seeds, half_width: of its 95 % Student interval. p_seeds, p_windows: of paired t tests over seeds, and over test
+    windows with the mean of the seeds.
     """
     compared, lines = cells.filter(pl.col("row") == base).sort("seed"), []
     for name in cells["row"].unique(maintain_order=True).to_list():
         row = cells.filter(pl.col("row") == name).sort("seed")
-        line = {"row": name, "ndcg": _mean(row["ndcg"]), "hit_rate": _mean(row["hit_rate"])}
+        line = {"row": name, **{column: _mean(row[column]) for column in ("valid_ndcg", "ndcg", "hit_rate")}}
         paired = dict.fromkeys(("gain", "gain_percent", "half_width", "p_seeds", "p_windows"), math.nan)
         if name != base:
             found = evaluate.Difference.between(row, compared, k)

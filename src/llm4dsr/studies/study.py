@@ -18,7 +18,7 @@ import polars as pl
 
 from llm4dsr import evaluate
 from llm4dsr.batch import Progress
-from llm4dsr.bench.denoised import our_run
+from llm4dsr.bench.denoised import SUGGESTIONS, our_run
 from llm4dsr.bench.suite import Suite
 from llm4dsr.config import Config
 from llm4dsr.data import write_parquet
@@ -52,9 +52,9 @@ class Context:
         """A run with another configuration, or on other windows; kept under `name`."""
         return our_run((suite or self.suite).data, self.folder / "variants" / name, config, self.progress)
 
-    def suggested(self, run: Run, decisions: dict[str, pl.DataFrame], study: str) -> evaluate.Tables:
-        """Decisions with what the run's model suggests for them, kept among the shards of the study."""
-        found = dict(run.suggested(decisions, self.progress, self.folder / "studies" / f".{study}"))
+    def suggested(self, run: Run, decisions: dict[str, pl.DataFrame]) -> evaluate.Tables:
+        """Decisions with what the run's model suggests for them, which is kept."""
+        found = dict(run.suggested(decisions, self.progress, self.folder / SUGGESTIONS))
         return evaluate.Tables(decisions, found)
 
     def compare(self, compared: dict[str, evaluate.Splits], config: Config | None = None) -> pl.DataFrame:

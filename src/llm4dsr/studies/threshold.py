@@ -24,6 +24,7 @@ SHOWN = SWEPT[::4]  # in the table
 RANKED = (0.2, 0.35, AUTOMATIC, 0.7, 0.9)  # η at which recommenders are trained
 QUICK_RANKED = (0.2, AUTOMATIC)
 ACTIONS = ("replace", "drop")
+SHARES, QUICK_SHARES = (0.1, 0.2), (0.2,)  # of all interactions, replaced whatever their probability
 
 
 def study(context: Context) -> Found:
@@ -32,7 +33,11 @@ def study(context: Context) -> Found:
     sweep = pl.concat([_sweep(run, context, split) for split in c.SPLITS])
     compared = {evaluate.ORIGINAL: context.suite.data.splits}
     for eta in QUICK_RANKED if context.quick else RANKED:
-        compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, eta).items()}
+        compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, POLICY, eta).items()}
+    shared = {evaluate.ORIGINAL: context.suite.data.splits}
+    for share in QUICK_SHARES if context.quick else SHARES:
+        shared[f"{share:.0%}, the most suspicious"] = corrected_at(run, context, "rate", share)["replace"]
+        shared[f"{share:.0%}, by chance"] = corrected_at(run, context, "rate", share, by_chance=True)["replace"]
     k = context.config.evaluate.k
     ranking = gains(context.compare(compared), evaluate.ORIGINAL, k)
     eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
@@ -47,6 +52,8 @@ def study(context: Context) -> Found:
         "of what is flagged: it needs no label.",
         f"The automatic choice is η = {AUTOMATIC}: what is more likely noise than not. No mask has a say in it.",
         "Every flag of every η has a suggestion, made for the flags of that η as the pipeline would make it.",
+        "By chance: as many interactions with the same cap, drawn at random, and our suggestions for them. What these "
+        "gain is owed to the suggestions alone; what the most suspicious ones gain beyond is owed to detection.",
         f"Recommender: {context.config.evaluate.backbone}, {context.config.evaluate.seeds} seed(s), test targets "
         "untouched; ranking is NDCG and hit rate "
         f"@{k}. Half widths and p_seeds are over seeds, p_windows over test windows.",
@@ -54,6 +61,7 @@ def study(context: Context) -> Found:
     tables = {
         "Flags at the automatic choice": sweep.filter(pl.col("η") == AUTOMATIC),
         "Ranking at some η": ranking,
+        "Ranking with a share of all interactions replaced": gains(context.compare(shared), evaluate.ORIGINAL, k),
         "Sweep": sweep.filter(pl.col("η").is_in(SHOWN)),
     }
     return Found(tables, partial(_plot, sweep, ranking, k), notes)
@@ -83,14 +91,16 @@ def _sweep(run: Run, context: Context, split: str) -> pl.DataFrame:
     return pl.DataFrame(lines)
 
 
-def corrected_at(run: Run, context: Context, eta: float) -> dict[str, evaluate.Splits]:
-    """Action → the splits as the pipeline would correct them with this η."""
+def corrected_at(run: Run, context: Context, policy: str, eta: float,
+                 by_chance: bool = False) -> dict[str, evaluate.Splits]:  # fmt: skip
+    """Action → the splits as the pipeline would correct them with this η; by_chance: on random log-odds."""
     data, denoiser, targets = context.suite.data, Denoiser(run.config), run.config.correct.train_targets
-    decisions = {
-        split: denoiser.decide(scores, POLICY, eta, settings(run.config.decide, split == c.TRAIN)[2])
-        for split, scores in run.scores().items()
-    }
-    tables = context.suggested(run, decisions, "threshold")
+    rng, decisions = np.random.default_rng(run.config.seed), {}
+    for split, scores in run.scores().items():
+        if by_chance:
+            scores = scores.with_columns(pl.Series(c.LOG_ODDS, rng.standard_normal(len(scores))))
+        decisions[split] = denoiser.decide(scores, policy, eta, is_train=split == c.TRAIN)
+    tables = context.suggested(run, decisions)
     return {a: evaluate.corrected_splits(data.splits, tables, data.catalogue, a, targets) for a in ACTIONS}
 
 

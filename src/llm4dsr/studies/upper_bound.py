@@ -43,7 +43,7 @@ def study(context: Context) -> Found:
         )
     run = context.run()
     truth = {n: _mask(w if n == c.TRAIN else w.histories()) for n, w in data.splits.items()}
-    ours, knowing = run.tables(), context.suggested(run, truth, "upper_bound")
+    ours, knowing = run.tables(), context.suggested(run, truth)
     compared = rows(data, ours, knowing, context.config.correct.train_targets)
     cells = context.compare(compared)
     few = dataclasses.replace(settings, seeds=min(PLACE_SEEDS, settings.seeds))
