@@ -70,11 +70,12 @@ def _whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
-    except (OSError, pl.exceptions.ComputeError) as error:  # Polars wraps what the system says of a full disk
-        raise OutputError(f"Cannot write {path}: {error}. Check that the folder is writable and not full.") from None
-    finally:
+    except BaseException as error:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, pl.exceptions.ComputeError)):  # Polars wraps what is said of a full disk
+            raise
+        raise OutputError(f"Cannot write {path}: {error}. Check that the folder is writable and not full.") from None
 
 
 @contextmanager
