@@ -249,7 +249,8 @@ def study(
             started = time.perf_counter()
             found = module.study(context)
             seconds = time.perf_counter() - started
-        given = "".join(f" --{k} {v}" for k, v in (("suite", Path(suite).name), ("limit", limit)) if v)
+        options = (("suite", Path(suite).name), ("config", config.name if config else ""), ("limit", limit))
+        given = "".join(f" --{k} {v}" for k, v in options if v)
         given += "".join(f" --target {path.name}" for path in target or [] if each == "transfer")
         command = f"llm4dsr study {each}{given} --seeds {seeds}" + (" --quick" if quick else "")
         page = write_page(each, module.QUESTION, found, context, docs, command, seconds)
