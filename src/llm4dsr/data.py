@@ -53,12 +53,15 @@ class Data:
 def write_parquet(frame: pl.DataFrame, path: str | Path) -> None:
     """Write zstd Parquet so that `path` is never half a file. Raises OutputError where it cannot be written."""
     with _whole(Path(path)) as part:
+        part.parent.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(part, compression="zstd")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file (UTF-8) so that `path` is never half a file. Raises OutputError where it cannot be written."""
     with _whole(Path(path)) as part:
+        if not part.parent.is_dir():
+            part.parent.mkdir(parents=True)
         part.write_text(text, encoding="utf-8")
 
 
@@ -67,15 +70,13 @@ def _whole(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` once it is whole."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # same folder: a rename across disks is not atomic
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
-    except BaseException as error:
+    except (OSError, pl.exceptions.ComputeError) as error:  # Polars wraps what the system says of a full disk
+        raise OutputError(f"Cannot write {path}: {error}. Check that the folder is writable and not full.") from None
+    finally:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
-        if not isinstance(error, (OSError, pl.exceptions.ComputeError)):  # Polars wraps what is said of a full disk
-            raise
-        raise OutputError(f"Cannot write {path}: {error}. Check that the folder is writable and not full.") from None
 
 
 @contextmanager
