@@ -16,17 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from llm4dsr.metrics import hit_rate, ndcg, paired_difference
+from llm4dsr.metrics import hit_rate, ndcg, ndcg_of_each, paired_difference
 
 RESULTS = Path(__file__).parent / "results.json"
 K = 20
 MEASURES = ("test_ndcg", "test_hit_rate", "valid_ndcg", "plateau")
 ROW = 3  # epochs whose validation NDCG@20 is averaged
-
-
-def gains(ranks: np.ndarray) -> np.ndarray:
-    """[W] what each window adds to NDCG@20."""
-    return np.array([ndcg([rank], K) for rank in ranks])
 
 
 def until_stopped(curve: list[float], patience: int) -> list[float]:
@@ -57,7 +52,7 @@ def compare(ours: list[Path], theirs: list[Path]) -> dict[str, Any]:
                 "best_epoch": int(np.argmax(curve)) + 1, "epochs": len(curve),
                 "seconds": round(float(found["seconds"])), "valid_curve": [round(value, 5) for value in curve],
             })  # fmt: skip
-            each.append(gains(test))
+            each.append(ndcg_of_each(test, K))
         by_window.append(np.mean(each, axis=0))
         mean = {key: float(np.mean([run[key] for run in runs])) for key in MEASURES}
         sides[side] = {**mean, "runs": runs}

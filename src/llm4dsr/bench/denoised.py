@@ -40,17 +40,18 @@ from llm4dsr.shards import versions
 from llm4dsr.tables import matrix
 
 NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
+SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
 # Shares of the interactions that ours replaces, in place of what is more likely noise than not: as many as the peers
 # drop, and the share with the best validation NDCG@20 on Toys out of .05, .1 and .2 (SASRec, one seed)
-SHARES = {"llm4dsr (replace 5 %)": 0.05, "llm4dsr (replace 20 %)": 0.2}
+SHARES = {"llm4dsr (replace 5 %)": SHARE, "llm4dsr (replace 20 %)": 0.2}
 OURS = {REPLACE: "replace", DROP: "drop", **dict.fromkeys(SHARES, "replace")}
 SUGGESTIONS = "llm4dsr-suggestions"  # what our model suggests for other decisions than the run's, beside the run
 OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
 ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
-SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
 UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), float("nan"))
 
 Lines = list[dict[str, Any]]
+Scores = dict[str, pl.DataFrame]  # of each split
 
 
 def names(suite: Suite) -> list[str]:
@@ -73,15 +74,15 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
     out, lines = {NONE: data.splits}, Lines()
     if any(name in asked for name in OURS):
         run = our_run(data, folder / "llm4dsr", config, progress)
-        tables, targets = run.tables(), config.correct.train_targets
-        lines += _our_detection("llm4dsr", run, tables, data)
+        tables, scores, targets = run.tables(), run.scores(), config.correct.train_targets
+        lines += _our_detection("llm4dsr", run, scores, tables, data)
         for name, action in OURS.items():
             if name not in asked:
                 continue
             by = tables
             if name in SHARES:
-                by = _by_share(run, SHARES[name], folder / SUGGESTIONS, progress)
-                lines += _our_detection(f"llm4dsr ({100 * SHARES[name]:.0f} %)", run, by, data)
+                by = _by_share(run, scores, SHARES[name], folder / SUGGESTIONS, progress)
+                lines += _our_detection(f"llm4dsr ({100 * SHARES[name]:.0f} %)", run, scores, by, data)
             out[name] = evaluate.corrected_splits(data.splits, by, data.catalogue, action, targets)
     for name, action in ORACLES.items():
         if name in asked:
@@ -102,7 +103,9 @@ def our_run(data: Data, folder: Path, config: Config, progress: Progress | None)
         if made != replace(config, evaluate=made.evaluate, threads=made.threads):
             raise ConfigError(f"{folder} was made with another configuration of the denoiser. Choose another --out.")
     run = Run(folder, config)
-    if run.done("prepare") and origin(run.data()) != origin(data):
+    given = origin(data)
+    # Where the card names a folder, it is what was read there that counts
+    if run.done("prepare") and run.card().get("data") != given and origin(run.data()) != given:
         raise ConfigError(f"{folder} was made from other windows. Choose another --out.")
     for stage in OUR_STAGES:
         if not run.done(stage):
@@ -110,21 +113,21 @@ def our_run(data: Data, folder: Path, config: Config, progress: Progress | None)
     return run
 
 
-def _by_share(run: Run, share: float, work: Path, progress: Progress | None) -> evaluate.Tables:
+def _by_share(run: Run, scores: Scores, share: float, work: Path, progress: Progress | None) -> evaluate.Tables:
     """Decisions on this share of the interactions of each split, and what our model suggests for them."""
     denoiser = Denoiser(run.config)
-    decisions = {n: denoiser.decide(s, "rate", share, is_train=n == c.TRAIN) for n, s in run.scores().items()}
+    decisions = {n: denoiser.decide(s, "rate", share, is_train=n == c.TRAIN) for n, s in scores.items()}
     return evaluate.Tables(decisions, dict(run.suggested(decisions, progress, work)))
 
 
-def _our_detection(name: str, run: Run, tables: evaluate.Tables, data: Data) -> Lines:
+def _our_detection(name: str, run: Run, scores: Scores, tables: evaluate.Tables, data: Data) -> Lines:
     stages = run.card()["stages"]
     line = {
         "denoiser": name,
         "seconds": sum(stages[s]["seconds"] for s in ("train", "score", "decide", "suggest")),
         "memory_mb": max(stages[s]["peak_memory_mb"] for s in ("train", "score", "suggest")),
     }
-    out, scores = [], run.scores()
+    out = []
     for split, windows in data.splits.items():
         found = {"flagged": len(tables.decisions[split]) / max(1, len(scores[split])), **UNKNOWN}
         if windows.noise_mask is not None:

@@ -108,9 +108,8 @@ class Corrector(nn.Module):
         share = torch.full(others.shape, math.log(self.n_items / NEGATIVES))  # a draw stands for many items,
         share[-1] = 0.0  # the end for itself
         same = others == wanted[:, None]
-        return sampled_softmax(guesses, self.vectors(wanted), self.vectors(others), same, share).sum() / max(
-            1, len(wanted)
-        )
+        losses = sampled_softmax(guesses, self.vectors(wanted), self.vectors(others), same, share)
+        return losses.sum() / max(1, len(wanted))
 
     def insertions(self, states: Tensor, held: Tensor) -> Tensor:
         """states [P, d], held [P, L] the windows' items -> [P, MOST] the likeliest items, nearest first, then PAD."""

@@ -117,9 +117,8 @@ def _of_text(context: Context) -> list[dict[str, Any]]:
 def rows(data: Data, tables: dict[str, Tables], config: Config) -> dict[str, Splits]:
     """What each row trains and is tested on: flagged interactions replaced, in one row dropped."""
     actions = {name: (name, "replace") for name in tables}
-    out = {NONE: data.splits}
+    out, targets = {NONE: data.splits}, config.correct.train_targets
     for row, (name, action) in {**actions, DROPPED: (WHOLE, "drop")}.items():
-        targets = config.correct.train_targets
         out[row] = evaluate.corrected_splits(data.splits, tables[name], data.catalogue, action, targets)
     return out
 

@@ -21,7 +21,7 @@ from llm4dsr.batch import Progress
 from llm4dsr.bench.denoised import SUGGESTIONS, our_run
 from llm4dsr.bench.suite import Suite
 from llm4dsr.config import Config
-from llm4dsr.data import write_parquet
+from llm4dsr.data import write_parquet, write_text
 from llm4dsr.errors import ModelError, OutputError
 from llm4dsr.pipeline import Run
 from llm4dsr.shards import Shards, versions
@@ -102,7 +102,7 @@ def write_page(name: str, question: str, found: Found, context: Context, docs: P
             write_parquet(
                 table, docs / "tables" / f"{name}-{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}.parquet"
             )
-        page.write_text("\n".join(lines), encoding="utf-8")
+        write_text(page, "\n".join(lines))
     except OSError as error:
         raise OutputError(f"Cannot write to {docs}: {error}.") from None
     return page

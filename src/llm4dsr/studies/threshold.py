@@ -30,7 +30,7 @@ SHARES, QUICK_SHARES = (0.1, 0.2), (0.2,)  # of all interactions, replaced whate
 def study(context: Context) -> Found:
     """η over noise probabilities: detection on each split, and ranking on test at some η, dropped and replaced."""
     run = context.run()
-    sweep = pl.concat([_sweep(run, context, split) for split in c.SPLITS])
+    sweep = pl.concat([_sweep(run, context, split, scores) for split, scores in run.scores().items()])
     compared = {evaluate.ORIGINAL: context.suite.data.splits}
     for eta in QUICK_RANKED if context.quick else RANKED:
         compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, POLICY, eta).items()}
@@ -67,10 +67,9 @@ def study(context: Context) -> Found:
     return Found(tables, partial(_plot, sweep, ranking, k), notes)
 
 
-def _sweep(run: Run, context: Context, split: str) -> pl.DataFrame:
+def _sweep(run: Run, context: Context, split: str, scores: pl.DataFrame) -> pl.DataFrame:
     """One line for each η: share flagged, expected precision; precision, recall and F1 where noise is known."""
     windows = context.suite.data.splits[split]
-    scores = run.scores()[split]
     log_odds, probability = matrix(scores, windows, c.LOG_ODDS), matrix(scores, windows, c.NOISE_PROBABILITY)
     judged, cap = np.isfinite(log_odds), settings(run.config.decide, split == c.TRAIN)[2]
     lines = []

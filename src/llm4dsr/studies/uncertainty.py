@@ -31,7 +31,7 @@ def study(context: Context) -> Found:
 
     Raises DataError where the suite has no masks."""
     need_masks(context.suite)
-    run, sample = context.run(), text_sample(context).data.splits
+    ours, sample = context.run().scores(), text_sample(context).data.splits
     judges = {
         "text, verdict at each position": (text_denoiser(context, "position"), text_work(context, "position")),
         "text, whole title": (text_denoiser(context, "title"), text_work(context, "title")),
@@ -40,11 +40,10 @@ def study(context: Context) -> Found:
     lines, curves = [], {}
     for split in (c.VALID, c.TEST):
         windows, some = context.suite.data.splits[split], sample[split]
-        scores = run.scores()[split]
         here = pl.DataFrame({c.WINDOW: some.window_ids})
-        lines.append(_line(f"{OURS}, all windows", split, scores, windows))
-        lines.append(_line(OURS, split, scores.join(here, on=c.WINDOW, how="semi"), some))
-        curves[OURS] = reliability(*_pair(scores, windows))
+        lines.append(_line(f"{OURS}, all windows", split, ours[split], windows))
+        lines.append(_line(OURS, split, ours[split].join(here, on=c.WINDOW, how="semi"), some))
+        curves[OURS] = reliability(*_pair(ours[split], windows))
         for name, (denoiser, work) in judges.items():
             scores = denoiser.score(some, context.progress, target_fixed=True, work=work)
             lines.append(_line(name, split, scores, some))
