@@ -5,11 +5,12 @@ import polars as pl
 import pytest
 
 from llm4dsr import Config, Denoiser
+from llm4dsr.choose import SHARES
 from llm4dsr.decide import decide
 from llm4dsr.demo import make_demo
-from llm4dsr.errors import DataError, OutputError
+from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.metrics import auroc
-from llm4dsr.pipeline import Run
+from llm4dsr.pipeline import TRIED, Run
 
 TINY = {"model": {"hidden_size": 32, "layers": 1, "vector_size": 32}, "train": {"epochs": 2},
         "evaluate": {"recommender": {"epochs": 2}}, "threads": 2}  # fmt: skip
@@ -32,6 +33,44 @@ def test_a_run_goes_through_all_stages(tmp_path):
     assert (edits["suggested_item_id"] != edits["item_id"]).all()
     with pytest.raises(OutputError, match="exists already"):
         run.train()
+
+
+def test_a_run_can_choose_on_validation_how_much_it_corrects(tmp_path):
+    config = Config.from_dict({**TINY, "evaluate": {"recommender": {"epochs": 12, "hidden_size": 16}}})
+    run = Run.create(tmp_path / "run", config)
+    for stage in ("prepare", "train", "score"):
+        run.make(stage, make_demo(size="tiny").data)
+    with pytest.raises(ConfigError, match="Leave --eta out"):
+        run.decide(policy="validation", eta=0.3)
+    run.decide(policy="validation")
+    tried = pl.read_parquet(run.path("decide") / TRIED)
+    assert tried["share"].to_list() == list(SHARES)
+    best = tried.filter("chosen").row(0, named=True)
+    assert best["valid_ndcg"] == tried["valid_ndcg"].max()
+    for name, scores in run.scores().items():
+        expected = Denoiser(config).decide(scores, "rate", best["share"], is_train=name == "train")
+        assert run.decisions()[name].equals(expected)
+    run.suggest()
+    run.evaluate()
+    ranked = pl.read_parquet(run.path("evaluate") / "results.parquet")
+    rows = dict(zip(ranked["row"], ranked["valid_ndcg"], strict=True))
+    assert rows["corrected (replace)"] == best["valid_ndcg"]  # the same windows, recommender and seed
+    assert rows["original"] == tried["valid_ndcg"][0]
+
+
+def test_of_two_shares_that_rank_alike_the_smaller_is_chosen(tmp_path):
+    """With a cap of 0 nothing is flagged, whatever the share."""
+    run = Run.create(tmp_path / "run", Config.from_dict(TINY))
+    for stage in ("prepare", "train", "score"):
+        run.make(stage, make_demo(size="tiny").data)
+    run.decide(policy="validation", cap=0)
+    assert pl.read_parquet(run.path("decide") / TRIED).filter("chosen")["share"].to_list() == [0.0]
+
+
+def test_without_a_run_nothing_can_be_chosen_on_validation():
+    scores = pl.DataFrame({"window_id": [0], "position": [0], "log_odds": [0.0], "noise_probability": [0.5]})
+    with pytest.raises(ConfigError, match="only for runs"):
+        Denoiser(Config()).decide(scores, "validation")
 
 
 @pytest.mark.parametrize("items", ["text", "vector"])

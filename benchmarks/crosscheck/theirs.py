@@ -50,7 +50,8 @@ class StartAsOurs(OnlyWhereAsked):
         sasrec = isinstance(self.torch_model.transformer_layers, SASRecTransformerLayers)
         for name, values in self.torch_model.named_parameters():
             if "emb" in name or (sasrec and values.dim() > 1):
-                torch.nn.init.normal_(values, std=0.02)
+                places = not sasrec and "pos" in name  # our BERT4Rec has places as large as the items that it reads
+                torch.nn.init.normal_(values, std=0.02 * values.shape[-1] ** 0.5 if places else 0.02)
             elif sasrec and "bias" in name:
                 torch.nn.init.zeros_(values)
 

@@ -29,6 +29,10 @@ app.add_typer(data_app, name="data")
 RunFolder = Annotated[Path, typer.Option("--run", help="The run folder.")]
 Overwrite = Annotated[bool, typer.Option(help="Make the stage again; later stages are removed.")]
 Recipe = Annotated[Path | None, typer.Option("--config", help="A YAML recipe: a path, or demo, laptop, paper.")]
+Policy = Annotated[
+    str | None, typer.Option(help="How η is read: percentile, probability, precision, rate; or validation.")
+]
+Eta = Annotated[float | None, typer.Option(help="η, from 0 to 1; what it means goes by the policy.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 
 
@@ -63,7 +67,17 @@ def _stages(run: Run, data: Any) -> None:
             console.print(f"[bold]{name}[/bold]")
             with bar() as progress:
                 run.make(name, data, progress)
+            if name == "decide":
+                _chosen(run)
     _show(run)
+
+
+def _chosen(run: Run) -> None:
+    """Which share validation chose, where it was asked."""
+    tried = run.card()["stages"]["decide"].get("tried", [])
+    if tried:
+        shown = ", ".join(f"{t['share']:.0%} {t['valid_ndcg']:.4f}{' (chosen)' * t['chosen']}" for t in tried)
+        console.print(f"NDCG@{run.config.evaluate.k} on validation by share corrected: {shown}")
 
 
 def _show(run: Run) -> None:
@@ -91,11 +105,16 @@ def run(
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     model: Annotated[str | None, typer.Option(help="'embedded', a hub name, or a local path.")] = None,
     config: Recipe = None,
+    policy: Policy = None,
+    eta: Eta = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Use only so many windows of each split.")] = None,
     seed: Seed = None,
 ) -> None:
     """All stages, from the data to the result table. Stopped, it goes on when the same command is given again."""
-    _stages(_begin(out, _config(config, model, limit, seed), data), data)
+    chosen = _config(config, model, limit, seed).to_dict()
+    chosen["decide"] |= {"policy": policy} if policy is not None else {}
+    chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
+    _stages(_begin(out, Config.from_dict(chosen, "run"), data), data)
 
 
 @app.command()
@@ -146,13 +165,15 @@ def score(run: RunFolder, overwrite: Overwrite = False) -> None:
 @app.command()
 def decide(
     run: RunFolder,
-    policy: Annotated[str | None, typer.Option()] = None,
-    eta: Annotated[float | None, typer.Option()] = None,
+    policy: Policy = None,
+    eta: Eta = None,
     cap: Annotated[int | None, typer.Option(min=0)] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Which interactions count as noise, by η."""
-    _open(run).decide(policy, eta, cap, overwrite)
+    """Which interactions count as noise, by η; or how many to correct, by what a recommender gains on validation."""
+    with bar() as progress:
+        _open(run).decide(progress, policy, eta, cap, overwrite)
+    _chosen(_open(run))
 
 
 @app.command()
@@ -172,7 +193,7 @@ def correct(run: RunFolder, action: Annotated[str | None, typer.Option()] = None
 def evaluate(
     run: RunFolder, seeds: Annotated[int | None, typer.Option(min=1)] = None, overwrite: Overwrite = False
 ) -> None:
-    """SASRec on original, corrected and oracle data."""
+    """A recommender on original, corrected and oracle data."""
     with bar() as progress:
         _open(run).evaluate(progress, overwrite, seeds)
     _show(_open(run))

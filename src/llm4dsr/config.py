@@ -96,10 +96,11 @@ class ScoreConfig:
 @dataclass(frozen=True)
 class DecideConfig:
     """How η is read (decide.py). The default flags what is more likely noise than not: its probabilities come from
-    self-made noise in validation, so η = 0.5 is the choice with the most right flags less wrong ones."""
+    self-made noise in validation, so η = 0.5 is the choice with the most right flags less wrong ones. "validation" is
+    for runs: the share whose correction lets a recommender rank validation best (choose.py)."""
 
-    policy: Literal["percentile", "probability", "precision", "rate"] = "probability"
-    eta: float = 0.5  # percentile and rate in [0, 1]; probability and precision in [0, 1]
+    policy: Literal["percentile", "probability", "precision", "rate", "validation"] = "probability"
+    eta: float = 0.5  # in [0, 1], whatever the policy; "validation" chooses its own
     eta_test: float | None = None  # another η for validation and test histories (published: 0.6 train, 0.9 test)
     cap: int = 3  # at most so many flagged interactions in a window
     cap_test: int | None = None

@@ -9,6 +9,7 @@ from llm4dsr.config import DecideConfig
 from llm4dsr.errors import ConfigError
 
 POLICIES = ("percentile", "probability", "precision", "rate")
+VALIDATION = "validation"  # of a run: the rate is chosen by a recommender (choose.py)
 
 
 def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: float, cap: int) -> BoolArray:
@@ -25,6 +26,11 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
 
     Raises ConfigError for an unknown policy or an η outside [0, 1].
     """
+    if policy == VALIDATION:
+        raise ConfigError(
+            "The policy 'validation' asks a recommender, so it is only for runs:  llm4dsr decide --run … --policy "
+            f"validation. Here choose one of {', '.join(POLICIES)}."
+        )
     if policy not in POLICIES:
         raise ConfigError(f"decide.policy = {policy!r}; expected one of {', '.join(POLICIES)}.")
     if not 0 <= eta <= 1:

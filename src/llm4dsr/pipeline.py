@@ -33,11 +33,14 @@ from llm4dsr import columns as c
 from llm4dsr import evaluate as evaluation
 from llm4dsr.batch import Progress, log
 from llm4dsr.catalogue import Windows
+from llm4dsr.choose import shares_tried
 from llm4dsr.company import user_hashes
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data, write_parquet, write_text
+from llm4dsr.decide import VALIDATION
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, DataError, LLM4DSRError, OutputError
+from llm4dsr.recommenders import NAMES
 from llm4dsr.report import result_table
 from llm4dsr.shards import digest, versions
 from llm4dsr.validate import validate
@@ -48,6 +51,7 @@ FOLDERS = {"prepare": "windows", "train": "model", "score": "scores", "decide": 
 # What a stage cannot do without. Suggestions are only for replacing; evaluation applies the decisions itself.
 NEEDS = {name: [s for s in STAGES[: STAGES.index(name)] if s not in ("suggest", "correct")] for name in STAGES}
 CARD, CONFIG = "run_card.json", "config.yaml"
+TRIED = "tried.parquet"  # in decisions/: what each share gained on validation, where the policy is to choose one
 WORK, LOCK = ".work", ".lock"
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
@@ -229,8 +233,8 @@ class Run:
         """One of STAGES, as the configuration has it. data: what `prepare` reads."""
         if stage == "prepare":
             self.prepare(data)
-        elif stage in ("decide", "correct"):
-            getattr(self, stage)()
+        elif stage == "correct":
+            self.correct()
         else:
             getattr(self, stage)(progress)
 
@@ -273,11 +277,17 @@ class Run:
                 facts[name] = len(scores)
             facts["train_scores"] = "out of fold" if self.config.train.folds > 1 else "in sample"
 
-    def decide(
-        self, policy: str | None = None, eta: float | None = None, cap: int | None = None, overwrite: bool = False
-    ) -> None:
+    def decide(self, progress: Progress | None = None, policy: str | None = None, eta: float | None = None,
+               cap: int | None = None, overwrite: bool = False) -> None:  # fmt: skip
         with self.stage("decide", overwrite) as (out, facts):
             denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
+            if (policy or self.config.decide.policy) == VALIDATION:
+                if eta is not None:
+                    raise ConfigError(f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out.")
+                tried = shares_tried(self, cap, progress)
+                write_parquet(tried, out / TRIED)
+                facts["tried"] = tried.to_dicts()
+                policy, eta = "rate", tried.filter("chosen")["share"][0]
             for name, scores in self.scores().items():
                 rule = denoiser.rule(policy, eta, cap, is_train=name == c.TRAIN)
                 flagged = denoiser.decide(scores, *rule)
@@ -339,7 +349,7 @@ class Run:
             lines = evaluation.summary(results)
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")
-            text = result_table(lines, found, settings.k, settings.seeds)
+            text = result_table(lines, found, NAMES[settings.backbone], settings.k, settings.seeds)
             write_text(out / "results.md", text)
             facts |= {"detection": found, "summary": lines.to_dicts(), "recommender": asdict(settings.recommender)}
         return text

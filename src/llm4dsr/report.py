@@ -7,7 +7,8 @@ import math
 import polars as pl
 
 
-def result_table(summary: pl.DataFrame, detection: dict[str, dict[str, float]], k: int, seeds: int) -> str:
+def result_table(summary: pl.DataFrame, detection: dict[str, dict[str, float]], recommender: str, k: int,
+                 seeds: int) -> str:  # fmt: skip
     """Markdown of `evaluate.summary` and of `evaluate.detection` per split (empty where no truth is known)."""
     lines = []
     if detection:
@@ -20,7 +21,7 @@ def result_table(summary: pl.DataFrame, detection: dict[str, dict[str, float]], 
                 f"{_percent(d['precision'])} | {_percent(d['stated_precision'])} | {d['recall']:.1%} | {d['ece']:.3f} |"
             )
         lines.append("")
-    lines += [f"### SASRec on test, {seeds} seed(s), whole catalogue ranked", "",
+    lines += [f"### {recommender} on test, {seeds} seed(s), whole catalogue ranked", "",
               f"| trained and tested on | NDCG@{k} | HR@{k} | NDCG gain | HR gain | share of the oracle's gain |",
               "|---|---|---|---|---|---|"]  # fmt: skip
     for row in summary.iter_rows(named=True):

@@ -21,7 +21,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "sasrec": SASRec, "bert4rec": BERT4Rec, "gru4rec": GRU4Rec, "fmlprec": FMLPRec, "cl4srec": CL4SRec,
 }  # fmt: skip
 
-NAMES = (*BACKBONES, "llara")
+NAMES = {name: kind.name for name, kind in BACKBONES.items()} | {"llara": "LLaRA"}  # name → as it is written
 ROBUST = ("fmlprec", "cl4srec")  # made to bear noise by themselves: peers of a denoiser, not its users
 
 
