@@ -157,7 +157,7 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     lines = [
         {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
          "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
-         "ranks": r}
+         "valid_ndcg": {"none": 0.4, "llm4dsr (drop)": 0.3, "pmi": 0.9}[name], "ranks": r}
         for name, of in ranks.items()
         for seed, r in enumerate(of)
     ]  # fmt: skip
@@ -170,4 +170,5 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     assert "| none | 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  | 1.0 |" in text
     assert "llm4dsr (drop) against none: +50.0 % NDCG@20, significant over seeds" in text
     assert "llm4dsr (drop) against the best peer, pmi: +200.0 % NDCG@20" in text
+    assert "of none and ours, none ranks validation best (NDCG@20 0.4000, none 0.4000)" in text
     assert text.index("llm4dsr (drop) |") < text.index("none |") < text.index("pmi |")  # best first

@@ -117,6 +117,12 @@ def _verdict(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[str]:
         gain = 100 * (means[ours] / means[other] - 1)
         lines.append(f"- {ours} against {what}: {gain:+.1f} % NDCG@{k}, {said} "
                      f"(p {_p(found.p_seeds)} over seeds, {_p(found.p_windows)} over windows).")  # fmt: skip
+    ours = [n for n in OURS if n in means]
+    if ours:
+        valid = {n: float(np.mean(_of(rows, n)["valid_ndcg"].to_list())) for n in (NONE, *ours)}
+        best = max(valid, key=lambda n: valid[n])
+        lines.append(f"- Without a look at test: of none and ours, {best} ranks validation best (NDCG@{k} "
+                     f"{valid[best]:.4f}, none {valid[NONE]:.4f}).")  # fmt: skip
     return lines
 
 
