@@ -3,6 +3,7 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,12 +12,15 @@ import pytest
 from llm4dsr.bench import bench, load, tables
 from llm4dsr.bench.cells import DETECTION, RESULTS
 from llm4dsr.bench.denoised import MORE, SHARE, SHARES, denoised, names, our_run, usual
+from llm4dsr.bench.suite import Suite
 from llm4dsr.config import Config
+from llm4dsr.data import Data
 from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.pipeline import Run, peak_memory_mb
 from llm4dsr.studies.study import smaller
 
 SUITE = load("demo", tiny=True)
+COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results" / "bench"
 CONFIG = smaller(Config())
 SIX = ["none", "llm4dsr (replace)", "llm4dsr (drop)", "random", "tfidf", "oracle (restore)"]
 
@@ -62,9 +66,12 @@ def test_ours_is_also_there_with_a_share_of_flags(out, name, share):
     rows, detection = denoised(SUITE, out / SUITE.name, [name], CONFIG)
     lines = detection.filter(pl.col("denoiser") == f"llm4dsr ({100 * share:.0f} %)")
     assert lines["flagged"].to_list() == pytest.approx([share] * 3, abs=0.01)
-    train = SUITE.data.splits["train"]
-    edited = rows[name]["train"].items[train.present] != train.items[train.present]
-    assert edited.mean() == pytest.approx(share, abs=0.01)
+    before, after = SUITE.data.splits["train"], rows[name]["train"]
+    if "drop" in name:
+        left = after.lengths.sum() / before.lengths.sum()
+    else:
+        left = (after.items[before.present] == before.items[before.present]).mean()
+    assert left == pytest.approx(1 - share, abs=0.01)
 
 
 def test_a_peer_can_drop_a_larger_share_by_the_same_scores(out):
@@ -133,6 +140,40 @@ def test_a_finished_run_of_ours_is_taken_only_for_the_same_configuration_and_win
         our_run(suite.data, out / SUITE.name / "llm4dsr", config, None)
 
 
+def test_scores_of_a_peer_are_taken_only_for_the_same_windows_and_seed(out):
+    for suite, config in ((load("demo", tiny=True, seed=1), CONFIG), (SUITE, replace(CONFIG, seed=1))):
+        with pytest.raises(ConfigError, match=r"tfidf is of other windows.*Choose another --out"):
+            denoised(suite, out / SUITE.name, ["tfidf"], config)
+
+
+def test_rows_of_one_table_share_the_options_of_their_recommender(out):
+    bce = replace(CONFIG.evaluate, recommender=replace(CONFIG.evaluate.recommender, loss="bce"))
+    with pytest.raises(ConfigError, match="sasrec with other options"):
+        bench(SUITE, out, ["sasrec"], ["none"], replace(CONFIG, evaluate=bce))
+
+
+def test_a_robust_recommender_stands_beside_sasrec_only_with_the_same_options(tmp_path):
+    line = {"denoiser": "none", "seed": 0, "ndcg": 0.5, "hit_rate": 0.5, "valid_ndcg": 0.5, "seconds": 1.0,
+            "ranks": [3]}  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    for own, there in (("one", True), ("other", False)):
+        rows = [{"backbone": "sasrec", "recipe": "one", **line}, {"backbone": "fmlprec", "recipe": own, **line}]
+        pl.DataFrame(rows).write_parquet(tmp_path / "toy" / RESULTS)
+        assert ("(fmlprec itself)" in tables.results_markdown(tmp_path)) is there
+
+
+def test_a_mask_alone_is_enough_to_drop_but_not_to_restore():
+    splits = {n: replace(w, clean_items=None) for n, w in SUITE.data.splits.items()}
+    known = names(Suite("masked", Data(SUITE.data.catalogue, splits)))
+    assert "oracle (drop)" in known
+    assert "oracle (restore)" not in known
+
+
+@pytest.mark.skipif(not COMMITTED.is_dir(), reason="the results are in the repository alone")
+def test_the_results_that_are_shown_are_made_from_the_cells_that_are_kept():
+    assert (COMMITTED.parents[1] / "RESULTS.md").read_text("utf-8") == tables.results_markdown(COMMITTED)
+
+
 def test_recommenders_may_have_other_options_on_the_same_run_of_ours(out):
     other = replace(CONFIG, threads=1, evaluate=replace(CONFIG.evaluate, k=10))
     assert our_run(SUITE.data, out / SUITE.name / "llm4dsr", other, None).done("suggest")
@@ -157,7 +198,7 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     lines = [
         {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
          "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
-         "valid_ndcg": {"none": 0.4, "llm4dsr (drop)": 0.3, "pmi": 0.9}[name], "ranks": r}
+         "recipe": "one", "valid_ndcg": {"none": 0.4, "llm4dsr (drop)": 0.3, "pmi": 0.9}[name], "ranks": r}
         for name, of in ranks.items()
         for seed, r in enumerate(of)
     ]  # fmt: skip

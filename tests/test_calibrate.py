@@ -73,6 +73,17 @@ def test_probabilities_mean_what_they_say(method, ece, off):
     assert after < off < before
 
 
+def test_a_model_that_knows_nothing_flags_nothing(caplog):
+    """Where both samples score alike the share cannot be bounded: that is no reason to call most of it noise."""
+    made, untouched, _ = mixture(0.1, apart=0.0)
+    share = noise_share([(made, untouched)])
+    assert share > 0.8
+    calibrator = fit(made, untouched, "isotonic", share)
+    assert calibrator.noise_rate == 0
+    assert calibrator(untouched.log_odds).max() == 0
+    assert "does not tell self-made noise from the rest" in caplog.text
+
+
 def test_samples_are_joined_in_order():
     joined = join([Sample(np.array([1.0]), np.array([2.0])), Sample(np.array([3.0]), np.array([4.0]))])
     assert (joined.log_odds.tolist(), joined.context.tolist()) == ([1, 3], [2, 4])

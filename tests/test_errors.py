@@ -235,6 +235,7 @@ def test_a_stage_before_the_one_it_needs(llm4dsr, data, recipe, tmp_path, stage,
         (["correct"], OUTPUT, "has no decisions/ yet, which correct needs"),
         (["decide", "--policy", "best"], CONFIG, "'best'; expected one of percentile, probability, precision, rate"),
         (["decide", "--policy", "rate", "--eta", "3"], CONFIG, "expected a number between 0 and 1"),
+        (["decide", "--policy", "validation", "--eta", "0.3"], CONFIG, "chooses η by itself. Leave --eta out"),
         (["decide", "--cap", "-1"], USAGE, "--cap"),
         (["decide", "--polcy", "rate"], USAGE, "No such option"),
         (["evaluate", "--seeds", "0"], USAGE, "--seeds"),
@@ -245,6 +246,28 @@ def test_a_mistake_leaves_a_run_as_it_was(llm4dsr, scored, arguments, code, said
     got, printed = llm4dsr(*arguments, "--run", scored)
     assert (got, said in printed) == (code, True), printed
     assert content(scored) == whole
+
+
+@pytest.mark.parametrize(
+    ("policy", "eta", "said"),
+    [
+        ("best", "0.1", "policy = 'best'; expected one of"),
+        ("rate", "20", "eta = 20.0; expected a share"),
+        ("validation", "0.2", "Leave --eta out"),
+    ],
+)
+def test_a_run_is_not_begun_with_a_decision_that_cannot_be_made(llm4dsr, tmp_path, policy, eta, said):
+    code, printed = llm4dsr("run", "--data", "x", "--out", tmp_path / "run", "--policy", policy, "--eta", eta)
+    assert (code, said in printed) == (CONFIG, True), printed
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["bench"], ["study", "task"]])
+def test_what_compares_shares_itself_has_none_chosen(llm4dsr, tmp_path, command):
+    (tmp_path / "recipe.yaml").write_text("decide: {policy: validation}")
+    options = ("--suite", "demo", "--out", tmp_path / "out", "--config", tmp_path / "recipe.yaml")
+    code, printed = llm4dsr(*command, *options)
+    assert (code, "is for runs" in printed) == (CONFIG, True), printed
 
 
 def test_replacing_without_suggestions(llm4dsr, scored, tmp_path):

@@ -17,7 +17,7 @@ from llm4dsr.catalogue import Catalogue, Windows
 from llm4dsr.config import Config, DecideConfig
 from llm4dsr.data import Data
 from llm4dsr.errors import DataError
-from llm4dsr.studies import cost, grounding, nearness, task, threshold, uncertainty
+from llm4dsr.studies import controls, cost, grounding, nearness, task, threshold, uncertainty
 from llm4dsr.studies.measures import detection
 from llm4dsr.studies.study import Context, Found, markdown, smaller
 from llm4dsr.studies.truth import known_noise
@@ -230,15 +230,60 @@ def test_histories_at_an_eta_are_those_that_the_run_would_write(context: Context
 
 
 def test_flags_by_chance_are_as_many_and_others(context: Context) -> None:
+    run, items = context.run(), context.suite.data.splits[c.TRAIN].present.sum()
+    sure, chance = (run.decided("rate", 0.2, scores=s)[c.TRAIN] for s in (None, controls.by_chance(run)))
+    assert len(sure) == len(chance) == pytest.approx(0.2 * items, abs=1)
+    assert len(sure.join(chance, on=[c.WINDOW, c.POSITION])) < 0.5 * len(sure)
+
+
+def test_popular_items_take_the_places_of_suggestions(context: Context) -> None:
     run, data = context.run(), context.suite.data
-    edits = []
-    for by_chance in (False, True):
-        train = threshold.corrected_at(run, context, "rate", 0.2, by_chance)["replace"][c.TRAIN]
-        edits.append(train.items != data.splits[c.TRAIN].items)
-        assert edits[-1].sum() == pytest.approx(0.2 * data.splits[c.TRAIN].lengths.sum(), abs=1)
-    assert (edits[0] & edits[1]).sum() < 0.5 * edits[0].sum()
-    shares = threshold.study(context).tables["Ranking with a share of all interactions replaced"]
-    assert shares["row"].to_list() == ["original", "20%, the most suspicious", "20%, by chance"]
+    ours = context.suggested(run, run.decided("rate", 0.2))
+    popular = controls.popular_instead(ours, data, seed=0)
+    assert popular.decisions is ours.decisions
+    for split, suggested in popular.suggestions.items():
+        assert suggested.select(c.WINDOW, c.POSITION).equals(ours.suggestions[split].select(c.WINDOW, c.POSITION))
+        assert (suggested[c.SUGGESTED] != ours.suggestions[split][c.SUGGESTED]).mean() > 0.5
+    users = controls.users_of_items(data.splits[c.TRAIN], len(data.catalogue))
+    drawn_users = users[data.catalogue.index(popular.suggestions[c.TRAIN][c.SUGGESTED].to_list())]
+    assert drawn_users.mean() > users.mean()  # an item that twice as many have is drawn twice as often
+    windows = {int(w): set(data.splits[c.TRAIN].row(i)) for i, w in enumerate(data.splits[c.TRAIN].window_ids)}
+    for window, item in popular.suggestions[c.TRAIN].select(c.WINDOW, c.SUGGESTED).iter_rows():
+        assert int(data.catalogue.index([item])[0]) not in windows[window]
+
+
+def test_training_alone_is_judged_without_what_validation_tells(context: Context) -> None:
+    run = context.run()
+    known = context.suggested(run, run.decided("rate", 0.2))
+    alone = controls.training_alone(run, known, 0.2, context)
+    assert len(alone.decisions[c.TRAIN]) == len(known.decisions[c.TRAIN])
+    assert not alone.suggestions[c.TRAIN].equals(known.suggestions[c.TRAIN])
+    for split in (c.VALID, c.TEST):
+        assert alone.suggestions[split] is known.suggestions[split]
+
+
+def test_users_of_items_and_ranking_by_them_by_hand() -> None:
+    """Item 0: users a and b; item 1: user a, twice. Two test windows, whose targets two users and one user have."""
+    train = Windows.from_lists([[0, 1], [0, 1], [0, 2]], user_ids=pl.Series(["a", "a", "b"]))
+    assert controls.users_of_items(train, 4).tolist() == [2, 1, 1, 0]
+    many = Windows.from_lists([[0, 1]] * 30, user_ids=pl.Series(range(30)))
+    test = Windows.from_lists([[1, 0], [0, 2], [0, 3]])
+    data = Data(Catalogue(pl.Series(range(4)), list("abcd")), {c.TRAIN: many, c.VALID: test, c.TEST: test})
+    cells = pl.DataFrame({"row": ["original", "original"], "seed": [0, 1], "ranks": [[1, 3, 30], [30, 3, 3]]})
+    counted, ranked = controls.by_popularity(cells, data, 20).to_dicts()
+    assert counted == {"row": "test windows", "up to 5 users": 2, "6 to 20": 0, "more than 20": 1}
+    assert ranked["more than 20"] == 0.5  # ranks 1 and 30: NDCG 1 and 0
+    assert ranked["up to 5 users"] == pytest.approx((0.5 + 0 + 0.5 + 0.5) / 4)
+    assert math.isnan(ranked["6 to 20"])
+
+
+def test_a_share_is_ranked_beside_its_controls(context: Context) -> None:
+    tables = threshold.study(context).tables
+    shown = ["original", "20%, the most suspicious", "20%, by chance",
+             "20%, the most suspicious, popular items instead",
+             "20%, the most suspicious, knowing training alone"]  # fmt: skip
+    assert tables["Ranking with a share of all interactions replaced"]["row"].to_list() == shown
+    assert tables["The same by the target's users in training"]["row"].to_list() == ["test windows", *shown]
 
 
 def test_ranking_is_that_of_the_original_where_nothing_is_flagged(context: Context) -> None:

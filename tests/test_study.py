@@ -13,7 +13,7 @@ from llm4dsr.bench.suite import Suite
 from llm4dsr.config import Config
 from llm4dsr.data import Data
 from llm4dsr.errors import OutputError
-from llm4dsr.studies.study import UNWRITTEN, Context, Found, markdown, smaller, write_page
+from llm4dsr.studies.study import UNWRITTEN, Context, Found, check_page, markdown, smaller, write_page
 
 TABLE = pl.DataFrame({"η": [0.5, 1.0], "precision": [2 / 3, float("nan")], "there": [True, False], "flags": [3, None]})
 
@@ -72,6 +72,17 @@ def test_findings_that_people_wrote_outlive_a_new_page(context: Context, tmp_pat
     assert UNWRITTEN not in again
     assert "Another note." in again
     assert "- A note." not in again
+
+
+def test_findings_on_one_suite_are_not_put_over_numbers_of_another(context: Context, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    check_page("task", "toys", docs)
+    text = write(context, docs)
+    check_page("task", "toys", docs)  # nobody has written anything yet
+    (docs / "task.md").write_text(text.replace(UNWRITTEN, "It works."), encoding="utf-8")
+    check_page("task", "demo-tiny", docs)
+    with pytest.raises(OutputError, match="another suite than toys"):
+        check_page("task", "toys", docs)
 
 
 def test_a_page_that_cannot_be_written_is_an_output_error(context: Context, tmp_path: Path) -> None:

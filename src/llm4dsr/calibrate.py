@@ -10,6 +10,9 @@ Two things must hold, or the share is far off: self-made noise must be drawn as 
 interactions, not over windows: long windows hold more of both), and no model may score a history that it was tuned on,
 since it has learnt that history's noise by heart and calls it fitting.
 
+Where a model does not even tell self-made noise from the rest, the bound stays near 1. That is no knowledge of much
+noise: then nothing gets a probability above 0, and a warning says so.
+
 What no label-free estimate can tell apart is noise and a user's own odd purchases: the bound holds both. The share of
 odd purchases (`score.odd_share`) is therefore an assumption, and is subtracted.
 """
@@ -23,12 +26,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm4dsr.batch import log
 from llm4dsr.catalogue import Windows
-from llm4dsr.metrics import expected_calibration_error
+from llm4dsr.metrics import auroc, expected_calibration_error
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["isotonic", "platt"]
 
+TOLD_APART = 0.55  # AUROC of self-made noise against the untouched (0.5: chance), below which nothing is said
 REGION = 0.05  # smallest share of the self-made noise that a region may hold
 CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # shares of the self-made noise, those in the most coherent company
 TOPS = (0.5, 0.3, 0.2, 0.1, 0.05)  # shares of these, those with the highest log-odds
@@ -82,7 +87,15 @@ class Calibrator:
 
 def fit(noise: Sample, untouched: Sample, method: Method, noise_rate: float) -> Calibrator:
     """noise: n1 interactions of self-made noise. untouched: n0 untouched interactions. noise_rate: the share of the
-    untouched that is noise, in [0, 1]."""
+    untouched that is noise, in [0, 1]; taken for 0 where the scores hardly tell the two samples apart."""
+    both = np.concatenate([noise.log_odds, untouched.log_odds])
+    told = auroc(both, np.arange(len(both)) < len(noise.log_odds))
+    if told < TOLD_APART:
+        log.warning(
+            "The model does not tell self-made noise from the rest (AUROC %.2f; chance is 0.5), so no interaction gets "
+            "a probability of noise above 0. More windows, more epochs or a larger model may help.", told
+        )  # fmt: skip
+        noise_rate = 0.0
     knots, fitted = _monotone(noise.log_odds, untouched.log_odds, method)
     density_ratio = fitted / np.maximum(1 - fitted, 1e-9) * (len(untouched.log_odds) / len(noise.log_odds))
     return Calibrator(knots.tolist(), np.clip(noise_rate * density_ratio, 0.0, 1.0).tolist(), noise_rate)

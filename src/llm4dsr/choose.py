@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from llm4dsr import columns as c
 from llm4dsr.batch import Progress
-from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate import Tables, compare, corrected_splits
 
 if TYPE_CHECKING:
@@ -31,9 +29,9 @@ def shares_tried(run: Run, cap: int | None, progress: Progress | None) -> pl.Dat
     What is made on the way is left where the stages suggest and evaluate look for it, unless they are done already."""
     config, data, scores = run.config, run.data(), run.scores()
     work = {stage: run.work("decide" if run.done(stage) else stage) for stage in ("suggest", "evaluate")}
-    denoiser, compared = Denoiser(config), {}
+    compared = {}
     for share in SHARES:
-        decisions = {n: denoiser.decide(s, "rate", share, cap, is_train=n == c.TRAIN) for n, s in scores.items()}
+        decisions = run.decided("rate", share, cap, scores)
         suggestions = {}
         if config.correct.action == "replace":
             suggestions = dict(run.suggested(decisions, progress, work["suggest"]))

@@ -17,7 +17,8 @@ from rich.markup import escape
 
 from llm4dsr.config import Config
 from llm4dsr.data_cli import app as data_app
-from llm4dsr.errors import LLM4DSRError, ModelError
+from llm4dsr.decide import NO_ETA, VALIDATION
+from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError
 from llm4dsr.terminal import bar, console
 
 if TYPE_CHECKING:  # what computes is imported where it is called: help must not wait for it
@@ -42,6 +43,17 @@ def _config(recipe: Path | None, model: str | None, limit: int | None, seed: int
         config = replace(config, model=replace(config.model, source=model))
     config = replace(config, limit=config.limit if limit is None else limit)
     return replace(config, seed=config.seed if seed is None else seed)
+
+
+def _side_by_side(recipe: Path | None, seeds: int, limit: int) -> tuple[Config, int]:
+    """(configuration, windows of each split) of bench and study, which vary what is corrected by themselves."""
+    config = _config(recipe, None, None, None)
+    if config.decide.policy == VALIDATION:
+        raise ConfigError(
+            f"decide.policy: {VALIDATION} is for runs; bench and study set shares side by side. Leave it out of the "
+            "recipe."
+        )
+    return replace(config, limit=0, evaluate=replace(config.evaluate, seeds=seeds)), limit or config.limit
 
 
 def _begin(out: Path, config: Config, data: Any) -> Run:
@@ -74,10 +86,12 @@ def _stages(run: Run, data: Any) -> None:
 
 def _chosen(run: Run) -> None:
     """Which share validation chose, where it was asked."""
+    from llm4dsr.recommenders.training import VALIDATION_K
+
     tried = run.card()["stages"]["decide"].get("tried", [])
     if tried:
         shown = ", ".join(f"{t['share']:.0%} {t['valid_ndcg']:.4f}{' (chosen)' * t['chosen']}" for t in tried)
-        console.print(f"NDCG@{run.config.evaluate.k} on validation by share corrected: {shown}")
+        console.print(f"NDCG@{VALIDATION_K} on validation by share corrected: {shown}")
 
 
 def _show(run: Run) -> None:
@@ -112,6 +126,8 @@ def run(
 ) -> None:
     """All stages, from the data to the result table. Stopped, it goes on when the same command is given again."""
     chosen = _config(config, model, limit, seed).to_dict()
+    if policy == VALIDATION and eta is not None:
+        raise ConfigError(NO_ETA)
     chosen["decide"] |= {"policy": policy} if policy is not None else {}
     chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
     _stages(_begin(out, Config.from_dict(chosen, "run"), data), data)
@@ -215,8 +231,7 @@ def bench(
     from llm4dsr.bench import cells, denoised, load, tables
     from llm4dsr.data import write_text
 
-    chosen = _config(config, None, None, None)
-    chosen = replace(chosen, evaluate=replace(chosen.evaluate, seeds=seeds))
+    chosen, limit = _side_by_side(config, seeds, limit)
     data = load(suite, natural, limit, chosen.seed)
     asked = denoised.usual(data) if denoisers == "all" else [name.strip() for name in denoisers.split(",")]
     learners = [name.strip() for name in backbones.split(",")]
@@ -254,16 +269,17 @@ def study(
     """One question about the method, answered with a table, a plot and a page."""
     from llm4dsr import studies
     from llm4dsr.bench import load
-    from llm4dsr.errors import ConfigError
-    from llm4dsr.studies.study import Context, smaller, write_page
+    from llm4dsr.studies.study import Context, check_page, smaller, write_page
 
     if name not in (*studies.NAMES, "all"):
         raise ConfigError(f"Unknown study {name!r}. Known: {', '.join(studies.NAMES)}, all.")
-    chosen = _config(config, None, None, None)
-    chosen = replace(chosen, evaluate=replace(chosen.evaluate, seeds=seeds))
+    chosen, limit = _side_by_side(config, seeds, limit)
     chosen = smaller(chosen) if quick else chosen
     data = load(suite, limit=limit, seed=chosen.seed, tiny=quick)
-    for each in studies.NAMES if name == "all" else (name,):
+    asked = studies.NAMES if name == "all" else (name,)
+    for each in asked:
+        check_page(each, data.name, docs)
+    for each in asked:
         module = studies.module(each)
         with bar() as progress:
             context = Context(data, out / data.name, chosen, quick, progress, target or [])
@@ -273,7 +289,7 @@ def study(
         options = (("suite", Path(suite).name), ("config", config.name if config else ""), ("limit", limit))
         given = "".join(f" --{k} {v}" for k, v in options if v)
         given += "".join(f" --target {path.name}" for path in target or [] if each == "transfer")
-        command = f"llm4dsr study {each}{given} --seeds {seeds}" + (" --quick" if quick else "")
+        command = f"llm4dsr study {each}{given} --seeds {chosen.evaluate.seeds}" + (" --quick" if quick else "")
         page = write_page(each, module.QUESTION, found, context, docs, command, seconds)
         console.print(f"[bold]{each}[/bold]: {escape(str(page))}")
 

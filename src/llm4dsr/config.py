@@ -25,7 +25,7 @@ AT_LEAST_1 = {
     "max_tokens", "folds", "calibration_draws", "max_new_tokens", "blocks", "history", "batch_size", "negatives",
     "seeds", "k",
 }  # fmt: skip
-SHARES = {"dropout", "lora_dropout", "rate", "none", "trim", "odd_share"}
+SHARES = {"dropout", "lora_dropout", "rate", "none", "trim", "odd_share", "eta", "eta_test"}
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _build(default: Any, data: Any, where: str) -> Any:
     for key, value in values.items():
         if key in AT_LEAST_1 and value < 1:
             raise ConfigError(f"{where}: {key} = {value!r}; expected at least 1.")
-        if key in SHARES and value > 1:
+        if key in SHARES and value is not None and value > 1:
             raise ConfigError(f"{where}: {key} = {value!r}; expected a share, from 0 to 1.")
     return dataclasses.replace(default, **values)
 

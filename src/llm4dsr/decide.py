@@ -10,6 +10,7 @@ from llm4dsr.errors import ConfigError
 
 POLICIES = ("percentile", "probability", "precision", "rate")
 VALIDATION = "validation"  # of a run: the rate is chosen by a recommender (choose.py)
+NO_ETA = f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out."
 
 
 def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: float, cap: int) -> BoolArray:
@@ -29,7 +30,8 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
     if policy == VALIDATION:
         raise ConfigError(
             "The policy 'validation' asks a recommender, so it is only for runs:  llm4dsr decide --run … --policy "
-            f"validation. Here choose one of {', '.join(POLICIES)}."
+            f"validation. Here choose one of {', '.join(POLICIES)}; for the share that a run has chosen (tried.parquet "
+            "beside its decisions), decide with the policy 'rate' and that share."
         )
     if policy not in POLICIES:
         raise ConfigError(f"decide.policy = {policy!r}; expected one of {', '.join(POLICIES)}.")

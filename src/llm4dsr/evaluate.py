@@ -62,11 +62,13 @@ def detection(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Windows) -
 
 
 def found_noise(suspicion: FloatArray, flagged: BoolArray, truth: BoolArray) -> dict[str, float]:
-    """auroc, average_precision, precision, recall of the same interactions; needs noisy and clean ones."""
+    """auroc, average_precision, precision, recall of the same interactions; NaN where it takes noise or clean ones that
+    are not there."""
     precision, recall = metrics.precision_recall(flagged, truth)
+    both = bool(truth.any() and not truth.all())
     return {
-        "auroc": metrics.auroc(suspicion, truth),
-        "average_precision": metrics.average_precision(suspicion, truth),
+        "auroc": metrics.auroc(suspicion, truth) if both else float("nan"),
+        "average_precision": metrics.average_precision(suspicion, truth) if both else float("nan"),
         "precision": precision,
         "recall": recall,
     }
@@ -231,10 +233,12 @@ def _say(path: Path, text: str) -> None:
 @dataclass(frozen=True)
 class Difference:
     """Of two rows of `compare` in NDCG@k, on the seeds that both have. gain: mean of the first less the second;
-    half_width: of its 95 % Student interval over seeds. p_seeds, p_windows: of paired t tests over seeds, and over test
-    windows with the mean of the seeds for each: would another training run show the same, would other histories?"""
+    gain_percent: in percent of the second; half_width: of the gain's 95 % Student interval over seeds. p_seeds,
+    p_windows: of paired t tests over seeds, and over test windows with the mean of the seeds for each: would another
+    training run show the same, would other histories?"""
 
     gain: float
+    gain_percent: float
     half_width: float
     p_seeds: float
     p_windows: float
@@ -242,10 +246,13 @@ class Difference:
     @classmethod
     def between(cls, a: pl.DataFrame, b: pl.DataFrame, k: int) -> Difference:
         seeds = sorted(set(a["seed"].to_list()) & set(b["seed"].to_list()))
+        if not seeds:
+            return cls(*[float("nan")] * 5)
         a, b = (rows.filter(pl.col("seed").is_in(seeds)).sort("seed") for rows in (a, b))
         gain, half, over_seeds = metrics.paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())
         of_windows = (metrics.ndcg_of_each(np.stack(rows["ranks"].to_list()), k).mean(axis=0) for rows in (a, b))
-        return cls(gain, half, over_seeds, metrics.paired_difference(*of_windows)[2])
+        percent = 100 * gain / max(float(np.mean(b["ndcg"].to_list())), 1e-12)
+        return cls(gain, percent, half, over_seeds, metrics.paired_difference(*of_windows)[2])
 
 
 def summary(results: pl.DataFrame) -> pl.DataFrame:

@@ -37,7 +37,7 @@ from llm4dsr.choose import shares_tried
 from llm4dsr.company import user_hashes
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data, write_parquet, write_text
-from llm4dsr.decide import VALIDATION
+from llm4dsr.decide import NO_ETA, VALIDATION
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, DataError, LLM4DSRError, OutputError
 from llm4dsr.recommenders import NAMES
@@ -283,7 +283,7 @@ class Run:
             denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
             if (policy or self.config.decide.policy) == VALIDATION:
                 if eta is not None:
-                    raise ConfigError(f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out.")
+                    raise ConfigError(NO_ETA)
                 tried = shares_tried(self, cap, progress)
                 write_parquet(tried, out / TRIED)
                 facts["tried"] = tried.to_dicts()
@@ -377,6 +377,13 @@ class Run:
 
     def scores(self) -> dict[str, pl.DataFrame]:
         return self._of_splits("score")
+
+    def decided(self, policy: str, eta: float, cap: int | None = None,
+                scores: dict[str, pl.DataFrame] | None = None) -> dict[str, pl.DataFrame]:  # fmt: skip
+        """What other decisions than the run's would flag in each split, by its scores or those given."""
+        denoiser = Denoiser(self.config)
+        scores = self.scores() if scores is None else scores
+        return {n: denoiser.decide(s, policy, eta, cap, is_train=n == c.TRAIN) for n, s in scores.items()}
 
     def decisions(self) -> dict[str, pl.DataFrame]:
         return self._of_splits("decide")

@@ -16,6 +16,7 @@ from llm4dsr.data import write_parquet
 from llm4dsr.errors import ConfigError
 from llm4dsr.pipeline import Run
 from llm4dsr.recommenders import NAMES, ROBUST
+from llm4dsr.shards import digest
 
 RESULTS, DETECTION = "results.parquet", "detection.parquet"
 
@@ -23,16 +24,20 @@ RESULTS, DETECTION = "results.parquet", "detection.parquet"
 def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], config: Config,
           progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
     """Fills the cells that are not there yet: backbone, denoiser, seed, ndcg, hit_rate, valid_ndcg, epochs, seconds,
-    ranks. They are also written to OUT/SUITE/results.parquet, beside what earlier calls have put there, and detection
-    to detection.parquet. A recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched windows.
+    ranks, recipe (a hash of the recommender's options, the same in all rows of a backbone). They are also written to
+    OUT/SUITE/results.parquet, beside what earlier calls have put there, and detection to detection.parquet. A
+    recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched windows.
 
-    One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, OutputError, and others.
+    One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, or where OUT/SUITE has a backbone
+    with other options; OutputError, and others.
     """
     for kind, asked, known in (("backbone", backbones, NAMES), ("denoiser", denoisers, names(suite))):
         for name in asked:
             if name not in known:
                 raise ConfigError(f"Unknown {kind} {name!r} for the suite {suite.name}. Known: {', '.join(known)}.")
     folder, found = out / suite.name, []
+    recipes = {backbone: recipe(backbone, config) for backbone in backbones}
+    _same_recipes(folder / RESULTS, recipes)
     with Run(folder, config).alone():
         rows, detection = denoised(suite, folder, denoisers, config, progress)
         if len(detection):
@@ -42,9 +47,25 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
             settings = dataclasses.replace(config.evaluate, backbone=backbone)  # type: ignore[arg-type]
             cells = evaluate.compare(compared, suite.data.catalogue, settings, config.seed, progress, folder / "cells")
             first = (pl.lit(backbone).alias("backbone"), pl.col("row").alias("denoiser"))
-            found.append(cells.select(*first, pl.exclude("row")))
+            found.append(cells.select(*first, pl.exclude("row"), pl.lit(recipes[backbone]).alias("recipe")))
             _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
     return pl.concat(found)
+
+
+def recipe(backbone: str, config: Config) -> str:
+    """What rows of one table must share: loss, negatives, budget and all other options of the recommender, and k."""
+    own = [config.evaluate.llara] if backbone == "llara" else []
+    return digest(config.evaluate.recommender, config.evaluate.k, *own)
+
+
+def _same_recipes(path: Path, recipes: dict[str, str]) -> None:
+    there = pl.read_parquet(path, glob=False) if path.is_file() else pl.DataFrame({"backbone": [], "recipe": []})
+    for backbone, given in recipes.items():
+        if set(there.filter(pl.col("backbone") == backbone)["recipe"]) - {given}:
+            raise ConfigError(
+                f"{path} has {backbone} with other options of the recommender, and rows that are compared must share "
+                "them. Choose another --out."
+            )
 
 
 def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:

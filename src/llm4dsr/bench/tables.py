@@ -16,6 +16,7 @@ from llm4dsr.errors import OutputError
 from llm4dsr.evaluate import Difference
 from llm4dsr.metrics import mean_interval
 from llm4dsr.recommenders import ROBUST
+from llm4dsr.recommenders.training import VALIDATION_K
 
 CERTAIN = 0.05  # p below which a difference is called significant
 
@@ -28,7 +29,9 @@ would show the same, the second whether other histories would. A denoiser itself
 
 Peers drop the 5 % of the interactions that they suspect most, those with (20 %) that share; STEAM rewrites instead.
 llm4dsr (replace) and (drop) act on what is more likely noise than not, as by default; (replace 5 %) and (replace 20 %)
-on that share of all interactions. Oracles know the noise.
+on that share of all interactions. Oracles know the noise. Precision and recall are of the flags; STEAM does not go by
+them. Minutes of a row with a share are those of the whole run. LLaRA puts the 100 best of its own SASRec in order, and
+has a sample of the windows to learn from ([bench-llara.yaml](bench-llara.yaml)); what is not among them keeps its rank.
 """
 
 
@@ -48,7 +51,8 @@ def results_markdown(out: Path, k: int = 20) -> str:
             if backbone in ROBUST:
                 continue
             rows = results.filter(pl.col("backbone") == backbone)
-            beside = _as_denoisers(robust) if backbone == "sasrec" else robust.clear()
+            same = pl.col("recipe").is_in(rows["recipe"].unique().implode())  # the same loss and budget, or no row
+            beside = _as_denoisers(robust.filter(same)) if backbone == "sasrec" else robust.clear()
             parts.append(_ranking(backbone, pl.concat([rows, beside], how="diagonal_relaxed"), k))
     return "\n".join(parts)
 
@@ -98,7 +102,7 @@ def _ranking(backbone: str, rows: pl.DataFrame, k: int) -> str:
             cells += [""] * 4
         else:
             found = Difference.between(of, base, k)
-            cells += [_gain(of["ndcg"], base["ndcg"]), _p(found.p_seeds), _p(found.p_windows),
+            cells += [f"{found.gain_percent:+.1f} %", _p(found.p_seeds), _p(found.p_windows),
                       _gain(of["hit_rate"], base["hit_rate"])]  # fmt: skip
         text.append(f"| {' | '.join(cells)} | {np.mean(of['seconds'].to_list()) / 60:.1f} |")
     return "\n".join([*text, "", *_verdict(rows, means, k)]) + "\n"
@@ -114,14 +118,13 @@ def _verdict(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[str]:
         certain = [w for w, p in (("seeds", found.p_seeds), ("windows", found.p_windows)) if p < CERTAIN]
         said = f"significant over {' and over '.join(certain)}" if certain else "not significant"
         what = "none" if other == NONE else f"the best peer, {other}"
-        gain = 100 * (means[ours] / means[other] - 1)
-        lines.append(f"- {ours} against {what}: {gain:+.1f} % NDCG@{k}, {said} "
+        lines.append(f"- {ours} against {what}: {found.gain_percent:+.1f} % NDCG@{k}, {said} "
                      f"(p {_p(found.p_seeds)} over seeds, {_p(found.p_windows)} over windows).")  # fmt: skip
-    ours = [n for n in OURS if n in means]
-    if ours:
-        valid = {n: float(np.mean(_of(rows, n)["valid_ndcg"].to_list())) for n in (NONE, *ours)}
+    tried = [n for n in (NONE, *OURS) if n in means]
+    if len(tried) > 1:
+        valid = {n: float(np.mean(_of(rows, n)["valid_ndcg"].to_list())) for n in tried}
         best = max(valid, key=lambda n: valid[n])
-        lines.append(f"- Without a look at test: of none and ours, {best} ranks validation best (NDCG@{k} "
+        lines.append(f"- Without a look at test: of none and ours, {best} ranks validation best (NDCG@{VALIDATION_K} "
                      f"{valid[best]:.4f}, none {valid[NONE]:.4f}).")  # fmt: skip
     return lines
 

@@ -51,9 +51,7 @@ def gains(cells: pl.DataFrame, base: str, k: int) -> pl.DataFrame:
         line = {"row": name, **{column: _mean(row[column]) for column in ("valid_ndcg", "ndcg", "hit_rate")}}
         paired = dict.fromkeys(("gain", "gain_percent", "half_width", "p_seeds", "p_windows"), math.nan)
         if name != base:
-            found = evaluate.Difference.between(row, compared, k)
-            percent = 100 * found.gain / max(_mean(compared["ndcg"]), 1e-12)
-            paired |= {"gain_percent": percent, **dataclasses.asdict(found)}
+            paired |= dataclasses.asdict(evaluate.Difference.between(row, compared, k))
         lines.append(line | paired)
     return pl.DataFrame(lines)
 

@@ -79,13 +79,26 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
+def check_page(name: str, suite: str, docs: Path) -> None:
+    """Findings are of a suite. Raises OutputError where the page there has some of another one."""
+    page = docs / f"{name}.md"
+    if not page.is_file():
+        return
+    text = page.read_text(encoding="utf-8")
+    if _findings(text) != UNWRITTEN and f"- Suite {suite}:" not in text:
+        raise OutputError(f"{page} has findings on another suite than {suite}. Choose another --docs.")
+
+
+def _findings(page: str) -> str:
+    kept = re.search(f"{FINDINGS}(.*?){END}", page, re.S)
+    return kept[1].strip() if kept else UNWRITTEN
+
+
 def write_page(name: str, question: str, found: Found, context: Context, docs: Path, command: str,
                seconds: float) -> Path:  # fmt: skip
     """DOCS/NAME.md with its plot NAME.png, and the tables as Parquet beside them. Raises OutputError."""
     page = docs / f"{name}.md"
-    findings = UNWRITTEN
-    if page.is_file() and (kept := re.search(f"{FINDINGS}(.*?){END}", page.read_text(encoding="utf-8"), re.S)):
-        findings = kept[1].strip()
+    findings = _findings(page.read_text(encoding="utf-8")) if page.is_file() else UNWRITTEN
     windows = ", ".join(f"{len(w):,} {split}" for split, w in context.suite.data.splits.items())
     lines = [f"# {question}", "", FINDINGS, findings, END, "", f"![{question}]({name}.png)", ""]
     for title, table in found.tables.items():

@@ -11,8 +11,8 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr import evaluate, metrics
 from llm4dsr.decide import decide, settings
-from llm4dsr.denoiser import Denoiser
 from llm4dsr.pipeline import Run
+from llm4dsr.studies.controls import by_chance, by_popularity, popular_instead, training_alone
 from llm4dsr.studies.measures import gains
 from llm4dsr.studies.study import Context, Found
 from llm4dsr.tables import matrix
@@ -34,11 +34,7 @@ def study(context: Context) -> Found:
     compared = {evaluate.ORIGINAL: context.suite.data.splits}
     for eta in QUICK_RANKED if context.quick else RANKED:
         compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, POLICY, eta).items()}
-    shared = {evaluate.ORIGINAL: context.suite.data.splits}
-    for share in QUICK_SHARES if context.quick else SHARES:
-        shared[f"{share:.0%}, the most suspicious"] = corrected_at(run, context, "rate", share)["replace"]
-        shared[f"{share:.0%}, by chance"] = corrected_at(run, context, "rate", share, by_chance=True)["replace"]
-    k = context.config.evaluate.k
+    k, shared = context.config.evaluate.k, context.compare(_shares(run, context))
     ranking = gains(context.compare(compared), evaluate.ORIGINAL, k)
     eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
     ranking = ranking.with_columns(
@@ -54,6 +50,10 @@ def study(context: Context) -> Found:
         "Every flag of every η has a suggestion, made for the flags of that η as the pipeline would make it.",
         "By chance: as many interactions with the same cap, drawn at random, and our suggestions for them. What these "
         "gain is owed to the suggestions alone; what the most suspicious ones gain beyond is owed to detection.",
+        "Popular items instead: the same flags, but items drawn by how many users have them in training. What these "
+        "gain is owed to frequent items alone.",
+        "Knowing training alone: flags and suggestions of training windows without the histories of validation, which "
+        "a run has counted by then (who has what together) and recommenders never learn from.",
         f"Recommender: {context.config.evaluate.backbone}, {context.config.evaluate.seeds} seed(s), test targets "
         "untouched; ranking is NDCG and hit rate "
         f"@{k}. Half widths and p_seeds are over seeds, p_windows over test windows.",
@@ -61,7 +61,8 @@ def study(context: Context) -> Found:
     tables = {
         "Flags at the automatic choice": sweep.filter(pl.col("η") == AUTOMATIC),
         "Ranking at some η": ranking,
-        "Ranking with a share of all interactions replaced": gains(context.compare(shared), evaluate.ORIGINAL, k),
+        "Ranking with a share of all interactions replaced": gains(shared, evaluate.ORIGINAL, k),
+        "The same by the target's users in training": by_popularity(shared, context.suite.data, k),
         "Sweep": sweep.filter(pl.col("η").is_in(SHOWN)),
     }
     return Found(tables, partial(_plot, sweep, ranking, k), notes)
@@ -90,17 +91,31 @@ def _sweep(run: Run, context: Context, split: str, scores: pl.DataFrame) -> pl.D
     return pl.DataFrame(lines)
 
 
-def corrected_at(run: Run, context: Context, policy: str, eta: float,
-                 by_chance: bool = False) -> dict[str, evaluate.Splits]:  # fmt: skip
-    """Action → the splits as the pipeline would correct them with this η; by_chance: on random log-odds."""
-    data, denoiser, targets = context.suite.data, Denoiser(run.config), run.config.correct.train_targets
-    rng, decisions = np.random.default_rng(run.config.seed), {}
-    for split, scores in run.scores().items():
-        if by_chance:
-            scores = scores.with_columns(pl.Series(c.LOG_ODDS, rng.standard_normal(len(scores))))
-        decisions[split] = denoiser.decide(scores, policy, eta, is_train=split == c.TRAIN)
-    tables = context.suggested(run, decisions)
-    return {a: evaluate.corrected_splits(data.splits, tables, data.catalogue, a, targets) for a in ACTIONS}
+def corrected_at(run: Run, context: Context, policy: str, eta: float) -> dict[str, evaluate.Splits]:
+    """Action → the splits as the pipeline would correct them with this η."""
+    tables = context.suggested(run, run.decided(policy, eta))
+    return {action: _corrected(run, context, tables, action) for action in ACTIONS}
+
+
+def _corrected(run: Run, context: Context, tables: evaluate.Tables, action: str = "replace") -> evaluate.Splits:
+    data, targets = context.suite.data, run.config.correct.train_targets
+    return evaluate.corrected_splits(data.splits, tables, data.catalogue, action, targets)
+
+
+def _shares(run: Run, context: Context) -> dict[str, evaluate.Splits]:
+    """Rows with a share of all interactions replaced, and controls that tell what the gain is owed to."""
+    data, out = context.suite.data, {evaluate.ORIGINAL: context.suite.data.splits}
+    for share in QUICK_SHARES if context.quick else SHARES:
+        tables = context.suggested(run, run.decided("rate", share))
+        drawn = context.suggested(run, run.decided("rate", share, scores=by_chance(run)))
+        out[f"{share:.0%}, the most suspicious"] = _corrected(run, context, tables)
+        out[f"{share:.0%}, by chance"] = _corrected(run, context, drawn)
+    popular = popular_instead(tables, data, run.config.seed)
+    out[f"{share:.0%}, the most suspicious, popular items instead"] = _corrected(run, context, popular)
+    if run.config.model.items == "vector" and run.config.model.company:
+        alone = training_alone(run, tables, share, context)
+        out[f"{share:.0%}, the most suspicious, knowing training alone"] = _corrected(run, context, alone)
+    return out
 
 
 def _row(eta: float, action: str) -> str:
