@@ -1,6 +1,8 @@
 """The benchmark: cells that are kept, rows that differ in their data alone, and tables that can be checked by hand."""
 
 import multiprocessing
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from llm4dsr.bench import bench, load, tables
 from llm4dsr.bench.cells import DETECTION, RESULTS
@@ -185,6 +188,25 @@ def test_the_memory_of_a_peer_is_its_own():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(peak_memory_mb).result() < 700 < peak_memory_mb()
     assert len(held)
+
+
+def test_the_command_leaves_tables_and_goes_on_where_it_was(tmp_path):
+    """As a user gives it, on a folder of windows and with a recipe; the second time there is nothing to train."""
+    SUITE.data.write(tmp_path / "shop")
+    recipe = {"model": {"hidden_size": 32, "layers": 1, "heads": 2, "vector_size": 32},
+              "train": {"epochs": 1, "folds": 2},
+              "evaluate": {"recommender": {"hidden_size": 16, "epochs": 2}}}  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    command = [Path(sys.executable).with_name("llm4dsr"), "bench", "--suite", "shop", "--out", "out", "--seeds", "2",
+               "--config", "small.yaml", "--denoisers", "none,llm4dsr (drop),pmi,oracle (drop)"]  # fmt: skip
+    texts = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        texts.append((tmp_path / "out" / "RESULTS.md").read_text("utf-8"))
+    assert texts[0] == texts[1]  # the minutes, too: they are those of the first time
+    assert "at most 8 recommenders" in " ".join(done.stdout.split())
+    assert texts[0].count("| oracle (drop) |") == 1
 
 
 def test_tables_need_results(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,18 @@ def test_a_page_that_cannot_be_written_is_an_output_error(context: Context, tmp_
     (tmp_path / "docs").write_text("a file where the folder should be")
     with pytest.raises(OutputError, match="docs"):
         write(context, tmp_path / "docs")
+
+
+def test_all_studies_in_their_quick_form_leave_a_page_each(tmp_path: Path) -> None:
+    """The command of docs/studies/README.md, as a user gives it."""
+    llm4dsr = Path(sys.executable).with_name("llm4dsr")
+    out, docs = tmp_path / "out", tmp_path / "pages"
+    command = [llm4dsr, "study", "all", "--quick", "--out", out, "--docs", docs]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {page.stem for page in docs.glob("*.md")} == {page.stem for page in docs.glob("*.png")} == set(studies.NAMES)
+    for page in docs.glob("*.md"):
+        assert f"    llm4dsr study {page.stem} --suite demo --seeds 2 --quick" in page.read_text(encoding="utf-8")
 
 
 def test_every_study_has_a_question_and_a_function() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import platform
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,11 +36,11 @@ TUNED_ON = 2_000  # windows that an untuned model takes its title vectors and co
 def speeds(context: Context) -> pl.DataFrame:
     """The tuned denoiser of the run and untuned embedded models of some sizes, each on one core. One row for each:
     model, parameters, windows (test histories that were scored at once), windows per second, peak MB, calls (histories
-    that were scored one by one), median ms, p95 ms."""
+    that were judged one by one), median ms and p95 ms to score one, and to correct one: score, decide, suggest."""
     data, quick, shards = context.suite.data, context.quick, context.shards("cost")
     windows = limit_windows(data.splits[c.TEST], QUICK_WINDOWS if quick else WINDOWS, context.config.seed).histories()
     calls = QUICK_CALLS if quick else CALLS
-    key = (versions(), platform.node(), origin(data), context.config, len(windows), calls)
+    key = (versions(), "score and correct", platform.node(), origin(data), context.config, len(windows), calls)
     # A fresh process for each model has only that model's memory; a quick look saves the time to start it
     fresh = None if quick else 1
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=fresh) as pool:
@@ -82,18 +83,27 @@ def _judge(folder: Path, windows: Windows, calls: int) -> dict[str, float]:
     started = time.perf_counter()
     denoiser.score(windows)
     seconds = time.perf_counter() - started
-    latencies = []
-    for i in range(calls):
-        one = windows.take(np.array([i % len(windows)]))
-        started = time.perf_counter()
-        denoiser.score(one)
-        latencies.append(1000 * (time.perf_counter() - started))
+    scored, corrected = (_latencies(call, windows, calls) for call in (denoiser.score, denoiser.correct))
     return {
         "parameters": sum(p.numel() for model in denoiser.ensemble.models for p in model.parameters()),
         "windows": len(windows),
         "windows per second": len(windows) / seconds,
         "peak MB": peak_memory_mb(),
         "calls": calls,
-        "median ms": float(np.median(latencies)),
-        "p95 ms": float(np.quantile(latencies, 0.95)),
+        "score, median ms": float(np.median(scored)),
+        "score, p95 ms": float(np.quantile(scored, 0.95)),
+        "correct, median ms": float(np.median(corrected)),
+        "correct, p95 ms": float(np.quantile(corrected, 0.95)),
     }
+
+
+def _latencies(call: Callable[[Windows], object], windows: Windows, calls: int) -> list[float]:
+    """Milliseconds of each call with one history."""
+    call(windows.take(np.array([0])))  # what is set up by the first call is no one's time
+    out = []
+    for i in range(calls):
+        one = windows.take(np.array([i % len(windows)]))
+        started = time.perf_counter()
+        call(one)
+        out.append(1000 * (time.perf_counter() - started))
+    return out
