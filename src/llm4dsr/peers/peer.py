@@ -1,4 +1,4 @@
-"""What every peer gives: a suspicion for each interaction. Peers are what llm4dsr is measured against (bench.py).
+"""What every peer gives: a suspicion for each interaction. Peers are what llm4dsr is measured against (bench/).
 
 All are chosen and used alike. A peer may try up to four settings (`grid`), each fitted on the same sample of training
 windows; the one that finds self-made noise in validation histories best (average precision) is fitted on all. Labels

@@ -48,9 +48,9 @@ class Context:
         """Our run on the suite, up to the suggestions; made once, and shared by studies and benchmark."""
         return our_run(self.suite.data, self.folder / "llm4dsr", self.config, self.progress)
 
-    def variant(self, name: str, config: Config, suite: Suite | None = None) -> Run:
-        """A run with another configuration, or on other windows; kept under `name`."""
-        return our_run((suite or self.suite).data, self.folder / "variants" / name, config, self.progress)
+    def variant(self, name: str, config: Config) -> Run:
+        """A run with another configuration; kept under `name`."""
+        return our_run(self.suite.data, self.folder / "variants" / name, config, self.progress)
 
     def suggested(self, run: Run, decisions: dict[str, pl.DataFrame]) -> evaluate.Tables:
         """Decisions with what the run's model suggests for them, which is kept."""
