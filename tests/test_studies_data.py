@@ -235,7 +235,7 @@ def test_a_target_needs_a_mask(context, tmp_path):
 
 def test_each_part_is_left_out_once(found):
     detected, ranked = found["ablations"].tables.values()
-    parts = ["without tuning", "without company", "single fold", "without uncertainty", "without calibration"]
+    parts = ["without tuning", "without uncertainty", "without calibration"]
     assert detected["row"].to_list() == ["the whole", *parts, "text model", "text model without warm-up"]
     assert ranked["row"].to_list() == ["none", "the whole", *parts, "without replacement (drop)"]
     assert detected["auroc"].is_between(0, 1).all()
@@ -255,13 +255,6 @@ def test_a_verdict_is_a_flag_where_uncertainty_is_not_asked_for():
         assert left_out(scores, config, True)["position"].to_list() == [0, 1]
     titles = dataclasses.replace(Config(), model=ModelConfig(items="text", answer="title"))
     assert ablations.answers(scores, titles, True)["position"].to_list() == [0]
-
-
-def test_only_parts_that_are_there_are_left_out():
-    plain = dataclasses.replace(Config(), train=dataclasses.replace(Config().train, folds=1),
-                                model=dataclasses.replace(Config().model, items="text"))  # fmt: skip
-    assert list(ablations.retrained(plain)) == ["without tuning"]
-    assert list(ablations.retrained(Config())) == ["without tuning", "without company", "single fold"]
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------

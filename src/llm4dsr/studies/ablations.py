@@ -24,11 +24,9 @@ from llm4dsr.tables import matrix
 QUESTION = "What is each part of the method worth?"
 WHOLE = "the whole"
 UNTUNED, UNSURE, DROPPED = "without tuning", "without uncertainty", "without replacement (drop)"
-UNCALIBRATED, ALONE, SINGLE = "without calibration", "without company", "single fold"
+UNCALIBRATED = "without calibration"
 WARM, COLD = "text model", "text model without warm-up"
-# On Toys, on two cores: three denoisers, about 22 minutes; recommenders for four rows that the benchmark has not, four
-# minutes each and for at most SEEDS seeds; two text models, about three minutes each.
-SEEDS = 2
+SEEDS = 2  # of recommenders, at most
 TEXT, TEXT_QUICK, WARM_EPOCHS = (3_000, 800, 1_000), (64, 32, 33), 2  # windows of train, valid and test; passes
 
 
@@ -38,9 +36,9 @@ def study(context: Context) -> Found:
     run = context.run()
     tables = {WHOLE: run.tables()}
     scores = {WHOLE: run.scores()}
-    for name, changed in retrained(config).items():
-        other = context.variant(f"ablation-{name.replace(' ', '-')}", changed)
-        tables[name], scores[name] = other.tables(), other.scores()
+    untuned = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=0))
+    other = context.variant("without-tuning", untuned)
+    tables[UNTUNED], scores[UNTUNED] = other.tables(), other.scores()
     for name, decide in ((UNSURE, answers), (UNCALIBRATED, uncalibrated)):
         decisions = {split: decide(s, config, split == c.TRAIN) for split, s in scores[WHOLE].items()}
         tables[name], scores[name] = context.suggested(run, decisions), scores[WHOLE]
@@ -58,23 +56,12 @@ def study(context: Context) -> Found:
          f"{UNSURE}: the model's own answer is the decision ({_answer(config)}), with the cap on flags in a window. "
          f"{UNCALIBRATED}: its log-odds are taken for what they say, with the same η. With verdicts and η = 0.5 they "
          "are the same.",
-         f"{UNTUNED}, {ALONE} and {SINGLE} are tuned, calibrated and scored anew, in the configuration of the whole "
-         "but for that part.",
-         "With a single fold, training histories are scored by the model that was tuned on them.",
+         f"{UNTUNED}: the same configuration with no epoch, calibrated and scored anew. What company and folds are worth "
+         "stands in docs/embedded-model.md.",
          f"The text models (items: text, answer: position; the warm-up is {WARM_EPOCHS} passes) have a sample of "
          f"{TEXT_QUICK if context.quick else TEXT} windows of train, valid and test. Compare "
          "them with each other alone."],
     )  # fmt: skip
-
-
-def retrained(config: Config) -> dict[str, Config]:
-    """Configurations without one part that acts before scoring, where the configuration has that part."""
-    out = {UNTUNED: dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=0))}
-    if config.model.items == "vector" and config.model.company:
-        out[ALONE] = dataclasses.replace(config, model=dataclasses.replace(config.model, company=False))
-    if config.train.folds > 1:
-        out[SINGLE] = dataclasses.replace(config, train=dataclasses.replace(config.train, folds=1))
-    return out
 
 
 def answers(scores: pl.DataFrame, config: Config, is_train: bool) -> pl.DataFrame:

@@ -26,7 +26,7 @@ RATES = (0.05, 0.1, 0.2, 0.5)
 RANKED_AT = 0.1  # the rate at which recommenders are trained, too
 # On Toys, with two cores: 28 denoisers of about a minute (a third of it title vectors and scores), then 15 recommenders
 # for each of two seeds, at most 40 s each.
-WINDOWS, QUICK = (4_000, 1_000, 3_000), (128, 32, 33)  # of train, valid and test
+WINDOWS, QUICK = (3_000, 800, 2_000), (128, 32, 33)  # of train, valid and test
 EPOCHS, FOLDS, SEEDS = 3, 2, 2
 CLEAN = "before the noise"
 

@@ -42,8 +42,7 @@ from llm4dsr.vectors import title_vectors
 QUESTION = "Does a denoiser that was tuned in one domain work in another?"
 HOME, AS_IS, ADAPTED = "source, at home", "as it is", "short adaptation"
 FEW_SCRATCH, ALL_SCRATCH = "from scratch, few windows", "from scratch, all windows"
-# On Toys with two targets: three repeats of each, about seven minutes on two cores.
-TUNED, TESTED, REPEATS = 20_000, 5_000, 3  # windows of each domain, test windows, seeds
+TUNED, TESTED, REPEATS = 5_000, 2_000, 3  # windows of each domain, test windows, seeds
 ADAPT_RATE = 0.3  # of the learning rate, in the short adaptation: what was learnt should not be forgotten
 FEW, FEW_QUICK, SCRATCH_EPOCHS = 1_000, 64, 10  # windows to adapt with, once; from scratch they are seen ten times
 
