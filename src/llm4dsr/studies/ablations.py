@@ -56,8 +56,8 @@ def study(context: Context) -> Found:
          f"{UNSURE}: the model's own answer is the decision ({_answer(config)}), with the cap on flags in a window. "
          f"{UNCALIBRATED}: its log-odds are taken for what they say, with the same η. With verdicts and η = 0.5 they "
          "are the same.",
-         f"{UNTUNED}: the same configuration with no epoch, calibrated and scored anew. What company and folds are worth "
-         "stands in docs/embedded-model.md.",
+         f"{UNTUNED}: the same configuration with no epoch, calibrated and scored anew. What company and folds are "
+         "worth stands in docs/embedded-model.md.",
          f"The text models (items: text, answer: position; the warm-up is {WARM_EPOCHS} passes) have a sample of "
          f"{TEXT_QUICK if context.quick else TEXT} windows of train, valid and test. Compare "
          "them with each other alone."],
