@@ -1,5 +1,7 @@
 """The main job on the tiny demo: every stage writes its table, saved models score the same, targets stay."""
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -35,36 +37,71 @@ def test_a_run_goes_through_all_stages(tmp_path):
         run.train()
 
 
-def test_a_run_can_choose_on_validation_how_much_it_corrects(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of a run that has come as far as its scores."""
     config = Config.from_dict({**TINY, "evaluate": {"recommender": {"epochs": 12, "hidden_size": 16}}})
-    run = Run.create(tmp_path / "run", config)
+    run = Run.create(tmp_path_factory.mktemp("scored") / "run", config)
     for stage in ("prepare", "train", "score"):
         run.make(stage, make_demo(size="tiny").data)
-    with pytest.raises(ConfigError, match="Leave --eta out"):
-        run.decide(policy="validation", eta=0.3)
-    run.decide(policy="validation")
-    tried = pl.read_parquet(run.path("decide") / TRIED)
+    return run.folder
+
+
+@pytest.fixture
+def scored(made, tmp_path):
+    return Run(shutil.copytree(made, tmp_path / "run"))
+
+
+def test_a_run_chooses_on_validation_how_much_it_corrects(scored):
+    scored.decide()
+    tried = pl.read_parquet(scored.path("decide") / TRIED)
     assert tried["share"].to_list() == list(SHARES)
     best = tried.filter("chosen").row(0, named=True)
     assert best["valid_ndcg"] == tried["valid_ndcg"].max()
-    for name, scores in run.scores().items():
-        expected = Denoiser(config).decide(scores, "rate", best["share"], is_train=name == "train")
-        assert run.decisions()[name].equals(expected)
-    run.suggest()
-    run.evaluate()
-    ranked = pl.read_parquet(run.path("evaluate") / "results.parquet")
+    expected = scored.decided("rate", best["share"])
+    for name, flagged in scored.decisions().items():
+        assert flagged.equals(expected[name])
+    scored.suggest()
+    scored.evaluate()
+    ranked = pl.read_parquet(scored.path("evaluate") / "results.parquet")
     rows = dict(zip(ranked["row"], ranked["valid_ndcg"], strict=True))
     assert rows["corrected (replace)"] == best["valid_ndcg"]  # the same windows, recommender and seed
     assert rows["original"] == tried["valid_ndcg"][0]
 
 
-def test_of_two_shares_that_rank_alike_the_smaller_is_chosen(tmp_path):
+def test_of_two_shares_that_rank_alike_the_smaller_is_chosen(scored):
     """With a cap of 0 nothing is flagged, whatever the share."""
-    run = Run.create(tmp_path / "run", Config.from_dict(TINY))
-    for stage in ("prepare", "train", "score"):
-        run.make(stage, make_demo(size="tiny").data)
-    run.decide(policy="validation", cap=0)
-    assert pl.read_parquet(run.path("decide") / TRIED).filter("chosen")["share"].to_list() == [0.0]
+    scored.decide(cap=0)
+    assert pl.read_parquet(scored.path("decide") / TRIED).filter("chosen")["share"].to_list() == [0.0]
+
+
+def test_a_given_eta_is_a_probability_and_nothing_is_chosen(scored):
+    scored.decide(eta=0.1)
+    assert scored.decisions()["train"].equals(scored.decided("probability", 0.1)["train"])
+    assert not (scored.path("decide") / TRIED).exists()
+
+
+def test_validation_leaves_no_eta_to_be_given(scored):
+    with pytest.raises(ConfigError, match="Leave --eta out"):
+        scored.decide(policy="validation", eta=0.3)
+
+
+def test_a_choice_that_was_stopped_goes_on(scored):
+    shares_done = []
+
+    def stop(done, total, doing):
+        if doing == "suggest" and done == total:
+            shares_done.append(total)
+        if len(shares_done) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scored.decide(stop)
+    assert not scored.done("decide")
+    kept = {path.name: path.stat().st_mtime_ns for path in scored.work("suggest").iterdir()}
+    assert kept
+    scored.decide()
+    assert {path.name: path.stat().st_mtime_ns for path in scored.work("suggest").iterdir()}.items() >= kept.items()
 
 
 def test_without_a_run_nothing_can_be_chosen_on_validation():

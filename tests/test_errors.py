@@ -22,6 +22,7 @@ RECIPE = """
 threads: 1
 model: {hidden_size: 16, layers: 1, heads: 2, vector_size: 16}
 train: {epochs: 1, samples: 30}
+decide: {policy: probability}
 evaluate: {recommender: {epochs: 1}}
 """
 
@@ -260,14 +261,6 @@ def test_a_run_is_not_begun_with_a_decision_that_cannot_be_made(llm4dsr, tmp_pat
     code, printed = llm4dsr("run", "--data", "x", "--out", tmp_path / "run", "--policy", policy, "--eta", eta)
     assert (code, said in printed) == (CONFIG, True), printed
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("command", [["bench"], ["study", "task"]])
-def test_what_compares_shares_itself_has_none_chosen(llm4dsr, tmp_path, command):
-    (tmp_path / "recipe.yaml").write_text("decide: {policy: validation}")
-    options = ("--suite", "demo", "--out", tmp_path / "out", "--config", tmp_path / "recipe.yaml")
-    code, printed = llm4dsr(*command, *options)
-    assert (code, "is for runs" in printed) == (CONFIG, True), printed
 
 
 def test_replacing_without_suggestions(llm4dsr, scored, tmp_path):

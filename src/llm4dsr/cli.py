@@ -46,13 +46,8 @@ def _config(recipe: Path | None, model: str | None, limit: int | None, seed: int
 
 
 def _side_by_side(recipe: Path | None, seeds: int, limit: int) -> tuple[Config, int]:
-    """(configuration, windows of each split) of bench and study, which vary what is corrected by themselves."""
+    """(configuration, windows of each split) of bench and study."""
     config = _config(recipe, None, None, None)
-    if config.decide.policy == VALIDATION:
-        raise ConfigError(
-            f"decide.policy: {VALIDATION} is for runs; bench and study set shares side by side. Leave it out of the "
-            "recipe."
-        )
     return replace(config, limit=0, evaluate=replace(config.evaluate, seeds=seeds)), limit or config.limit
 
 
@@ -92,6 +87,11 @@ def _chosen(run: Run) -> None:
     if tried:
         shown = ", ".join(f"{t['share']:.0%} {t['valid_ndcg']:.4f}{' (chosen)' * t['chosen']}" for t in tried)
         console.print(f"NDCG@{VALIDATION_K} on validation by share corrected: {shown}")
+        if tried[0]["chosen"]:
+            console.print(
+                "No share ranks validation better than none, so nothing is corrected. To act on what is more likely "
+                f"noise than not:  llm4dsr decide --run {escape(str(run.folder))} --policy probability --overwrite"
+            )
 
 
 def _show(run: Run) -> None:
@@ -128,6 +128,8 @@ def run(
     chosen = _config(config, model, limit, seed).to_dict()
     if policy == VALIDATION and eta is not None:
         raise ConfigError(NO_ETA)
+    if policy is None and eta is not None and chosen["decide"]["policy"] == VALIDATION:
+        policy = "probability"
     chosen["decide"] |= {"policy": policy} if policy is not None else {}
     chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
     _stages(_begin(out, Config.from_dict(chosen, "run"), data), data)

@@ -95,12 +95,13 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class DecideConfig:
-    """How η is read (decide.py). The default flags what is more likely noise than not: its probabilities come from
-    self-made noise in validation, so η = 0.5 is the choice with the most right flags less wrong ones. "validation" is
-    for runs: the share whose correction lets a recommender rank validation best (choose.py)."""
+    """How η is read (decide.py). By default a run takes the share whose correction lets a recommender rank validation
+    best (choose.py). Where no recommender is asked, as by a `Denoiser` alone, "validation" means "probability": what is
+    more likely noise than not is flagged. Probabilities come from self-made noise in validation, so η = 0.5 is the
+    choice with the most right flags less wrong ones."""
 
-    policy: Literal["percentile", "probability", "precision", "rate", "validation"] = "probability"
-    eta: float = 0.5  # in [0, 1], whatever the policy; "validation" chooses its own
+    policy: Literal["percentile", "probability", "precision", "rate", "validation"] = "validation"
+    eta: float = 0.5  # in [0, 1], whatever the policy
     eta_test: float | None = None  # another η for validation and test histories (published: 0.6 train, 0.9 test)
     cap: int = 3  # at most so many flagged interactions in a window
     cap_test: int | None = None

@@ -27,12 +27,6 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
 
     Raises ConfigError for an unknown policy or an η outside [0, 1].
     """
-    if policy == VALIDATION:
-        raise ConfigError(
-            "The policy 'validation' asks a recommender, so it is only for runs:  llm4dsr decide --run … --policy "
-            f"validation. Here choose one of {', '.join(POLICIES)}; for the share that a run has chosen (tried.parquet "
-            "beside its decisions), decide with the policy 'rate' and that share."
-        )
     if policy not in POLICIES:
         raise ConfigError(f"decide.policy = {policy!r}; expected one of {', '.join(POLICIES)}.")
     if not 0 <= eta <= 1:
@@ -74,6 +68,8 @@ def ranks(log_odds: FloatArray) -> IntArray:
 
 
 def settings(config: DecideConfig, is_train: bool) -> tuple[str, float, int]:
-    """(policy, η, cap) for a split; the published settings differ between training and test histories."""
+    """(policy, η, cap) for a split, without a recommender; the published settings differ between training and test
+    histories."""
     cap = config.cap if is_train or config.cap_test is None else config.cap_test
-    return config.policy, config.eta if is_train or config.eta_test is None else config.eta_test, cap
+    policy = "probability" if config.policy == VALIDATION else config.policy
+    return policy, config.eta if is_train or config.eta_test is None else config.eta_test, cap

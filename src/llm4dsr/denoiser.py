@@ -32,7 +32,7 @@ from llm4dsr.company import Company, user_hashes
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.data import limit_windows, write_parquet
 from llm4dsr.ensemble import Ensemble, chunks, fold_of, within
-from llm4dsr.errors import DataError, ModelError
+from llm4dsr.errors import ConfigError, DataError, ModelError
 from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
 from llm4dsr.overlap import Origin, into_windows, merge_scores, out_of_windows, overlapping
 from llm4dsr.prompt import MARKERS, PromptBuilder, judged_in_place
@@ -278,6 +278,12 @@ class Denoiser:
 
     def rule(self, policy: str | None, eta: float | None, cap: int | None, is_train: bool) -> tuple[str, float, int]:
         """(policy, η, cap) in force: what is given here goes before config.decide."""
+        if policy == deciding.VALIDATION:
+            raise ConfigError(
+                "The policy 'validation' asks a recommender, so it is only for runs:  llm4dsr decide --run … --policy "
+                f"validation. Here choose one of {', '.join(deciding.POLICIES)}; for the share that a run has chosen "
+                "(tried.parquet beside its decisions), the policy 'rate' and that share."
+            )
         rules = self.config.decide
         if policy is not None:
             rules = dataclasses.replace(rules, policy=policy)  # type: ignore[arg-type]

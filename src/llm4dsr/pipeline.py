@@ -281,9 +281,11 @@ class Run:
                cap: int | None = None, overwrite: bool = False) -> None:  # fmt: skip
         with self.stage("decide", overwrite) as (out, facts):
             denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
-            if (policy or self.config.decide.policy) == VALIDATION:
-                if eta is not None:
-                    raise ConfigError(NO_ETA)
+            if policy == VALIDATION and eta is not None:
+                raise ConfigError(NO_ETA)
+            if policy is None and eta is None:
+                policy = self.config.decide.policy
+            if policy == VALIDATION:
                 tried = shares_tried(self, cap, progress)
                 write_parquet(tried, out / TRIED)
                 facts["tried"] = tried.to_dicts()

@@ -18,7 +18,7 @@ from llm4dsr.studies.study import Context, Found
 from llm4dsr.tables import matrix
 
 QUESTION = "Which threshold η should there be, and does the automatic one stand well?"
-POLICY, AUTOMATIC = "probability", 0.5  # more likely noise than not: the default, chosen without a label
+POLICY, AUTOMATIC = "probability", 0.5  # more likely noise than not: chosen without a label or a recommender
 SWEPT = np.round(np.linspace(0, 1, 41), 3).tolist()
 SHOWN = SWEPT[::4]  # in the table
 RANKED = (0.2, 0.35, AUTOMATIC, 0.7, 0.9)  # η at which recommenders are trained
