@@ -28,10 +28,12 @@ targets are clean. ± is half of a 95 % Student interval over seeds. *p (seeds)*
 would show the same, the second whether other histories would. A denoiser itself was run with one seed.
 
 Peers drop the 5 % of the interactions that they suspect most, those with (20 %) that share; STEAM rewrites instead.
-llm4dsr (replace) and (drop) act on what is more likely noise than not; (replace 5 %) and (replace 20 %) on that share of
-all interactions, of which a run by default takes the one that ranks validation best. Oracles know the noise. Precision and recall are of the flags; STEAM does not go by
-them. Minutes of a row with a share are those of the whole run. LLaRA puts the 100 best of its own SASRec in order, and
-has a sample of the windows to learn from ([bench-llara.yaml](bench-llara.yaml)); what is not among them keeps its rank.
+llm4dsr (replace) and (drop) act on what is more likely noise than not; (replace 5 %) and the like on that share of all
+interactions, of which a run by default takes the one that ranks validation best. Oracles know the noise.
+
+Precision and recall are of the flags; STEAM does not go by its own. Minutes of a row with a share are those of the
+whole run. LLaRA puts the 100 best of its own SASRec in order, and learns that from a sample of the windows
+([bench-llara.yaml](bench-llara.yaml)); what is not among the 100 keeps its rank.
 """
 
 
