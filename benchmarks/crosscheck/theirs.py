@@ -26,6 +26,7 @@ from rectools.models.nn.transformers.base import TransformerModelBase
 from rectools.models.nn.transformers.bert4rec import BERT4RecDataPreparator
 from rectools.models.nn.transformers.constants import MASKING_VALUE
 from rectools.models.nn.transformers.lightning import TransformerLightningModule
+from rectools.models.nn.transformers.net_blocks import PreLNTransformerLayers
 from rectools.models.nn.transformers.sasrec import SASRecTransformerLayers
 
 K = 20
@@ -67,6 +68,20 @@ class Checked(OnlyWhereAsked):
         torch.testing.assert_close(ours, theirs)
         self.train()
         return super().training_step(batch, batch_idx)
+
+
+class LayersAsOurs(PreLNTransformerLayers):
+    """What our BERT4Rec has and the library's not: a norm after the last block, no dropout of what goes from one block
+    to the next as a whole."""
+
+    def __init__(self, n_blocks: int, n_factors: int, n_heads: int, dropout_rate: float, **others: int) -> None:
+        super().__init__(n_blocks, n_factors, n_heads, dropout_rate, **others)
+        self.norm = torch.nn.LayerNorm(n_factors)
+        for block in self.transformer_blocks:
+            block.dropout_3 = torch.nn.Identity()
+
+    def forward(self, *args: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
+        return self.norm(super().forward(*args, **others))
 
 
 class GapsAsOurs(BERT4RecDataPreparator):
@@ -116,7 +131,7 @@ def trainer() -> pl.Trainer:
 
 
 def build(
-    name: str, masking: str, start: str, dropout: float, learning_rate: float, check: bool
+    name: str, masking: str, start: str, layers: str, dropout: float, learning_rate: float, check: bool
 ) -> TransformerModelBase:
     """Sizes of `RecommenderConfig`. Padding is masked in attention, as it is with us by the side it stands on."""
     module = StartAsOurs if start == "ours" else Checked if check else OnlyWhereAsked
@@ -130,6 +145,7 @@ def build(
     preparator = GapsAsOurs if masking == "ours" else BERT4RecDataPreparator
     return BERT4RecModel(  # one more place than in a history, for the mask that stands for the item to come
         session_max_len=11, mask_prob=0.2, data_preparator_type=preparator,
+        transformer_layers_type=LayersAsOurs if layers == "ours" else PreLNTransformerLayers,
         transformer_layers_kwargs={"ff_factors_multiplier": 1}, **common,
     )  # fmt: skip
 
@@ -144,6 +160,7 @@ def main() -> None:
     parser.add_argument(
         "--start", choices=("theirs", "ours"), default="theirs", help="initial weights, and vectors * √d"
     )
+    parser.add_argument("--layers", choices=("theirs", "ours"), default="theirs", help="of bert4rec")
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--dropout", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -159,7 +176,7 @@ def main() -> None:
     if args.supervise == "last":
         weights = [[0.0] * (len(row) - 1) + [1.0] for row in train]
     dataset = Dataset.construct(interactions(train, weights))
-    model = build(args.model, args.masking, args.start, args.dropout, args.learning_rate, args.check)
+    model = build(args.model, args.masking, args.start, args.layers, args.dropout, args.learning_rate, args.check)
     by_epoch, seconds = [], 0.0
     for epoch in range(args.epochs):
         started = time.perf_counter()
