@@ -77,6 +77,12 @@ def test_ours_is_also_there_with_a_share_of_flags(out, name, share):
     assert left == pytest.approx(1 - share, abs=0.01)
 
 
+def test_two_rows_of_one_share_are_one_line_of_detection(out):
+    rows, detection = denoised(SUITE, out / SUITE.name, ["llm4dsr (replace 20 %)", "llm4dsr (drop 20 %)"], CONFIG)
+    assert {"llm4dsr (replace 20 %)", "llm4dsr (drop 20 %)"} < set(rows)
+    assert not detection.select("denoiser", "split").is_duplicated().any()
+
+
 def test_a_peer_can_drop_a_larger_share_by_the_same_scores(out):
     rows, detection = denoised(SUITE, out / SUITE.name, ["tfidf", "tfidf (20 %)"], CONFIG)
     few, more = (detection.filter(pl.col("denoiser") == n) for n in ("tfidf", "tfidf (20 %)"))

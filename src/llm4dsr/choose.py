@@ -29,8 +29,8 @@ def shares_tried(run: Run, cap: int | None, progress: Progress | None) -> pl.Dat
     What is made on the way is left where the stages suggest and evaluate look for it, unless they are done already."""
     config, data, scores = run.config, run.data(), run.scores()
     work = {stage: run.work("decide" if run.done(stage) else stage) for stage in ("suggest", "evaluate")}
-    compared = {}
-    for share in SHARES:
+    compared = {str(share): data.splits for share in SHARES}
+    for share in filter(None, SHARES):
         decisions = run.decided("rate", share, cap, scores)
         suggestions = {}
         if config.correct.action == "replace":

@@ -42,9 +42,12 @@ from llm4dsr.tables import matrix
 NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
 SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
 MORE = 0.2  # what a run chooses on Toys, by validation, out of 0, .05, .1 and .2
-# Shares of the interactions that ours acts on, in place of what is more likely noise than not
-SHARES = {"llm4dsr (replace 5 %)": SHARE, "llm4dsr (replace 20 %)": MORE, "llm4dsr (drop 20 %)": MORE}
-OURS = {REPLACE: "replace", DROP: "drop", **{name: "drop" if "drop" in name else "replace" for name in SHARES}}
+# Name → what ours does, and on which share of the interactions; None: on what is more likely noise than not
+OURS: dict[str, tuple[str, float | None]] = {
+    REPLACE: ("replace", None), DROP: ("drop", None), "llm4dsr (replace 5 %)": ("replace", SHARE),
+    "llm4dsr (replace 20 %)": ("replace", MORE), "llm4dsr (drop 20 %)": ("drop", MORE),
+}  # fmt: skip
+SHARES = {name: share for name, (_, share) in OURS.items() if share is not None}
 SUGGESTIONS = "llm4dsr-suggestions"  # what our model suggests for other decisions than the run's, beside the run
 OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
 ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
@@ -83,18 +86,18 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
     What is in `folder` already is not made again."""
     data = suite.data
     out, lines = {NONE: data.splits}, Lines()
-    if any(name in asked for name in OURS):
+    ours = {name: OURS[name] for name in asked if name in OURS}
+    if ours:
         run = our_run(data, folder / "llm4dsr", config, progress)
-        tables, scores, targets = run.tables(), run.scores(), config.correct.train_targets
-        lines += _our_detection("llm4dsr", run, scores, tables, data)
-        for name, action in OURS.items():
-            if name not in asked:
-                continue
-            by = tables
-            if name in SHARES:
-                by = _by_share(run, scores, SHARES[name], folder / SUGGESTIONS, progress)
-                lines += _our_detection(f"llm4dsr ({100 * SHARES[name]:.0f} %)", run, scores, by, data)
-            out[name] = evaluate.corrected_splits(data.splits, by, data.catalogue, action, targets)
+        scores = run.scores()
+        by: dict[float | None, evaluate.Tables] = {None: run.tables()}
+        lines += _our_detection("llm4dsr", run, scores, by[None], data)
+        for part in dict.fromkeys(SHARES[name] for name in ours if name in SHARES):
+            by[part] = _by_share(run, scores, part, folder / SUGGESTIONS, progress)
+            lines += _our_detection(f"llm4dsr ({100 * part:.0f} %)", run, scores, by[part], data)
+        for name, (action, share) in ours.items():
+            targets = config.correct.train_targets
+            out[name] = evaluate.corrected_splits(data.splits, by[share], data.catalogue, action, targets)
     for name, action in ORACLES.items():
         if name in asked:
             out[name] = evaluate.oracle_splits(data.splits, data.catalogue, action)
