@@ -61,10 +61,11 @@ def detection(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Windows) -
     }
 
 
-def found_noise(suspicion: FloatArray, flagged: BoolArray, truth: BoolArray) -> dict[str, float]:
-    """auroc, average_precision, precision, recall of the same interactions; NaN where it takes noise or clean ones that
-    are not there."""
-    precision, recall = metrics.precision_recall(flagged, truth)
+def found_noise(suspicion: FloatArray, flagged: BoolArray | None, truth: BoolArray) -> dict[str, float]:
+    """auroc, average_precision, precision, recall of the same interactions; NaN where it takes noise, clean ones or
+    flags (None: nothing was decided) that are not there."""
+    nothing = (float("nan"), float("nan"))
+    precision, recall = nothing if flagged is None else metrics.precision_recall(flagged, truth)
     both = bool(truth.any() and not truth.all())
     return {
         "auroc": metrics.auroc(suspicion, truth) if both else float("nan"),

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import polars as pl
 
-from llm4dsr import evaluate, metrics
+from llm4dsr import evaluate
 from llm4dsr.catalogue import BoolArray, FloatArray, Windows
 
 
@@ -29,11 +29,8 @@ def detection(log_odds: FloatArray, flagged: BoolArray | None, windows: Windows)
         return out
     truth = windows.noise_mask[judged]
     out["noise"] = float(truth.mean())
-    if truth.any() and not truth.all():
-        out["auroc"] = metrics.auroc(log_odds[judged], truth)
-        out["average_precision"] = metrics.average_precision(log_odds[judged], truth)
+    out |= evaluate.found_noise(log_odds[judged], None if flagged is None else flagged[judged], truth)
     if flagged is not None:
-        out["precision"], out["recall"] = metrics.precision_recall(flagged[judged], truth)
         out["false_flags"] = float(flagged[judged][~truth].mean()) if not truth.all() else math.nan
     return out
 
