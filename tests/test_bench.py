@@ -91,10 +91,33 @@ def test_a_peer_can_drop_a_larger_share_by_the_same_scores(out):
     assert rows["tfidf (20 %)"]["train"].lengths.sum() < rows["tfidf"]["train"].lengths.sum()
 
 
+def test_flags_of_a_peer_can_get_our_suggestions(out):
+    """As many interactions as it drops, at the same places: what a gain owes to suggestions alone."""
+    rows, detection = denoised(SUITE, out / SUITE.name, ["random (20 %)", "random (replace 20 %)"], CONFIG)
+    assert detection["denoiser"].unique().to_list() == ["random (20 %)"]
+    for name, before in SUITE.data.splits.items():
+        dropped, replaced = rows["random (20 %)"][name], rows["random (replace 20 %)"][name]
+        assert replaced.lengths.tolist() == before.lengths.tolist()
+        at = {int(w): i for i, w in enumerate(dropped.window_ids)}
+        changed = 0
+        for i, window in enumerate(before.window_ids):
+            old, new = np.array(before.row(i)), np.array(replaced.row(i))
+            changed += (old != new).sum()
+            if int(window) in at:  # a window that lost all but one item is left out
+                assert dropped.row(at[int(window)]) == old[old == new].tolist()
+        assert changed == pytest.approx(detection.filter(split=name)["flagged"][0] * judged(name))
+
+
+def judged(split: str) -> int:
+    windows = SUITE.data.splits[split]
+    return int((windows if split == "train" else windows.histories()).lengths.sum())
+
+
 def test_all_denoisers_are_each_peer_once_and_one_that_rewrites_takes_no_share():
     assert {"tfidf", "steam", "oracle (drop)"} <= set(usual(SUITE)) < set(names(SUITE))
     assert "tfidf (20 %)" in set(names(SUITE)) - set(usual(SUITE))
-    assert "steam (20 %)" not in names(SUITE)
+    assert "tfidf (replace 20 %)" in set(names(SUITE)) - set(usual(SUITE))
+    assert not {"steam (20 %)", "steam (replace 20 %)"} & set(names(SUITE))
 
 
 def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
@@ -218,6 +241,37 @@ def test_the_command_leaves_tables_and_goes_on_where_it_was(tmp_path):
 def test_tables_need_results(tmp_path):
     with pytest.raises(OutputError, match="no results"):
         tables.results_markdown(tmp_path)
+
+
+def test_what_a_list_owes_to_its_order_by_hand(tmp_path):
+    """Lists of two: one target is second, one is not there. In random order, NDCG (1 + .63) / 2 for the first."""
+    line = {"backbone": "llara", "denoiser": "none", "seed": 0, "ndcg": 0.3155, "hit_rate": 0.5, "valid_ndcg": 0.5,
+            "seconds": 1.0, "recipe": "one", "ranks": [2, 30], "listed": 2}  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    pl.DataFrame([line]).write_parquet(tmp_path / "toy" / RESULTS)
+    text = tables.results_markdown(tmp_path)
+    assert "LLaRA puts the 2 best" in text
+    assert "    - none: 2.0, 0.3155 beside 0.4077" in text
+
+
+def test_controls_are_no_peers_and_peers_are_compared_with_the_same_share(tmp_path):
+    ndcg = {"none": 0.1, "llm4dsr (replace 20 %)": 0.5, "llm4dsr (drop 20 %)": 0.2, "pmi": 0.3, "tfidf (20 %)": 0.15,
+            "random (replace 20 %)": 0.4}  # fmt: skip
+    lines = [{"backbone": "gru4rec", "denoiser": name, "seed": 0, "ndcg": value, "hit_rate": 0.5, "valid_ndcg": 0.5,
+              "seconds": 1.0, "recipe": "one", "ranks": [2, 30]} for name, value in ndcg.items()]  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
+    said = [
+        line.split(":")[0] for line in tables.results_markdown(tmp_path).splitlines() if line.startswith("- llm4dsr")
+    ]
+    assert said == [
+        "- llm4dsr (replace 20 %) against none",
+        "- llm4dsr (drop 20 %) against none",
+        "- llm4dsr (replace 20 %) against the best peer, pmi",
+        "- llm4dsr (replace 20 %) against our suggestions for the flags of random",
+        "- llm4dsr (drop 20 %) against the best peer, pmi",
+        "- llm4dsr (drop 20 %) against the best peer that flags 20 %, tfidf (20 %)",
+    ]
 
 
 def test_gains_and_tests_can_be_checked_by_hand(tmp_path):

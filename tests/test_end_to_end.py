@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from llm4dsr import Config, Denoiser
-from llm4dsr.choose import SHARES
+from llm4dsr.choose import SHARES, best_share
 from llm4dsr.decide import decide
 from llm4dsr.demo import make_demo
 from llm4dsr.errors import ConfigError, DataError, OutputError
@@ -57,7 +57,7 @@ def test_a_run_chooses_on_validation_how_much_it_corrects(scored):
     tried = pl.read_parquet(scored.path("decide") / TRIED)
     assert tried["share"].to_list() == list(SHARES)
     best = tried.filter("chosen").row(0, named=True)
-    assert best["valid_ndcg"] == tried["valid_ndcg"].max()
+    assert tried["gain"].to_list() == pytest.approx((tried["valid_ndcg"] - tried["valid_ndcg"][0]).to_list())
     expected = scored.decided("rate", best["share"])
     for name, flagged in scored.decisions().items():
         assert flagged.equals(expected[name])
@@ -67,6 +67,34 @@ def test_a_run_chooses_on_validation_how_much_it_corrects(scored):
     rows = dict(zip(ranked["row"], ranked["valid_ndcg"], strict=True))
     assert rows["corrected (replace)"] == best["valid_ndcg"]  # the same windows, recommender and seed
     assert rows["original"] == tried["valid_ndcg"][0]
+
+
+@pytest.mark.parametrize(
+    ("tenth", "fifth", "chosen"),
+    [
+        (1, 1, 0.1),  # two that are alike: the smaller one
+        (2, 1, 0.2),
+        (3, 2, 0.2),  # ahead of none in every window, by less
+        (3, 4, 0.0),  # none is ahead
+    ],
+)
+def test_the_share_that_ranks_validation_best_is_chosen_by_hand(tenth, fifth, chosen):
+    """Thirty windows: without correction the target is third in each."""
+    ranks = {0.0: [3] * 30, 0.05: [4] * 30, 0.1: [tenth] * 30, 0.2: [fifth] * 30}
+    cells = pl.DataFrame({"row": [str(share) for share in ranks], "valid_ranks": list(ranks.values())})
+    tried = best_share(cells.with_columns(valid_ndcg=pl.lit(0.5)))
+    assert tried.filter("chosen")["share"].to_list() == [chosen]
+
+
+def test_a_share_that_is_ahead_by_chance_is_not_chosen():
+    """Ahead in five windows of a hundred, behind in four, by as much."""
+    none = [1] * 4 + [30] * 96
+    lucky = [30] * 4 + [1] * 5 + [30] * 91
+    cells = pl.DataFrame({"row": ["0.0", "0.2"], "valid_ndcg": [0.04, 0.05], "valid_ranks": [none, lucky]})
+    tried = best_share(cells)
+    assert tried["gain"].to_list() == pytest.approx([0, 0.01])
+    assert tried["half_width"][1] > 0.05
+    assert tried.filter("chosen")["share"].to_list() == [0.0]
 
 
 def test_of_two_shares_that_rank_alike_the_smaller_is_chosen(scored):

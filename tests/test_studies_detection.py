@@ -14,6 +14,7 @@ from llm4dsr import columns as c
 from llm4dsr import evaluate
 from llm4dsr.bench.suite import Suite, load
 from llm4dsr.catalogue import Catalogue, Windows
+from llm4dsr.company import Company
 from llm4dsr.config import Config, DecideConfig
 from llm4dsr.data import Data
 from llm4dsr.errors import DataError
@@ -244,7 +245,7 @@ def test_popular_items_take_the_places_of_suggestions(context: Context) -> None:
     for split, suggested in popular.suggestions.items():
         assert suggested.select(c.WINDOW, c.POSITION).equals(ours.suggestions[split].select(c.WINDOW, c.POSITION))
         assert (suggested[c.SUGGESTED] != ours.suggestions[split][c.SUGGESTED]).mean() > 0.5
-    users = controls.users_of_items(data.splits[c.TRAIN], len(data.catalogue))
+    users = Company.of(data.splits[c.TRAIN], len(data.catalogue)).popularity
     drawn_users = users[data.catalogue.index(popular.suggestions[c.TRAIN][c.SUGGESTED].to_list())]
     assert drawn_users.mean() > users.mean()  # an item that twice as many have is drawn twice as often
     windows = {int(w): set(data.splits[c.TRAIN].row(i)) for i, w in enumerate(data.splits[c.TRAIN].window_ids)}
@@ -262,10 +263,8 @@ def test_training_alone_is_judged_without_what_validation_tells(context: Context
         assert alone.suggestions[split] is known.suggestions[split]
 
 
-def test_users_of_items_and_ranking_by_them_by_hand() -> None:
-    """Item 0: users a and b; item 1: user a, twice. Two test windows, whose targets two users and one user have."""
-    train = Windows.from_lists([[0, 1], [0, 1], [0, 2]], user_ids=pl.Series(["a", "a", "b"]))
-    assert controls.users_of_items(train, 4).tolist() == [2, 1, 1, 0]
+def test_ranking_by_the_users_of_targets_by_hand() -> None:
+    """Thirty users have items 0 and 1, none 2 and 3."""
     many = Windows.from_lists([[0, 1]] * 30, user_ids=pl.Series(range(30)))
     test = Windows.from_lists([[1, 0], [0, 2], [0, 3]])
     data = Data(Catalogue(pl.Series(range(4)), list("abcd")), {c.TRAIN: many, c.VALID: test, c.TEST: test})

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from llm4dsr.config import Config
 from llm4dsr.data_cli import app as data_app
-from llm4dsr.decide import NO_ETA, VALIDATION
+from llm4dsr.decide import asked
 from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError
 from llm4dsr.terminal import bar, console
 
@@ -89,8 +89,9 @@ def _chosen(run: Run) -> None:
         console.print(f"NDCG@{VALIDATION_K} on validation by share corrected: {shown}")
         if tried[0]["chosen"]:
             console.print(
-                "No share ranks validation better than none, so nothing is corrected. To act on what is more likely "
-                f"noise than not:  llm4dsr decide --run {escape(str(run.folder))} --policy probability --overwrite"
+                "No share ranks validation better than none, beyond chance, so nothing is corrected. To act on what is "
+                "more likely noise than not:  "
+                f"llm4dsr decide --run {escape(str(run.folder))} --policy probability --overwrite"
             )
 
 
@@ -126,11 +127,7 @@ def run(
 ) -> None:
     """All stages, from the data to the result table. Stopped, it goes on when the same command is given again."""
     chosen = _config(config, model, limit, seed).to_dict()
-    if policy == VALIDATION and eta is not None:
-        raise ConfigError(NO_ETA)
-    if policy is None and eta is not None and chosen["decide"]["policy"] == VALIDATION:
-        policy = "probability"
-    chosen["decide"] |= {"policy": policy} if policy is not None else {}
+    chosen["decide"] |= {"policy": asked(policy, eta, chosen["decide"]["policy"])}
     chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
     _stages(_begin(out, Config.from_dict(chosen, "run"), data), data)
 

@@ -10,7 +10,6 @@ from llm4dsr.errors import ConfigError
 
 POLICIES = ("percentile", "probability", "precision", "rate")
 VALIDATION = "validation"  # of a run: the rate is chosen by a recommender (choose.py)
-NO_ETA = f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out."
 
 
 def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: float, cap: int) -> BoolArray:
@@ -65,6 +64,17 @@ def ranks(log_odds: FloatArray) -> IntArray:
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape), axis=1)
     return rank
+
+
+def asked(policy: str | None, eta: float | None, configured: str) -> str:
+    """The policy in force where these are asked for. η alone is a probability where validation would have chosen it.
+
+    Raises ConfigError where validation is asked for with an η, which it chooses by itself."""
+    if policy == VALIDATION and eta is not None:
+        raise ConfigError(f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out.")
+    if policy is not None:
+        return policy
+    return "probability" if eta is not None and configured == VALIDATION else configured
 
 
 def settings(config: DecideConfig, is_train: bool) -> tuple[str, float, int]:

@@ -107,6 +107,8 @@ class Denoiser:
                 catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
             )
             company = Company.of(windows, len(catalogue)) if config.model.company else None
+            if progress:
+                progress(1, 1, "title vectors")
         folds = fold_of(windows, config.train.folds)
         users = user_hashes(windows.user_ids)
         key = digest(

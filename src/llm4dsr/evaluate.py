@@ -136,18 +136,16 @@ def oracle(windows: Windows, catalogue: Catalogue, action: str, target_fixed: bo
 def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateConfig, seed: int,
             progress: Progress | None = None, work: Path | None = None) -> pl.DataFrame:  # fmt: skip
     """Trains the recommender for each row and seed; one tidy table: row, seed, ndcg, hit_rate, valid_ndcg, epochs,
-    seconds, ranks (of every test target, 1 = best). work: a folder for the recommenders that are done; the same call
-    goes on from it.
+    seconds, ranks (of every test target, 1 = best), valid_ranks (of the validation targets at the best epoch).
+    work: a folder for the recommenders that are done; the same call goes on from it.
 
     A recommender this small gains little from a second core, so each is trained on one, and as many at a time as torch
     may use cores. The numbers do not depend on how many that are.
     """
-    own = [config.llara] if config.backbone == "llara" else []
     keys = {
-        name: digest(versions(), config.backbone, config.k, config.recommender, *own, catalogue.titles,
-                     *_content(splits))
+        name: digest(versions(), config.backbone, *options(config), catalogue.titles, *_content(splits))
         for name, splits in compared.items()
-    }  # fmt: skip
+    }
     wanted = [(name, seed + s) for s in range(config.seeds) for name in compared]
     # Rows with the same windows (nothing was flagged) are one recommender
     first: dict[tuple[str, int], tuple[str, int]] = {}
@@ -172,6 +170,11 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
     return results
 
 
+def options(config: EvaluateConfig) -> list[object]:
+    """What compared rows of one recommender must share: loss, negatives, budget and all its other options, and k."""
+    return [config.recommender, config.k, *([config.llara] if config.backbone == "llara" else [])]
+
+
 def _content(splits: Splits) -> list[object]:
     """All of the windows that a recommender reads."""
     return [part for name in c.SPLITS for part in (splits[name].items, splits[name].lengths, splits[name].weights)]
@@ -192,8 +195,9 @@ def _train_and_test(name: str, seed: int, splits: Splits, catalogue: Catalogue, 
         line = {"row": name, "seed": seed, "ndcg": metrics.ndcg(ranks, config.k),
                 "hit_rate": metrics.hit_rate(ranks, config.k), "valid_ndcg": max(trained.curve),
                 "epochs": len(trained.curve), "seconds": trained.seconds,
-                "ranks": [ranks.astype(np.int32)]}  # fmt: skip
-        return pl.DataFrame(line, schema_overrides={"ranks": pl.List(pl.Int32)})
+                "ranks": [ranks.astype(np.int32)],
+                "valid_ranks": [trained.valid_ranks.astype(np.int32)]}  # fmt: skip
+        return pl.DataFrame(line, schema_overrides=dict.fromkeys(("ranks", "valid_ranks"), pl.List(pl.Int32)))
 
     line: pl.DataFrame = Shards(work).table((key, seed), train)
     _say(epochs_done, f"{config.recommender.epochs} ")

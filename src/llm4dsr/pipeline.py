@@ -37,7 +37,7 @@ from llm4dsr.choose import shares_tried
 from llm4dsr.company import user_hashes
 from llm4dsr.config import Config
 from llm4dsr.data import Data, limit_windows, read_data, write_parquet, write_text
-from llm4dsr.decide import NO_ETA, VALIDATION
+from llm4dsr.decide import VALIDATION, asked
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, DataError, LLM4DSRError, OutputError
 from llm4dsr.recommenders import NAMES
@@ -281,10 +281,7 @@ class Run:
                cap: int | None = None, overwrite: bool = False) -> None:  # fmt: skip
         with self.stage("decide", overwrite) as (out, facts):
             denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
-            if policy == VALIDATION and eta is not None:
-                raise ConfigError(NO_ETA)
-            if policy is None and eta is None:
-                policy = self.config.decide.policy
+            policy = asked(policy, eta, self.config.decide.policy)
             if policy == VALIDATION:
                 tried = shares_tried(self, cap, progress)
                 write_parquet(tried, out / TRIED)
@@ -347,7 +344,7 @@ class Run:
             results = evaluation.compare(compared, data.catalogue, settings, self.config.seed, progress,
                                          self.work("evaluate"))  # fmt: skip
             facts["seconds_of_each"] = results["seconds"].to_list()
-            results = results.drop("seconds", "ranks")  # the files are the same whenever they are made
+            results = results.drop("seconds", "ranks", "valid_ranks")  # the files are the same whenever they are made
             lines = evaluation.summary(results)
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")

@@ -24,7 +24,8 @@ RESULTS, DETECTION = "results.parquet", "detection.parquet"
 def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], config: Config,
           progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
     """Fills the cells that are not there yet: backbone, denoiser, seed, ndcg, hit_rate, valid_ndcg, epochs, seconds,
-    ranks, recipe (a hash of the recommender's options, the same in all rows of a backbone). They are also written to
+    ranks, recipe (a hash of the recommender's options, the same in all rows of a backbone), listed (how many candidates
+    llara puts in order, 0 = all; null for other backbones). They are also written to
     OUT/SUITE/results.parquet, beside what earlier calls have put there, and detection to detection.parquet. A
     recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched windows.
 
@@ -36,7 +37,8 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
             if name not in known:
                 raise ConfigError(f"Unknown {kind} {name!r} for the suite {suite.name}. Known: {', '.join(known)}.")
     folder, found = out / suite.name, []
-    recipes = {backbone: recipe(backbone, config) for backbone in backbones}
+    settings = {name: dataclasses.replace(config.evaluate, backbone=name) for name in backbones}  # type: ignore[arg-type]
+    recipes = {name: digest(*evaluate.options(of)) for name, of in settings.items()}
     _same_recipes(folder / RESULTS, recipes)
     with Run(folder, config).alone():
         rows, detection = denoised(suite, folder, denoisers, config, progress)
@@ -44,18 +46,19 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
             _add(folder / DETECTION, detection, ["denoiser", "split"])
         for backbone in backbones:
             compared = {NONE: rows[NONE]} if backbone in ROBUST else rows
-            settings = dataclasses.replace(config.evaluate, backbone=backbone)  # type: ignore[arg-type]
-            cells = evaluate.compare(compared, suite.data.catalogue, settings, config.seed, progress, folder / "cells")
-            first = (pl.lit(backbone).alias("backbone"), pl.col("row").alias("denoiser"))
-            found.append(cells.select(*first, pl.exclude("row"), pl.lit(recipes[backbone]).alias("recipe")))
+            cells = evaluate.compare(
+                compared, suite.data.catalogue, settings[backbone], config.seed, progress, folder / "cells"
+            )
+            listed = config.evaluate.llara.candidates if backbone == "llara" else None
+            found.append(cells.select(
+                pl.lit(backbone).alias("backbone"),
+                pl.col("row").alias("denoiser"),
+                pl.exclude("row", "valid_ranks"),
+                pl.lit(recipes[backbone]).alias("recipe"),
+                pl.lit(listed, dtype=pl.Int64).alias("listed"),
+            ))  # fmt: skip
             _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
     return pl.concat(found)
-
-
-def recipe(backbone: str, config: Config) -> str:
-    """What rows of one table must share: loss, negatives, budget and all other options of the recommender, and k."""
-    own = [config.evaluate.llara] if backbone == "llara" else []
-    return digest(config.evaluate.recommender, config.evaluate.k, *own)
 
 
 def _same_recipes(path: Path, recipes: dict[str, str]) -> None:

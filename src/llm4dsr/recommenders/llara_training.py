@@ -54,15 +54,16 @@ def fit_llara(windows: Windows, valid: Windows, catalogue: Catalogue, recommende
         model = LLaRA(language_model(catalogue, sasrec.item_vectors.detach(), config, seed), sasrec, catalogue, config)
         best, curve, state = 0, list[float](), dict[str, Tensor]()
         for epoch, loss in enumerate(tune(model, windows, seed)):
-            curve.append(ndcg(model.rank(histories, wanted), VALIDATION_K))
+            ranks = model.rank(histories, wanted)
+            curve.append(ndcg(ranks, VALIDATION_K))
             if curve[epoch] >= curve[best]:  # of two that are alike, the one that has learnt for longer
-                best = epoch
+                best, best_ranks = epoch, ranks
                 state = {k: p.detach().clone() for k, p in model.lm.named_parameters() if p.requires_grad}
             if progress:
                 message = f"LLaRA: loss {loss:.4f}, validation NDCG@{VALIDATION_K} {curve[epoch]:.4f}"
                 progress(recommender.epochs + epoch + 1, total, message)
     model.lm.load_state_dict(state, strict=False)
-    return Trained(model, curve, best, time.perf_counter() - started)
+    return Trained(model, curve, best, time.perf_counter() - started, best_ranks)
 
 
 def language_model(catalogue: Catalogue, vectors: Tensor, config: LLaRAConfig, seed: int) -> MixedLM:

@@ -31,12 +31,14 @@ class Recommender(Protocol):
 
 @dataclass
 class Trained:
-    """The model at its best epoch. curve: validation NDCG@20 after each epoch, so curve[best_epoch] is the best."""
+    """The model at its best epoch. curve: validation NDCG@20 after each epoch, so curve[best_epoch] is the best.
+    valid_ranks: [V] ranks of the validation targets at that epoch, 1 = best."""
 
     model: Recommender
     curve: list[float]
     best_epoch: int
     seconds: float
+    valid_ranks: IntArray
 
 
 def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, config: RecommenderConfig, seed: int,
@@ -73,9 +75,10 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
             batches = torch.split(torch.randperm(len(items)), config.batch_size)
             for rows in batches:
                 total += _step(model, optimizer, *model.examples(items[rows], weights[rows]))
-            curve.append(ndcg(model.rank(histories, wanted), VALIDATION_K))
+            ranks = model.rank(histories, wanted)
+            curve.append(ndcg(ranks, VALIDATION_K))
             if best < 0 or curve[epoch] > curve[best]:
-                best = epoch
+                best, best_ranks = epoch, ranks
                 state = {name: value.clone() for name, value in model.state_dict().items()}
             if progress:
                 message = f"loss {total / len(batches):.4f}, validation NDCG@{VALIDATION_K} {curve[epoch]:.4f}"
@@ -84,7 +87,7 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
                 break
     model.load_state_dict(state)
     model.eval()
-    return Trained(model, curve, best, time.perf_counter() - started)
+    return Trained(model, curve, best, time.perf_counter() - started, best_ranks)
 
 
 def _step(model: Backbone, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor) -> float:

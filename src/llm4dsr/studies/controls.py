@@ -9,7 +9,6 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr import metrics
-from llm4dsr.catalogue import IntArray, Windows
 from llm4dsr.company import Company
 from llm4dsr.data import Data
 from llm4dsr.denoiser import Denoiser
@@ -33,7 +32,7 @@ def popular_instead(tables: Tables, data: Data, seed: int) -> Tables:
     """The same flags; in place of each suggestion an item drawn by how many users have it in training, whatever the
     history, none with a title of the window."""
     rng, canonical = np.random.default_rng(seed), data.catalogue.canonical
-    users = users_of_items(data.splits[c.TRAIN], len(data.catalogue))
+    users = Company.of(data.splits[c.TRAIN], len(data.catalogue)).popularity
     out = {}
     for split, suggestions in tables.suggestions.items():
         windows = data.splits[split]
@@ -69,7 +68,7 @@ def training_alone(run: Run, tables: Tables, share: float, context: Context) -> 
 def by_popularity(cells: pl.DataFrame, data: Data, k: int) -> pl.DataFrame:
     """row, and NDCG@k of the test windows whose target so many users have in training; mean over seeds. The first line
     tells how many windows that are."""
-    users = users_of_items(data.splits[c.TRAIN], len(data.catalogue))[data.splits[c.TEST].targets()]
+    users = Company.of(data.splits[c.TRAIN], len(data.catalogue)).popularity[data.splits[c.TEST].targets()]
     groups = np.searchsorted(GROUPS, users)
     names = [f"up to {GROUPS[0]} users", *(f"{a + 1} to {b}" for a, b in pairwise(GROUPS)),
              f"more than {GROUPS[-1]}"]  # fmt: skip
@@ -80,11 +79,3 @@ def by_popularity(cells: pl.DataFrame, data: Data, k: int) -> pl.DataFrame:
                  for i, name in enumerate(names)}  # fmt: skip
         lines.append({"row": row, **means})
     return pl.DataFrame(lines)
-
-
-def users_of_items(train: Windows, n_items: int) -> IntArray:
-    """[N] how many users have each item in their training windows."""
-    who = np.repeat(np.unique(train.user_ids.to_numpy(), return_inverse=True)[1], train.lengths)
-    pairs = np.unique(np.stack([who, train.items[train.present]]), axis=1)
-    found: IntArray = np.bincount(pairs[1], minlength=n_items)
-    return found
