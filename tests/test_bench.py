@@ -184,6 +184,12 @@ def test_rows_of_one_table_share_the_options_of_their_recommender(out):
         bench(SUITE, out, ["sasrec"], ["none"], replace(CONFIG, evaluate=bce))
 
 
+def test_rows_of_one_table_are_of_the_same_windows(out):
+    """Also where no denoiser is asked for, whose own files would tell."""
+    with pytest.raises(ConfigError, match="other windows"):
+        bench(load("demo", tiny=True, seed=1), out, ["sasrec"], ["none"], CONFIG)
+
+
 def test_a_robust_recommender_stands_beside_sasrec_only_with_the_same_options(tmp_path):
     line = {"denoiser": "none", "seed": 0, "ndcg": 0.5, "hit_rate": 0.5, "valid_ndcg": 0.5, "seconds": 1.0,
             "ranks": [3]}  # fmt: skip

@@ -14,7 +14,7 @@ from llm4dsr.bench.suite import Suite
 from llm4dsr.config import Config
 from llm4dsr.data import write_parquet
 from llm4dsr.errors import ConfigError
-from llm4dsr.pipeline import Run
+from llm4dsr.pipeline import Run, origin
 from llm4dsr.recommenders import NAMES, ROBUST
 from llm4dsr.shards import digest
 
@@ -24,13 +24,13 @@ RESULTS, DETECTION = "results.parquet", "detection.parquet"
 def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], config: Config,
           progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
     """Fills the cells that are not there yet: backbone, denoiser, seed, ndcg, hit_rate, valid_ndcg, epochs, seconds,
-    ranks, recipe (a hash of the recommender's options, the same in all rows of a backbone), listed (how many candidates
-    llara puts in order, 0 = all; null for other backbones). They are also written to
+    ranks, data (which windows), recipe (a hash of the recommender's options, the same in all rows of a backbone),
+    listed (how many candidates llara puts in order, 0 = all; null for other backbones). They are also written to
     OUT/SUITE/results.parquet, beside what earlier calls have put there, and detection to detection.parquet. A
     recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched windows.
 
-    One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, or where OUT/SUITE has a backbone
-    with other options; OutputError, and others.
+    One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, or where OUT/SUITE has other
+    windows or a backbone with other options; OutputError, and others.
     """
     for kind, asked, known in (("backbone", backbones, NAMES), ("denoiser", denoisers, names(suite))):
         for name in asked:
@@ -39,7 +39,8 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
     folder, found = out / suite.name, []
     settings = {name: dataclasses.replace(config.evaluate, backbone=name) for name in backbones}  # type: ignore[arg-type]
     recipes = {name: digest(*evaluate.options(of)) for name, of in settings.items()}
-    _same_recipes(folder / RESULTS, recipes)
+    data = origin(suite.data)
+    _check(folder / RESULTS, data, recipes)
     with Run(folder, config).alone():
         rows, detection = denoised(suite, folder, denoisers, config, progress)
         if len(detection):
@@ -54,6 +55,7 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
                 pl.lit(backbone).alias("backbone"),
                 pl.col("row").alias("denoiser"),
                 pl.exclude("row", "valid_ranks"),
+                pl.lit(data).alias("data"),
                 pl.lit(recipes[backbone]).alias("recipe"),
                 pl.lit(listed, dtype=pl.Int64).alias("listed"),
             ))  # fmt: skip
@@ -61,8 +63,13 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
     return pl.concat(found)
 
 
-def _same_recipes(path: Path, recipes: dict[str, str]) -> None:
-    there = pl.read_parquet(path, glob=False) if path.is_file() else pl.DataFrame({"backbone": [], "recipe": []})
+def _check(path: Path, data: str, recipes: dict[str, str]) -> None:
+    """Rows of one table are of the same windows, and those that are compared of the same options."""
+    if not path.is_file():
+        return
+    there = pl.read_parquet(path, glob=False)
+    if set(there["data"]) - {data}:
+        raise ConfigError(f"{path} is of other windows. Choose another --out.")
     for backbone, given in recipes.items():
         if set(there.filter(pl.col("backbone") == backbone)["recipe"]) - {given}:
             raise ConfigError(

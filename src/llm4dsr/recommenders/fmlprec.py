@@ -3,6 +3,8 @@
 A filter mixes all places of a row, later ones and padding too, and its places are counted from the row's end. Windows
 come right-padded, so `encode` moves each row to the right end of `history` places, with zeros before it. Only the
 state at the newest item is one that has seen nothing it must not; so it learns from the last item of a window alone.
+
+Compared in SASRec's place it has SASRec's options and budget; nothing of its own is tuned.
 """
 
 from __future__ import annotations
