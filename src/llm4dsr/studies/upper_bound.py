@@ -27,8 +27,8 @@ OURS_ORACLE, OURS, OURS_DROP = (
     "our detection, our replacement",
     "our detection, drop",
 )
-# On Toys a recommender takes about four minutes on two cores. The benchmark has five of the seven rows; the other two
-# are new for each seed, and so are the three places for PLACE_SEEDS seeds: twelve recommenders with three seeds.
+# The benchmark has five of the seven rows; the other two are new for each seed, and so are the three places for
+# PLACE_SEEDS seeds: twelve recommenders with three seeds.
 PLACE_SEEDS = 2
 PLACES = ("targets of training windows", "histories of training windows", "histories of validation and test")
 
