@@ -103,13 +103,6 @@ def test_every_kind_is_measured_at_every_rate(found):
     assert gone["false_flags"].is_between(0, 1).all()
 
 
-def test_what_it_is_worth_has_one_ceiling_for_all_kinds(found):
-    table = found["noise"].tables["What a recommender gains at 10%"]
-    assert table["kind"].to_list() == list(KINDS)
-    assert table["before the noise"].n_unique() == 1
-    assert table["none"].is_between(0, 1).all()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rate_of_0_leaves_the_windows_alone(context, kind):
     clean, _ = noise.without_noise(context.suite.data)

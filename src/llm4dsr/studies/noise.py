@@ -10,64 +10,50 @@ from typing import Any
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr import evaluate
 from llm4dsr.bench.suite import before_noise, knows_before
 from llm4dsr.data import Data, read_data
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.noise import KINDS
 from llm4dsr.noisy_data import noise_folder
 from llm4dsr.studies.budget import BATCH, budget, sample, scores_of
-from llm4dsr.studies.measures import detection, gains
+from llm4dsr.studies.measures import detection
 from llm4dsr.studies.study import Context, Found
 from llm4dsr.tables import matrix
 
 QUESTION = "Which kinds of noise are found, and at which rate does it break?"
 RATES = (0.05, 0.1, 0.2, 0.5)
-RANKED_AT = 0.1  # the rate at which recommenders are trained, too
-# On Toys, with two cores: 28 denoisers of about a minute (a third of it title vectors and scores), then 15 recommenders
-# for each of two seeds, at most 40 s each.
+QUICK_RATES = (0.1, 0.5)
+# On Toys 28 denoisers of about a minute of one core, a third of it title vectors and scores
 WINDOWS, QUICK = (3_000, 800, 2_000), (128, 32, 33)  # of train, valid and test
-EPOCHS, FOLDS, SEEDS = 3, 2, 2
-CLEAN = "before the noise"
+EPOCHS, FOLDS = 3, 2
 
 
 def study(context: Context) -> Found:
     """Every kind at every rate has a denoiser of its own, tuned on the very noise that it is to find."""
     config = budget(context.config, EPOCHS, 1 if context.quick else FOLDS)
-    rates = (RANKED_AT, RATES[-1]) if context.quick else RATES
     clean, origin = without_noise(context.suite.data)
     clean = sample(clean, *(QUICK if context.quick else WINDOWS), config.seed)
-    lines, compared = [], {CLEAN: clean.splits}
+    lines = []
     for kind in KINDS:
-        for rate in rates:
+        for rate in QUICK_RATES if context.quick else RATES:
             data = with_noise(clean, kind, rate, config.seed)
-            scores = scores_of(data, config, context.shards("noise"), context.progress)
-            decisions = {n: Denoiser(config).decide(s, is_train=n == c.TRAIN) for n, s in scores.items()}
+            scores = scores_of(data, config, context.shards("noise"), context.progress)[c.TEST]
+            decisions = Denoiser(config).decide(scores, is_train=False)
             test = data.splits[c.TEST]
-            log_odds, flagged = matrix(scores[c.TEST], test, c.LOG_ODDS), matrix(decisions[c.TEST], test, None)
+            log_odds, flagged = matrix(scores, test, c.LOG_ODDS), matrix(decisions, test, None)
             lines.append({"kind": kind, "rate": rate, **detection(log_odds, flagged, test)})
-            if rate == RANKED_AT:
-                compared[kind] = data.splits
-                tables = evaluate.Tables(decisions, {})
-                targets = config.correct.train_targets
-                dropped = evaluate.corrected_splits(data.splits, tables, data.catalogue, "drop", targets)
-                compared[_dropped(kind)] = dropped
     found = pl.DataFrame(lines)
-    settings = dataclasses.replace(config.evaluate, seeds=1 if context.quick else min(SEEDS, config.evaluate.seeds))
-    cells = context.compare(compared, dataclasses.replace(config, evaluate=settings))
     sizes = ", ".join(f"{len(w):,} {name}" for name, w in clean.splits.items())
     return Found(
         {"AUROC on test, by kind and rate": found.pivot("rate", index="kind", values="auroc"),
-         "Detection on test": found, f"What a recommender gains at {RANKED_AT:.0%}": _ranking(cells, settings.k)},
+         "Detection on test": found},
         lambda figure: _draw(figure, found),
         [f"A sample of {sizes} windows, {origin}; noise is put in once per user (`llm4dsr noise`), never into the "
          "targets of validation and test. near-miss goes by similar titles.",
          f"Each denoiser: {config.train.epochs} epochs in steps of {config.train.batch_windows} windows (at most "
          f"{BATCH}), {config.train.folds} folds, one seed; so all numbers are below those of the whole suite.",
          "Nothing can be found where an interaction was removed: deletion has no AUROC, and what counts is how few are "
-         "flagged (false_flags). The rate is a share of interactions; what it means for each kind says noise.py.",
-         f"Recommenders: {settings.backbone}, {settings.seeds} seed(s), the same sample; {CLEAN} is what a perfect "
-         "correction would give. p is over test windows."],
+         "flagged (false_flags). The rate is a share of interactions; what it means for each kind says noise.py."],
     )  # fmt: skip
 
 
@@ -93,23 +79,6 @@ def with_noise(clean: Data, kind: str, rate: float, seed: int) -> Data:
         clean.write(Path(folder) / "clean")
         noise_folder(Path(folder) / "clean", Path(folder) / "noisy", kind, rate, seed)
         return read_data(Path(folder) / "noisy")
-
-
-def _dropped(kind: str) -> str:
-    return f"{kind}, flagged ones dropped"
-
-
-def _ranking(cells: pl.DataFrame, k: int) -> pl.DataFrame:
-    """kind, NDCG of each way, the gain of dropping over doing nothing, and the share of the loss that it wins back."""
-    ceiling, lines = float(cells.filter(pl.col("row") == CLEAN)["ndcg"].mean()), []  # type: ignore[arg-type]
-    for kind in KINDS:
-        own = cells.filter(pl.col("row").is_in([kind, _dropped(kind)]))
-        none, ours = gains(own, kind, k).to_dicts()
-        lost = ceiling - none["ndcg"]
-        lines.append({"kind": kind, "none": none["ndcg"], "ours (drop)": ours["ndcg"], CLEAN: ceiling,
-                      "gain_percent": ours["gain_percent"], "p": ours["p_windows"],
-                      "won back": ours["gain"] / lost if lost > 0 else float("nan")})  # fmt: skip
-    return pl.DataFrame(lines)
 
 
 def _draw(figure: Any, found: pl.DataFrame) -> None:

@@ -13,6 +13,7 @@ from scipy import stats
 from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.catalogue import Windows
+from llm4dsr.evaluate import found_noise
 from llm4dsr.studies.study import Context, Found
 from llm4dsr.studies.text import text_denoiser, text_sample, text_work
 from llm4dsr.studies.truth import need_masks
@@ -51,8 +52,9 @@ def study(context: Context) -> Found:
     sizes = {name: len(windows) for name, windows in sample.items()}
     text = next(iter(judges.values()))[0].config
     notes = [
-        "Correlation, AUROC and ECE (15 bins) are those of the probability with the mask; ties are interactions whose "
-        "log-odds equal another one's of their window. Probabilities come from self-made noise, never from a mask.",
+        "Correlation and ECE (15 bins) are those of the probability with the mask, AUROC and average precision of the "
+        "log-odds, which need no calibration; ties are interactions whose log-odds equal another one's of their "
+        "window. Probabilities come from self-made noise, never from a mask.",
         f"The text models ({text.model.source}, {text.train.epochs} epoch(s)) are tuned on a sample of "
         f"{sizes[c.TRAIN]:,} training windows and calibrated on {sizes[c.VALID]:,} of validation; lines without 'all "
         f"windows' are measured on {sizes[c.VALID]:,} windows of validation and {sizes[c.TEST]:,} of test.",
@@ -84,6 +86,7 @@ def _pair(scores: pl.DataFrame, windows: Windows) -> Pair:
 def _line(name: str, split: str, scores: pl.DataFrame, windows: Windows) -> dict[str, Any]:
     probability, noise = _pair(scores, windows)
     log_odds = matrix(scores, windows, c.LOG_ODDS)
+    found = found_noise(log_odds[np.isfinite(log_odds)], None, noise)
     constant = probability.min() == probability.max()  # nothing to correlate with
     return {
         "asked for": name,
@@ -92,8 +95,8 @@ def _line(name: str, split: str, scores: pl.DataFrame, windows: Windows) -> dict
         "noise": float(noise.mean()),
         "mean probability": float(probability.mean()),
         "Spearman": float("nan") if constant else float(stats.spearmanr(probability, noise).statistic),
-        "AUROC": metrics.auroc(probability, noise),
-        "average precision": metrics.average_precision(probability, noise),
+        "AUROC": found["auroc"],
+        "average precision": found["average_precision"],
         "ECE": metrics.expected_calibration_error(probability, noise),
         "ties": metrics.tie_rate(log_odds, np.isfinite(log_odds)),
     }
