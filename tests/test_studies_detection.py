@@ -281,19 +281,24 @@ def test_a_share_is_ranked_beside_its_controls(context: Context) -> None:
     shown = ["original", "20%, the most suspicious", "20%, by chance",
              "20%, the most suspicious, popular items instead",
              "20%, the most suspicious, knowing training alone"]  # fmt: skip
-    assert tables["Ranking with a share of all interactions replaced"]["row"].to_list() == shown
+    ranked = tables["Ranking with a share of all interactions replaced"]
+    assert ranked["row"].to_list() == shown
+    tried = tables["What validation chooses"]
+    assert tried["share"].to_list() == [0.0, 0.2]
+    assert tried["chosen"].sum() == 1
+    assert tried["valid_ndcg"].to_list() == ranked["valid_ndcg"][:2].to_list()  # the same recommenders
     assert tables["The same by the target's users in training"]["row"].to_list() == ["test windows", *shown]
 
 
 def test_ranking_is_that_of_the_original_where_nothing_is_flagged(context: Context) -> None:
     found = threshold.study(context)
     ranking = found.tables["Ranking at some η"]
-    flagged = found.tables["Flags at the automatic choice"]["flagged"].sum()
+    flagged = found.tables["Flags at η = 0.5"]["flagged"].sum()
     assert flagged == 0
     assert ranking["row"].to_list()[0] == "original"
     assert set(ranking["action"].drop_nulls()) == {"replace", "drop"}
     for action in ("replace", "drop"):
-        assert row(ranking, η=threshold.AUTOMATIC, action=action)["ndcg"] == ranking["ndcg"][0]
+        assert row(ranking, η=threshold.EVEN, action=action)["ndcg"] == ranking["ndcg"][0]
         assert row(ranking, η=ETA, action=action)["ndcg"] != ranking["ndcg"][0]
 
 

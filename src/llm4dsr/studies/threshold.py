@@ -10,6 +10,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr import evaluate, metrics
+from llm4dsr.choose import SHARES, best_share
 from llm4dsr.decide import decide, settings
 from llm4dsr.pipeline import Run
 from llm4dsr.studies.controls import by_chance, by_popularity, popular_instead, training_alone
@@ -18,13 +19,13 @@ from llm4dsr.studies.study import Context, Found
 from llm4dsr.tables import matrix
 
 QUESTION = "Which threshold η should there be, and does the automatic one stand well?"
-POLICY, AUTOMATIC = "probability", 0.5  # more likely noise than not: chosen without a label or a recommender
+POLICY, EVEN = "probability", 0.5  # more likely noise than not: chosen without a label or a recommender
 SWEPT = np.round(np.linspace(0, 1, 41), 3).tolist()
 SHOWN = SWEPT[::4]  # in the table
-RANKED = (0.2, 0.35, AUTOMATIC, 0.7, 0.9)  # η at which recommenders are trained
-QUICK_RANKED = (0.2, AUTOMATIC)
+RANKED = (0.2, 0.35, EVEN, 0.7, 0.9)  # η at which recommenders are trained
+QUICK_RANKED = (0.2, EVEN)
 ACTIONS = ("replace", "drop")
-SHARES, QUICK_SHARES = (0.1, 0.2), (0.2,)  # of all interactions, replaced whatever their probability
+QUICK_SHARES = (0.0, 0.2)  # of all interactions, replaced whatever their probability
 
 
 def study(context: Context) -> Found:
@@ -34,7 +35,11 @@ def study(context: Context) -> Found:
     compared = {evaluate.ORIGINAL: context.suite.data.splits}
     for eta in QUICK_RANKED if context.quick else RANKED:
         compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, POLICY, eta).items()}
-    k, shared = context.config.evaluate.k, context.compare(_shares(run, context))
+    k, shares = context.config.evaluate.k, QUICK_SHARES if context.quick else SHARES
+    shared = context.compare(_shares(run, context, shares))
+    first = shared.filter(pl.col("seed") == context.config.seed, pl.col("row").is_in([_most(s) for s in shares]))
+    tried = best_share(first.with_columns(row=pl.Series([str(s) for s in shares])))
+    chosen: float = tried.filter("chosen")["share"][0]
     ranking = gains(context.compare(compared), evaluate.ORIGINAL, k)
     eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
     ranking = ranking.with_columns(
@@ -46,7 +51,9 @@ def study(context: Context) -> Found:
         "An interaction is flagged where its probability of noise is η or more, the most suspicious first, and at most "
         f"{caps[c.TRAIN]} in a training window, {caps[c.TEST]} in another. Expected precision is the mean probability "
         "of what is flagged: it needs no label.",
-        f"The automatic choice is η = {AUTOMATIC}: what is more likely noise than not. No mask has a say in it.",
+        f"η = {EVEN} is what is more likely noise than not, the default of a Denoiser. The default of a run is the "
+        "share that ranks validation best (with the first seed), if its 95 % interval over windows is above nothing "
+        "replaced. No mask has a say in either, nor has test.",
         "Every flag of every η has a suggestion, made for the flags of that η as the pipeline would make it.",
         "By chance: as many interactions with the same cap, drawn at random, and our suggestions for them. What these "
         "gain is owed to the suggestions alone; what the most suspicious ones gain beyond is owed to detection.",
@@ -59,13 +66,14 @@ def study(context: Context) -> Found:
         f"@{k}. Half widths and p_seeds are over seeds, p_windows over test windows.",
     ]
     tables = {
-        "Flags at the automatic choice": sweep.filter(pl.col("η") == AUTOMATIC),
+        f"Flags at η = {EVEN}": sweep.filter(pl.col("η") == EVEN),
         "Ranking at some η": ranking,
+        "What validation chooses": tried,
         "Ranking with a share of all interactions replaced": gains(shared, evaluate.ORIGINAL, k),
         "The same by the target's users in training": by_popularity(shared, context.suite.data, k),
         "Sweep": sweep.filter(pl.col("η").is_in(SHOWN)),
     }
-    return Found(tables, partial(_plot, sweep, ranking, k), notes)
+    return Found(tables, partial(_plot, sweep, ranking, chosen, k), notes)
 
 
 def _sweep(run: Run, context: Context, split: str, scores: pl.DataFrame) -> pl.DataFrame:
@@ -102,27 +110,31 @@ def _corrected(run: Run, context: Context, tables: evaluate.Tables, action: str 
     return evaluate.corrected_splits(data.splits, tables, data.catalogue, action, targets)
 
 
-def _shares(run: Run, context: Context) -> dict[str, evaluate.Splits]:
+def _shares(run: Run, context: Context, shares: tuple[float, ...]) -> dict[str, evaluate.Splits]:
     """Rows with a share of all interactions replaced, and controls that tell what the gain is owed to."""
     data, out = context.suite.data, {evaluate.ORIGINAL: context.suite.data.splits}
-    for share in QUICK_SHARES if context.quick else SHARES:
+    for share in shares[1:]:
         tables = context.suggested(run, run.decided("rate", share))
         drawn = context.suggested(run, run.decided("rate", share, scores=by_chance(run)))
-        out[f"{share:.0%}, the most suspicious"] = _corrected(run, context, tables)
+        out[_most(share)] = _corrected(run, context, tables)
         out[f"{share:.0%}, by chance"] = _corrected(run, context, drawn)
     popular = popular_instead(tables, data, run.config.seed)
-    out[f"{share:.0%}, the most suspicious, popular items instead"] = _corrected(run, context, popular)
+    out[f"{_most(share)}, popular items instead"] = _corrected(run, context, popular)
     if run.config.model.items == "vector" and run.config.model.company:
         alone = training_alone(run, tables, share, context)
-        out[f"{share:.0%}, the most suspicious, knowing training alone"] = _corrected(run, context, alone)
+        out[f"{_most(share)}, knowing training alone"] = _corrected(run, context, alone)
     return out
+
+
+def _most(share: float) -> str:
+    return f"{share:.0%}, the most suspicious" if share else evaluate.ORIGINAL
 
 
 def _row(eta: float, action: str) -> str:
     return f"η = {eta} ({action})"
 
 
-def _plot(sweep: pl.DataFrame, ranking: pl.DataFrame, k: int, figure: Any) -> None:
+def _plot(sweep: pl.DataFrame, ranking: pl.DataFrame, chosen: float, k: int, figure: Any) -> None:
     flags, gain = figure.subplots(1, 2)
     test = sweep.filter(pl.col("split") == c.TEST)
     for column in ("precision", "recall", "expected precision", "flagged"):
@@ -136,6 +148,11 @@ def _plot(sweep: pl.DataFrame, ranking: pl.DataFrame, k: int, figure: Any) -> No
     gain.axhline(ranking.filter(pl.col("action").is_null())["ndcg"][0], linestyle=":", color="grey", label="original")
     gain.set_ylabel(f"NDCG@{k} on test")
     for ax in (flags, gain):
-        ax.axvline(AUTOMATIC, linestyle="--", color="black", linewidth=1, label="automatic choice")
+        ax.axvline(EVEN, linestyle="--", color="black", linewidth=1, label="default of a Denoiser")
+        if chosen:  # the η that flags as many
+            same = test.filter(pl.col("flagged") >= chosen)["η"].max()
+            ax.axvline(
+                same or 0.0, linestyle="-.", color="black", linewidth=1, label=f"default of a run ({chosen:.0%})"
+            )
         ax.set_xlabel("η")
         ax.legend()
