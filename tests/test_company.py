@@ -43,6 +43,7 @@ def test_an_item_put_into_a_history_is_nobodys_own(company):
 
 def test_overlapping_windows_of_a_user_count_once():
     company = Company.of(windows([[TRAIN, TRACK, PAINT], [TRACK, PAINT, BRUSH]], ["ann", "ann"]), n_items=5)
+    assert company.popularity.tolist() == [1, 1, 1, 1, 0]
     together, alone = company.others(windows([[TRACK, PAINT]], ["eve"]))
     assert (together[0, 0, 1], alone[0].tolist()) == (1, [1, 1])
     together, alone = company.others(windows([[TRACK, PAINT]], ["ann"]))

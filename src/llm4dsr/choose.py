@@ -51,11 +51,8 @@ def best_share(cells: pl.DataFrame) -> pl.DataFrame:
     share 0), half_width (of its 95 % interval over validation windows), chosen: the best of the shares whose interval
     is above 0, the first where two are alike; share 0 where there is none."""
     each = metrics.ndcg_of_each(np.stack(cells["valid_ranks"].to_list()), VALIDATION_K)  # [shares, windows]
-    differences = [metrics.paired_difference(of, each[0])[:2] for of in each]
-    gain = np.array([difference[0] for difference in differences])
-    half_width = np.array([difference[1] for difference in differences])
-    sure = gain - half_width > 0
-    best = int(np.argmax(np.where(sure, gain, 0.0)))
+    gain, half_width = np.array([metrics.paired_difference(of, each[0])[:2] for of in each]).T
+    best = np.argmax(np.where(gain > half_width, gain, 0.0))
     return cells.select(
         share=pl.col("row").cast(pl.Float64), valid_ndcg="valid_ndcg", gain=pl.Series(gain),
         half_width=pl.Series(half_width), chosen=pl.Series(np.arange(len(cells)) == best),

@@ -47,17 +47,16 @@ OURS: dict[str, tuple[str, float | None]] = {
     REPLACE: ("replace", None), DROP: ("drop", None), "llm4dsr (replace 5 %)": ("replace", SHARE),
     "llm4dsr (replace 20 %)": ("replace", MORE), "llm4dsr (drop 20 %)": ("drop", MORE),
 }  # fmt: skip
-SHARES = {name: share for name, (_, share) in OURS.items() if share is not None}
 SUGGESTIONS = "llm4dsr-suggestions"  # what our model suggests for other decisions than the run's, beside the run
 OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
 ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
 UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), float("nan"))
 
 # Name → the peer and the share that it flags. A peer that rewrites by itself takes no share.
-DROPPERS = {name: (name, SHARE) for name in PEERS}
-DROPPERS |= {f"{n} ({100 * MORE:.0f} %)": (n, MORE) for n, p in PEERS.items() if p.rewrite is Peer.rewrite}
+SCORE_ALONE = [name for name, peer in PEERS.items() if peer.rewrite is Peer.rewrite]
+DROPPERS = {name: (name, SHARE) for name in PEERS} | {f"{n} ({100 * MORE:.0f} %)": (n, MORE) for n in SCORE_ALONE}
 # Name → the peer whose flags get our suggestions: what a gain of ours owes to them, whoever finds the noise
-REPLACED = {f"{n} (replace {100 * MORE:.0f} %)": n for n, p in PEERS.items() if p.rewrite is Peer.rewrite}
+REPLACED = {f"{n} (replace {100 * MORE:.0f} %)": n for n in SCORE_ALONE}
 
 Lines = list[dict[str, Any]]
 Scores = dict[str, pl.DataFrame]  # of each split
@@ -99,7 +98,7 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
         scores = run.scores()
         by: dict[float | None, evaluate.Tables] = {None: run.tables()}
         lines += _our_detection("llm4dsr", run, scores, by[None], data)
-        for part in dict.fromkeys(SHARES[name] for name in ours if name in SHARES):
+        for part in dict.fromkeys(share for _, share in ours.values() if share is not None):
             by[part] = _by_share(run, scores, part, folder / SUGGESTIONS, progress)
             lines += _our_detection(f"llm4dsr ({100 * part:.0f} %)", run, scores, by[part], data)
         for name, (action, share) in ours.items():
@@ -117,7 +116,7 @@ def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
 
 
 def our_run(data: Data, folder: Path, config: Config, progress: Progress | None) -> Run:
-    """Our stages in a run folder, up to the suggestions. Shares are compared side by side here (SHARES), so none is
+    """Our stages in a run folder, up to the suggestions. Shares are compared side by side here (OURS), so none is
     chosen on validation: with that policy the run flags what is more likely noise than not."""
     if config.decide.policy == VALIDATION:
         config = replace(config, decide=replace(config.decide, policy="probability"))

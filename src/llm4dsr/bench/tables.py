@@ -105,20 +105,21 @@ def _ranking(backbone: str, rows: pl.DataFrame, k: int) -> str:
             found = Difference.between(of, base, k)
             cells += [f"{found.gain_percent:+.1f} %", _p(found.p_seeds), _p(found.p_windows), _hit_gain(of, base)]
         text.append(f"| {' | '.join(cells)} | {np.mean(of['seconds'].to_list()) / 60:.1f} |")
-    return "\n".join([*text, "", *_verdict(rows, means, k), *_listed(rows, k)]) + "\n"
+    return "\n".join([*text, "", *_verdict(rows, means, k), *_listed(rows, means, k)]) + "\n"
 
 
 def _verdict(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[str]:
     """Is ours better than nothing, than the best peer, than the best one that acts alike; what is owed to finding?"""
     ours, kinds = [n for n in OURS if n in means], {*OURS, *ORACLES, *REPLACED, NONE}
+    peer = max((n for n in means if n not in kinds), key=lambda n: means[n], default=None)
     pairs = {(own, NONE): "none" for own in ours}  # what ours is held against → what that is
     for own in ours:
         action, share = OURS[own]
-        if best := max((n for n in means if n not in kinds), key=lambda n: means[n], default=None):
-            pairs[own, best] = f"the best peer, {best}"
+        if peer:
+            pairs[own, peer] = f"the best peer, {peer}"
         alike = [n for n in means if n in DROPPERS and DROPPERS[n][1] == (share or SHARE)]
-        if action == "drop" and (best := max(alike, key=lambda n: means[n], default=None)):
-            pairs.setdefault((own, best), f"the best peer that flags {100 * (share or SHARE):.0f} %, {best}")
+        if action == "drop" and (same := max(alike, key=lambda n: means[n], default=None)):
+            pairs.setdefault((own, same), f"the best peer that flags {100 * (share or SHARE):.0f} %, {same}")
         if action == "replace" and share == MORE:
             pairs |= {(own, n): f"our suggestions for the flags of {p}" for n, p in REPLACED.items() if n in means}
     lines = [_said(rows, *names, what, k) for names, what in pairs.items()]
@@ -139,7 +140,7 @@ def _said(rows: pl.DataFrame, ours: str, other: str, what: str, k: int) -> str:
             f"(p {_p(found.p_seeds)} over seeds, {_p(found.p_windows)} over windows).")  # fmt: skip
 
 
-def _listed(rows: pl.DataFrame, k: int) -> list[str]:
+def _listed(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[str]:
     """Of a recommender that puts a list in order: what the list owes to the order."""
     count: int = max(rows["listed"].drop_nulls().to_list(), default=0) if "listed" in rows.columns else 0
     if not count:
@@ -150,11 +151,10 @@ def _listed(rows: pl.DataFrame, k: int) -> list[str]:
         f"place of test targets that are ({(count + 1) / 2} by chance); NDCG@{k}, beside that of the same lists in "
         "random order:"
     ]
-    for name in rows["denoiser"].unique(maintain_order=True).to_list():
+    for name, mean in means.items():
         ranks = np.stack(_of(rows, name)["ranks"].to_list())
         inside = ranks <= count
-        lines.append(f"    - {name}: {ranks[inside].mean():.1f}, {ndcg_of_each(ranks, k).mean():.4f} beside "
-                     f"{inside.mean() * at_random:.4f}")  # fmt: skip
+        lines.append(f"    - {name}: {ranks[inside].mean():.1f}, {mean:.4f} beside {inside.mean() * at_random:.4f}")
     return lines
 
 
