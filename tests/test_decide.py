@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from llm4dsr.config import Config
-from llm4dsr.decide import POLICIES, decide, ranks, settings
+from llm4dsr.decide import POLICIES, STAND_IN, VALIDATION, asked, decide, ranks, settings
 from llm4dsr.errors import ConfigError
 
 NAN = np.nan
@@ -165,3 +165,11 @@ def test_training_and_test_histories_may_have_settings_of_their_own():
     assert settings(shared, True) == settings(shared, False) == ("rate", 0.1, 3)
     none = Config.from_dict({"decide": {"policy": "rate", "eta": 0.1, "eta_test": 0, "cap_test": 0}}).decide
     assert settings(none, is_train=False) == ("rate", 0.0, 0)  # 0 is a setting, not the lack of one
+
+
+def test_one_policy_stands_in_for_validation():
+    assert Config().decide.policy == VALIDATION
+    assert asked(None, 0.3, VALIDATION) == settings(Config().decide, is_train=True)[0] == STAND_IN
+    assert STAND_IN in POLICIES
+    assert asked(None, None, VALIDATION) == VALIDATION
+    assert asked(None, 0.3, "rate") == "rate"

@@ -59,7 +59,7 @@ def untrained(titles: Sequence[str] = TITLES, **changes: object) -> LLaRA:
 def alone(model: LLaRA, history: list[int], row: int) -> float:
     """log P of one title after the history, from one plain forward over the embeddings of a text without a tree."""
     prompt = model.prompt(history)
-    ids = torch.tensor([prompt.ids + model.titles[row]])
+    ids = torch.tensor([prompt.ids + model.titles[row]], device=model.lm.device)
     embeds = model.lm.base.get_input_embeddings()(ids)
     for place, item in enumerate(prompt.slots):
         if item >= 0:

@@ -14,7 +14,9 @@ from llm4dsr.config import Config, EvaluateConfig, ModelConfig
 from llm4dsr.data import Data
 from llm4dsr.errors import DataError
 from llm4dsr.noise import KINDS
+from llm4dsr.shards import Shards
 from llm4dsr.studies import ablations, noise, transfer, upper_bound
+from llm4dsr.studies.budget import budget, scores_of
 from llm4dsr.studies.measures import detection, gains
 from llm4dsr.studies.study import Context, Found, smaller
 
@@ -130,6 +132,17 @@ def test_windows_are_taken_from_before_their_noise_where_that_is_known(context):
     assert "whatever noise" in how
 
 
+def test_scores_of_some_splits_are_those_of_all(context):
+    """Test is scored with validation known, whether validation is scored or not; each choice is kept by itself."""
+    data, shards = context.suite.data, Shards(context.folder / "scores")
+    config = budget(CONFIG, epochs=1, folds=1)
+    every, test = scores_of(data, config, shards), scores_of(data, config, shards, splits=("test",))
+    assert list(every) == ["train", "valid", "test"]
+    assert list(test) == ["test"]
+    assert test["test"].equals(every["test"])
+    assert len(list(shards.folder.iterdir())) == 2
+
+
 # --- upper bound -----------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +214,22 @@ def test_a_model_in_a_domain_that_is_its_own_is_as_good_as_at_home(to_itself):
     assert as_is["average_precision"] == pytest.approx(home["average_precision"], abs=1e-3)
     assert table["windows"].to_list() == [0, 0, 64, 64, 257]
     assert table["auroc"].is_between(0, 1).all()
+
+
+def test_every_row_is_tuned_in_the_same_steps(context, monkeypatch):
+    """Only how often and on how much differs; the configuration has steps of 256 windows, and two epochs."""
+    tuned = {}
+
+    def tune(model, builder, windows, catalogue, config, progress, how):
+        tuned[how] = config.train
+
+    monkeypatch.setattr(transfer, "tune", tune)
+    at = transfer.domain(context.suite.data, CONFIG)
+    train = dataclasses.replace(CONFIG.train, batch_windows=256, samples=100)
+    transfer.measure(at, at, dataclasses.replace(CONFIG, train=train), 64, None)
+    assert {how: settings.epochs for how, settings in tuned.items()} == {
+        transfer.HOME: 2, transfer.ADAPTED: 1, transfer.FEW_SCRATCH: 10, transfer.ALL_SCRATCH: 2}  # fmt: skip
+    assert {(settings.batch_windows, settings.samples) for settings in tuned.values()} == {(64, 0)}
 
 
 def test_without_a_target_the_demo_of_another_seed_is_one(context):

@@ -44,7 +44,7 @@ MODEL, BUILDER = language_model()
 @torch.inference_mode()
 def one_forward(prompt: list[int], sequence: list[int]) -> list[float]:
     """log P of each token of the sequence after the prompt, read from one plain forward of transformers."""
-    logits = MODEL.lm(torch.tensor([prompt + sequence])).logits[0].log_softmax(-1)
+    logits = MODEL.lm(torch.tensor([prompt + sequence], device=MODEL.device)).logits[0].log_softmax(-1)
     return [float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(sequence)]
 
 
@@ -162,7 +162,7 @@ def test_decoding_is_greedy_inside_the_tree():
         while tree.row(written) < 0:
             options = {t[len(written)] for t in BUILDER.titles[: len(TITLES)] if t[: len(written)] == written}
             with torch.inference_mode():
-                logits = MODEL.lm(torch.tensor([prompt.ids + written])).logits[0, -1]
+                logits = MODEL.lm(torch.tensor([prompt.ids + written], device=MODEL.device)).logits[0, -1]
             written.append(max(options, key=lambda token: float(logits[token])))
         assert tokens == written
 
@@ -174,7 +174,7 @@ def test_free_decoding_is_plain_greedy_and_ends_at_the_limit():
         tokens = list(prompt.ids)
         for token in written:
             with torch.inference_mode():
-                assert token == int(MODEL.lm(torch.tensor([tokens])).logits[0, -1].argmax())
+                assert token == int(MODEL.lm(torch.tensor([tokens], device=MODEL.device)).logits[0, -1].argmax())
             tokens.append(token)
         assert len(written) == 8 or written[-1:] == BUILDER.close or written[-1] == MODEL.tokenizer.eos_token_id
 

@@ -17,7 +17,21 @@ from llm4dsr.prompt import Tokens
 
 log = logging.getLogger("llm4dsr")
 T = TypeVar("T")
+OF_A_PROCESS = 2 * 2**30  # bytes of GPU memory for each of the small models that are trained side by side
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is going on
+
+
+def pick_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def side_by_side(jobs: int) -> int:
+    """How many processes of one thread may train small models at a time: as many as torch may use cores, and on a GPU
+    as many as its free memory has room for."""
+    processes = torch.get_num_threads()
+    if torch.cuda.is_available():
+        processes = min(processes, torch.cuda.mem_get_info()[0] // OF_A_PROCESS)
+    return max(1, min(processes, jobs))
 
 
 @dataclass

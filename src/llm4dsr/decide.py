@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from llm4dsr.catalogue import BoolArray, FloatArray, IntArray
@@ -10,6 +12,7 @@ from llm4dsr.errors import ConfigError
 
 POLICIES = ("percentile", "probability", "precision", "rate")
 VALIDATION = "validation"  # of a run: the rate is chosen by a recommender (choose.py)
+STAND_IN: Final = "probability"  # for VALIDATION, where no recommender is asked
 
 
 def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: float, cap: int) -> BoolArray:
@@ -74,12 +77,12 @@ def asked(policy: str | None, eta: float | None, configured: str) -> str:
         raise ConfigError(f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out.")
     if policy is not None:
         return policy
-    return "probability" if eta is not None and configured == VALIDATION else configured
+    return STAND_IN if eta is not None and configured == VALIDATION else configured
 
 
 def settings(config: DecideConfig, is_train: bool) -> tuple[str, float, int]:
     """(policy, η, cap) for a split, without a recommender; the published settings differ between training and test
     histories."""
     cap = config.cap if is_train or config.cap_test is None else config.cap_test
-    policy = "probability" if config.policy == VALIDATION else config.policy
+    policy = STAND_IN if config.policy == VALIDATION else config.policy
     return policy, config.eta if is_train or config.eta_test is None else config.eta_test, cap

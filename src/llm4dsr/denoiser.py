@@ -24,7 +24,7 @@ from llm4dsr import calibrate
 from llm4dsr import columns as c
 from llm4dsr import correct as correcting
 from llm4dsr import decide as deciding
-from llm4dsr.batch import Progress
+from llm4dsr.batch import Progress, pick_device
 from llm4dsr.calibrate import Sample
 from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, IntArray, Windows
 from llm4dsr.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.data import limit_windows, write_parquet
 from llm4dsr.ensemble import Ensemble, chunks, fold_of, within
 from llm4dsr.errors import ConfigError, DataError, ModelError
-from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm, pick_device
+from llm4dsr.model import NoiseLM, add_lora, embedded_lm, load_lm
 from llm4dsr.overlap import Origin, into_windows, merge_scores, out_of_windows, overlapping
 from llm4dsr.prompt import MARKERS, PromptBuilder, judged_in_place
 from llm4dsr.shards import Shards, digest, versions

@@ -21,7 +21,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from llm4dsr import columns as c
 from llm4dsr import metrics
-from llm4dsr.batch import Progress
+from llm4dsr.batch import Progress, side_by_side
 from llm4dsr.catalogue import PAD, BoolArray, Catalogue, FloatArray, Windows
 from llm4dsr.config import EvaluateConfig
 from llm4dsr.correct import Corrected, apply, correct
@@ -152,7 +152,7 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
     for name, s in wanted:
         first.setdefault((keys[name], s), (name, s))
     jobs = list(first.values())
-    workers = max(1, min(torch.get_num_threads(), len(jobs)))
+    workers = side_by_side(len(jobs))
     with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.recommender.epochs, progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(

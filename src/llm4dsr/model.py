@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm4dsr.batch import Batch
+from llm4dsr.batch import Batch, pick_device
 from llm4dsr.company import EVIDENCE
 from llm4dsr.config import EMBEDDED, ModelConfig
 from llm4dsr.errors import ConfigError, ModelError
@@ -139,10 +139,6 @@ class NoiseLM(nn.Module):
         except (KeyError, RuntimeError) as error:
             raise ModelError(f"{path} does not fit the model: {_last_line(error)}. Tune the model again.") from None
         return model.to(model.device)
-
-
-def pick_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tuple[Any, Any]:

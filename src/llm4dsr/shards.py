@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
 
 from llm4dsr.data import write_parquet
 
@@ -25,9 +26,10 @@ Floats = npt.NDArray[np.float64]
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that its numbers depend on."""
+    """Of this package and of those that its numbers depend on, and the GPU, if there is one."""
     names = ("llm4dsr", "torch", "transformers", "peft", "polars", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    found = {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def digest(*parts: Any) -> str:

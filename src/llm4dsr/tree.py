@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from llm4dsr.batch import Batch, evidence_of
@@ -53,30 +54,35 @@ def sequence_log_probs(model: NoiseLM, prompts: Sequence[Tokens], trees: Sequenc
     position that it would have in plain text. first_token: the published score, the first token's log-probability.
     """
     size = max(len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True))
-    ids, slots = torch.zeros(len(prompts), size, dtype=torch.long), torch.full((len(prompts), size), -1)
-    places = torch.zeros(len(prompts), size, dtype=torch.long)
-    seen = torch.eye(size, dtype=torch.bool).repeat(len(prompts), 1, 1)  # [B, T, T]
+    ids, slots = np.zeros((len(prompts), size), dtype=np.int64), np.full((len(prompts), size), -1)
+    places = np.zeros((len(prompts), size), dtype=np.int64)
+    seen = np.tile(np.eye(size, dtype=bool), (len(prompts), 1, 1))  # [B, T, T]
     for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
-        start = len(prompt)
-        ids[b, :start], slots[b, :start] = torch.tensor(prompt.ids), torch.tensor(prompt.slots)
-        places[b, :start] = torch.arange(start)
-        seen[b, :start, :start] = torch.ones(start, start, dtype=torch.bool).tril()
-        for n, (token, parent, depth) in enumerate(zip(tree.tokens, tree.parents, tree.depths, strict=True)):
-            ids[b, start + n], places[b, start + n] = token, start + depth
-            seen[b, start + n] |= seen[b, start + parent if parent >= 0 else start - 1]
-    dtype = model.base.get_input_embeddings().weight.dtype
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
-    device = model.device
-    batch = Batch(ids.to(device), slots.to(device), evidence_of(prompts, device), torch.full((len(prompts),), size))
-    hidden = model.hidden(batch, attention_mask=mask.to(device), position_ids=places.to(device))
+        start, end = len(prompt), len(prompt) + len(tree.tokens)
+        ids[b, :end], slots[b, :start] = [*prompt.ids, *tree.tokens], prompt.slots
+        depths = np.array(tree.depths, dtype=np.int64)
+        places[b, :end] = np.concatenate([np.arange(start), start + depths])
+        seen[b, :start, :start] = np.tri(start, dtype=bool)
+        parents = start + np.array(tree.parents, dtype=np.int64)  # -1 is the prompt's last token
+        for depth in range(depths.max(initial=-1) + 1):
+            (nodes,) = np.nonzero(depths == depth)
+            seen[b, start + nodes] |= seen[b, parents[nodes]]
+    device, dtype = model.device, model.base.get_input_embeddings().weight.dtype
+    blocked = ~torch.from_numpy(seen).to(device)
+    mask = torch.zeros(blocked.shape, dtype=dtype, device=device).masked_fill(blocked, torch.finfo(dtype).min)
+    tokens, items, positions = (torch.from_numpy(part).to(device) for part in (ids, slots, places))
+    batch = Batch(tokens, items, evidence_of(prompts, device), torch.full((len(prompts),), size))
+    hidden = model.hidden(batch, attention_mask=mask[:, None], position_ids=positions)
     out = []
     for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
-        at = torch.arange(
-            len(prompt) - 1, len(prompt) + len(tree.tokens), device=device
-        )  # prompt's end, then the nodes
-        log_probs = model.logits(hidden[b, at]).log_softmax(dim=-1)  # [1 + nodes, vocabulary]
-        steps = [path[:1] if first_token else path for path in tree.paths]
-        out.append([float(sum(log_probs[parent + 1, token] for parent, token in path)) for path in steps])
+        paths = [path[:1] if first_token else path for path in tree.paths]
+        steps = np.array([step for path in paths for step in path]).reshape(-1, 2)  # (parent, token) of all paths
+        # The prompt's end, then the nodes
+        logits = model.logits(hidden[b, len(prompt) - 1 : len(prompt) + len(tree.tokens)])  # [1 + nodes, vocabulary]
+        parent, token = torch.from_numpy(steps.T).to(device)
+        log_probs = (logits[parent + 1, token] - logits.logsumexp(-1)[parent + 1]).double().cpu().numpy()
+        starts = np.cumsum([0, *map(len, paths)])[:-1]
+        out.append(np.add.reduceat(log_probs, starts).tolist())
     return out
 
 

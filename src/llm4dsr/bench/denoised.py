@@ -23,12 +23,12 @@ import torch
 
 from llm4dsr import columns as c
 from llm4dsr import evaluate
-from llm4dsr.batch import Progress
+from llm4dsr.batch import Progress, side_by_side
 from llm4dsr.bench.suite import Suite
 from llm4dsr.catalogue import Windows
 from llm4dsr.config import Config
 from llm4dsr.data import Data, new_folder, write_parquet
-from llm4dsr.decide import VALIDATION
+from llm4dsr.decide import STAND_IN, VALIDATION
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.evaluate import Splits
@@ -119,7 +119,7 @@ def our_run(data: Data, folder: Path, config: Config, progress: Progress | None)
     """Our stages in a run folder, up to the suggestions. Shares are compared side by side here (OURS), so none is
     chosen on validation: with that policy the run flags what is more likely noise than not."""
     if config.decide.policy == VALIDATION:
-        config = replace(config, decide=replace(config.decide, policy="probability"))
+        config = replace(config, decide=replace(config.decide, policy=STAND_IN))
     if (folder / CONFIG).is_file():
         made = Run(folder).config
         # What recommenders are trained with has no say in these stages, nor has the number of threads
@@ -170,7 +170,7 @@ def _run_peers(peers: list[str], data: Data, folder: Path, seed: int, progress: 
     if not todo:
         return
     spawn = multiprocessing.get_context("spawn")
-    workers = max(1, min(torch.get_num_threads(), len(todo)))
+    workers = side_by_side(len(todo))
     with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
         futures: dict[Future[None], str] = {pool.submit(_run_peer, n, data, folder / n, seed): n for n in todo}
         try:

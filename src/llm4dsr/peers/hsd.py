@@ -118,7 +118,7 @@ class Network(SASRec):
         if not self.signal_weight:
             return loss
         wanted, guesses = inputs[here], contexts[:, here]  # [P], [2, P, d]
-        others = torch.randint(self.n_items, (NEGATIVES,))  # [M]
+        others = torch.randint(self.n_items, (NEGATIVES,), device=inputs.device)  # [M]
         liked, disliked, stands_for = self.vectors(wanted), self.vectors(others), math.log(self.n_items / NEGATIVES)
         signals = sampled_softmax(guesses, liked, disliked, others == wanted[:, None], stands_for)  # [2, P]
         return loss + self.signal_weight * signals.mean()
@@ -147,9 +147,9 @@ class HSD(Peer):
 
     def score(self, windows: Windows) -> FloatArray:
         def judge(part: Windows) -> FloatArray:
-            items = torch.from_numpy(part.items)
+            items = torch.from_numpy(part.items).to(self.network.device)
             odds = self.network.mask(self.network.vectors(items), items)[1]
-            return np.where(part.present, torch.sigmoid(odds.double()).numpy(), np.nan)
+            return np.where(part.present, torch.sigmoid(odds.double()).cpu().numpy(), np.nan)
 
         with torch.inference_mode():
             return in_parts(windows, judge)

@@ -57,7 +57,7 @@ class IADSR(Peer):
         for fold, model in enumerate(self.halves.models):
             others = train.take(np.flatnonzero(folds != fold))
             known = np.unique(others.items[others.present])
-            self.aligned.append(align(model.item_vectors.detach(), titles, known, self.seed))
+            self.aligned.append(align(model.item_vectors.detach().cpu(), titles, known, self.seed))
             own = limit_windows(train.take(np.flatnonzero(folds == fold)), SCALED_ON, self.seed)
             cosines = self._cosines(fold, own)
             spread = np.maximum(np.nanstd(cosines, axis=(1, 2), keepdims=True), 1e-9)

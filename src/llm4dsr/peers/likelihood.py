@@ -20,7 +20,6 @@ from llm4dsr.config import RecommenderConfig
 from llm4dsr.ensemble import fold_of
 from llm4dsr.peers.peer import Peer
 from llm4dsr.recommenders import BACKBONES
-from llm4dsr.recommenders import backbone as bb
 from llm4dsr.recommenders.backbone import MASK, Backbone, recent
 from llm4dsr.recommenders.bert4rec import BERT4Rec
 from llm4dsr.recommenders.training import train
@@ -110,16 +109,17 @@ def _ask(model: Backbone, prior: Tensor, windows: Windows, measure: Measure) -> 
     out = np.zeros(windows.items.shape)
     rows, places = np.nonzero(windows.present)
     question = with_a_gap if isinstance(model, BERT4Rec) else before
-    size = max(1, bb.LOGITS // model.n_items)
+    size = max(1, model.room // model.n_items)
     with torch.inference_mode():
         for start in range(0, len(rows), size):
             row, at = rows[start : start + size], places[start : start + size]
             given = torch.from_numpy(question(windows.items[row], windows.lengths[row], at, model.config.history))
+            given = given.to(model.device)
             masked = given == MASK
             states = model(given)[masked] if masked.any() else model.last_states(given)  # [B, d]
             scores = states @ model.item_vectors.T  # [B, N]
-            scores[((given == PAD) | masked).all(1)] = prior
-            out[row, at] = measure(scores, torch.from_numpy(windows.items[row, at])).numpy()
+            scores[((given == PAD) | masked).all(1)] = prior.to(model.device)
+            out[row, at] = measure(scores, torch.from_numpy(windows.items[row, at]).to(model.device)).cpu().numpy()
     return out
 
 

@@ -21,6 +21,7 @@ from llm4dsr.config import RecommenderConfig
 from llm4dsr.errors import ConfigError
 
 LOGITS = 4_000_000  # scores held at once, in training and in ranking: bounds the memory, and stays near the cache
+GPU_LOGITS = 16  # times as many there: fewer, larger steps
 INITIAL = 0.02  # standard deviation of the vectors at the start; larger ones drown the first epochs in noise
 MASK = -2  # stands in an input for an item that is to be guessed
 
@@ -73,6 +74,15 @@ class Backbone(nn.Module):
         return 0.0
 
     @property
+    def device(self) -> torch.device:
+        return self.items.weight.device
+
+    @property
+    def room(self) -> int:
+        """How many scores may be held at once."""
+        return LOGITS * (GPU_LOGITS if self.device.type == "cuda" else 1)
+
+    @property
     def item_vectors(self) -> Tensor:
         """[n_items, d] without the rows for padding and mask."""
         return self.items.weight[: self.n_items]
@@ -112,11 +122,11 @@ class Backbone(nn.Module):
         items = recent(histories.items, histories.lengths, self.config.history, PAD)  # [W, history]
         was_training = self.training
         self.eval()
-        size = max(1, LOGITS // self.n_items)
+        size = max(1, self.room // self.n_items)
         with torch.inference_mode():
             for start in range(0, len(items), size):
                 part = slice(start, start + size)
-                here = torch.from_numpy(items[part]).to(self.items.weight.device)
+                here = torch.from_numpy(items[part]).to(self.device)
                 yield part, self.last_states(here) @ self.item_vectors.T
         self.train(was_training)
 

@@ -49,30 +49,32 @@ def contrast(states: Tensor) -> Tensor:
 
 def augment(items: Tensor) -> Tensor:
     """items [B, L], right-padded -> [B, L]: each row cut, masked or shuffled, drawn at random with equal chances."""
-    kind = torch.randint(3, (len(items), 1))
+    kind = torch.randint(3, (len(items), 1), device=items.device)
     return torch.where(kind == 0, crop(items), torch.where(kind == 1, mask(items), reorder(items)))
 
 
 def crop(items: Tensor) -> Tensor:
     """A run of CROP of each row's items (at least one), moved to the row's start."""
     start, count = _run(items, CROP)
-    at = torch.arange(items.shape[1])
+    at = torch.arange(items.shape[1], device=items.device)
     return torch.where(at < count, items.gather(1, (start + at).clamp(max=items.shape[1] - 1)), PAD)
 
 
 def mask(items: Tensor) -> Tensor:
     """MASK in place of MASKED of each row's items (rounded down), anywhere."""
     count = ((items != PAD).sum(1, keepdim=True) * MASKED).long()
-    order = torch.rand(items.shape).masked_fill(items == PAD, 2.0).argsort(1).argsort(1)  # padding comes last
+    draws = torch.rand(items.shape, device=items.device).masked_fill(items == PAD, 2.0)  # padding comes last
+    order = draws.argsort(1).argsort(1)
     return items.masked_fill(order < count, MASK)
 
 
 def reorder(items: Tensor) -> Tensor:
     """A run of REORDER of each row's items in a random order; all others stay."""
     start, count = _run(items, REORDER)
-    at = torch.arange(items.shape[1]).expand(items.shape)
+    at = torch.arange(items.shape[1], device=items.device).expand(items.shape)
     inside = (at >= start) & (at < start + count)
-    keys = torch.where(inside, start + torch.rand(items.shape) * count, at)  # in [start, start + count) where inside
+    draws = torch.rand(items.shape, device=items.device)
+    keys = torch.where(inside, start + draws * count, at)  # in [start, start + count) where inside
     return items.gather(1, keys.argsort(stable=True, dim=1))
 
 
@@ -80,4 +82,4 @@ def _run(items: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """[B, 1] start and [B, 1] length of a random run of `share` of each row's items, rounded down but at least 1."""
     length = (items != PAD).sum(1, keepdim=True)
     count = (length * share).long().clamp(min=1)
-    return (torch.rand(length.shape) * (length - count + 1)).long(), count
+    return (torch.rand(length.shape, device=items.device) * (length - count + 1)).long(), count

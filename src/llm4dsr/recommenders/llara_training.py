@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm4dsr.batch import attempt, collate, less, precision, token_batches
+from llm4dsr.batch import attempt, collate, less, pick_device, precision, token_batches
 from llm4dsr.catalogue import Catalogue, FloatArray, Windows
 from llm4dsr.config import EMBEDDED, LLaRAConfig, RecommenderConfig
 from llm4dsr.data import limit_windows
 from llm4dsr.errors import ModelError
 from llm4dsr.metrics import ndcg
-from llm4dsr.model import add_lora, embedded_lm, load_lm, pick_device
+from llm4dsr.model import add_lora, embedded_lm, load_lm
 from llm4dsr.prompt import Tokens
 from llm4dsr.recommenders.backbone import Backbone
 from llm4dsr.recommenders.llara import HEAD, MAX_TOKENS, TAIL, LLaRA, MixedLM

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm4dsr.batch import pick_device
 from llm4dsr.catalogue import PAD, IntArray, Windows
 from llm4dsr.config import RecommenderConfig
 from llm4dsr.errors import DataError
 from llm4dsr.metrics import ndcg
-from llm4dsr.recommenders import backbone as bb
-from llm4dsr.recommenders.backbone import Backbone, recent
+from llm4dsr.recommenders.backbone import Backbone, last_of, recent
 
 VALIDATION_K = 20
 Progress = Callable[[int, int, str], None]
@@ -47,7 +47,8 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
 
     Windows of fewer than two items are skipped, and of longer ones the last `history` + 1 items count. Where
     `windows.weights` is given, the loss of predicting an interaction is multiplied by that interaction's weight.
-    The same seed gives the same model on the same machine; the caller's random state is left as it was.
+    Works on the GPU where there is one. The same seed gives the same model on the same machine, but for what a GPU adds
+    up in no fixed order; the caller's random state is left as it was.
     `progress` gets (epochs done, epochs at most, message). Raises DataError if nothing can be trained on or validated.
     """
     started = time.perf_counter()
@@ -59,20 +60,22 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
         raise DataError(f"No validation window has two items or more: {kind.name} needs some to know when to stop.")
     histories, wanted = valid.histories(), valid.targets()
     items = torch.from_numpy(recent(windows.items, windows.lengths, config.history + 1, PAD))
-    weights = torch.ones(items.shape)
+    weights, device = torch.ones(items.shape), pick_device()
     if windows.weights is not None:
         weights = torch.from_numpy(recent(windows.weights, windows.lengths, config.history + 1, 1.0)).float()
 
-    with torch.random.fork_rng(devices=[]):  # initial weights, dropout, order and negatives all draw from this state
-        torch.default_generator.manual_seed(seed)
-        model = kind(n_items, config)
+    items, weights = items.to(device), weights.to(device)
+    # Initial weights, dropout, order and negatives all draw from this state
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        model = kind(n_items, config).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
         best, curve = -1, list[float]()
         state = {name: value.clone() for name, value in model.state_dict().items()}
         for epoch in range(config.epochs):
             model.train()
-            total = 0.0
-            batches = torch.split(torch.randperm(len(items)), config.batch_size)
+            total = torch.zeros((), device=device)
+            batches = torch.split(torch.randperm(len(items)).to(device), config.batch_size)
             for rows in batches:
                 total += _step(model, optimizer, *model.examples(items[rows], weights[rows]))
             ranks = model.rank(histories, wanted)
@@ -81,7 +84,7 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
                 best, best_ranks = epoch, ranks
                 state = {name: value.clone() for name, value in model.state_dict().items()}
             if progress:
-                message = f"loss {total / len(batches):.4f}, validation NDCG@{VALIDATION_K} {curve[epoch]:.4f}"
+                message = f"loss {float(total) / len(batches):.4f}, validation NDCG@{VALIDATION_K} {curve[epoch]:.4f}"
                 progress(epoch + 1, config.epochs, message)
             if epoch - best >= max(config.patience, 1):
                 break
@@ -90,22 +93,23 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
     return Trained(model, curve, best, time.perf_counter() - started, best_ranks)
 
 
-def _step(model: Backbone, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor) -> float:
+def _step(model: Backbone, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor,
+          weights: Tensor) -> Tensor:  # fmt: skip
     """One optimizer step on a batch, [B, L] each; in several backward passes where its scores would not fit."""
-    config = model.config
-    negatives = torch.randint(model.n_items, (config.negatives,))  # [M] one draw for the whole batch
+    config, device = model.config, model.device
+    negatives = torch.randint(model.n_items, (config.negatives,), device=device)  # [M] one draw for the whole batch
     width = {"full": model.n_items, "sampled": config.negatives, "bce": 1}[config.loss]
     count = int((targets != PAD).sum())
     per_row = -(-count // len(targets)) * width
-    total = 0.0
+    total = torch.zeros((), device=device)
     optimizer.zero_grad()
-    for rows in torch.split(torch.arange(len(inputs)), max(1, bb.LOGITS // max(1, per_row))):
+    for rows in torch.split(torch.arange(len(inputs), device=device), max(1, model.room // max(1, per_row))):
         here = targets[rows] != PAD  # [B, L]
         losses = _losses(model, inputs[rows], targets[rows], negatives)
         loss = (losses * weights[rows][here]).sum() / count
         loss = loss + model.penalty(inputs[rows]) * (len(rows) / len(inputs))
         loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        total += loss.detach()
     optimizer.step()
     return total
 
@@ -118,15 +122,13 @@ def _losses(model: Backbone, inputs: Tensor, targets: Tensor, negatives: Tensor)
     if loss == "full":
         negatives = negatives[:0]
     elif loss == "bce":
-        negatives = torch.randint(model.n_items - 1, wanted.shape)
+        negatives = torch.randint(model.n_items - 1, wanted.shape, device=model.device)
         negatives = negatives + (negatives >= wanted)  # [P] uniform over all items but the wanted one
     # One look-up for all, as the gradient of each look-up is a matrix as large as the item table
     parts = [inputs.numel(), len(wanted), len(negatives)]
     read, liked, disliked = torch.split(model.vectors(torch.cat([inputs.flatten(), wanted, negatives])), parts)
     read = read.view(*inputs.shape, -1)
-    ends = torch.equal(here.sum(1), torch.ones(len(here), dtype=torch.int64)) and torch.equal(
-        here.int().argmax(1), bb.last_of(inputs)
-    )
+    ends = bool(((here.sum(1) == 1) & (here.int().argmax(1) == last_of(inputs))).all())
     states = model.encode(read, inputs, last=True) if ends else model.encode(read, inputs)[here]  # [P, d]
     if loss == "full":
         return F.cross_entropy(states @ model.item_vectors.T, wanted, reduction="none")

@@ -53,6 +53,8 @@ def study(context: Context) -> Found:
         lambda figure: _draw(figure, ranked, few.k),
         [f"{few.backbone}, {few.seeds} seed(s). gain: NDCG@{few.k} less that of {WHOLE!r}, which finds, decides and "
          "replaces as configured; below 0, the part that was left out is worth something.",
+         f"Unless configured otherwise, {WHOLE!r} flags what is more likely noise than not (η = 0.5 on the calibrated "
+         "probability), not the share that a run chooses by validation.",
          f"{UNSURE}: the model's own answer is the decision ({_answer(config)}), with the cap on flags in a window. "
          f"{UNCALIBRATED}: its log-odds are taken for what they say, with the same η. With verdicts and η = 0.5 they "
          "are the same.",

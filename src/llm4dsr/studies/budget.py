@@ -31,12 +31,14 @@ def budget(config: Config, epochs: int, folds: int) -> Config:
     return dataclasses.replace(config, train=train, score=dataclasses.replace(config.score, calibration_draws=1))
 
 
-def scores_of(data: Data, config: Config, shards: Shards, progress: Progress | None = None) -> dict[str, pl.DataFrame]:
-    """Scores of every split (`Denoiser.score`) by a denoiser that is tuned on these very windows. The scores are kept
+def scores_of(data: Data, config: Config, shards: Shards, progress: Progress | None = None,
+              splits: tuple[str, ...] = c.SPLITS) -> dict[str, pl.DataFrame]:  # fmt: skip
+    """Scores of these splits (`Denoiser.score`) by a denoiser that is tuned on these very windows. The scores are kept
     in `shards`; the models are not, since a study has dozens of them. Probabilities are by the map of validation."""
     windows = [part for w in data.splits.values() for part in (w.items, user_hashes(w.user_ids), w.timestamps)]
+    part_of_it = () if splits == c.SPLITS else (splits,)  # what was kept before there was a choice is still found
     key = (versions(), config.seed, config.model, config.task, config.train, config.score, data.catalogue.titles,
-           *windows)  # fmt: skip
+           *windows, *part_of_it)  # fmt: skip
 
     def make() -> pl.DataFrame:
         denoiser = Denoiser(config)
@@ -44,12 +46,13 @@ def scores_of(data: Data, config: Config, shards: Shards, progress: Progress | N
         parts = []
         for name in c.SPLITS:
             here = data.splits[name]
-            scores = denoiser.score(here, progress, target_fixed=name != c.TRAIN)
-            wanted = (c.WINDOW, c.POSITION, c.LOG_ODDS, c.NOISE_PROBABILITY, c.RANK)
-            parts.append(scores.select(*wanted, split=pl.lit(name)))
-            if name == c.VALID:
+            if name in splits:
+                scores = denoiser.score(here, progress, target_fixed=name != c.TRAIN)
+                wanted = (c.WINDOW, c.POSITION, c.LOG_ODDS, c.NOISE_PROBABILITY, c.RANK)
+                parts.append(scores.select(*wanted, split=pl.lit(name)))
+            if name == c.VALID:  # known by the time of test, scored or not
                 denoiser.observe(here)
         return pl.concat(parts)
 
     kept = shards.table(key, make)
-    return {name: kept.filter(pl.col("split") == name).drop("split") for name in c.SPLITS}
+    return {name: kept.filter(pl.col("split") == name).drop("split") for name in splits}

@@ -37,7 +37,7 @@ def study(context: Context) -> Found:
     for kind in KINDS:
         for rate in QUICK_RATES if context.quick else RATES:
             data = with_noise(clean, kind, rate, config.seed)
-            scores = scores_of(data, config, context.shards("noise"), context.progress)[c.TEST]
+            scores = scores_of(data, config, context.shards("noise"), context.progress, (c.TEST,))[c.TEST]
             decisions = Denoiser(config).decide(scores, is_train=False)
             test = data.splits[c.TEST]
             log_odds, flagged = matrix(scores, test, c.LOG_ODDS), matrix(decisions, test, None)

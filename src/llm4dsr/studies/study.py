@@ -107,7 +107,7 @@ def write_page(name: str, question: str, found: Found, context: Context, docs: P
     lines += [f"- Suite {context.suite.name}: {windows} windows, {len(context.suite.data.catalogue):,} items; "
               f"seed {context.config.seed}.",
               f"- Took {seconds / 60:.1f} minutes, less what was there already; llm4dsr {versions()['llm4dsr']}, "
-              f"torch {versions()['torch']}.", "", f"    {command}", ""]  # fmt: skip
+              f"torch {versions()['torch']}{_gpu()}.", "", f"    {command}", ""]  # fmt: skip
     try:
         docs.mkdir(parents=True, exist_ok=True)
         _draw(found, docs / f"{name}.png")
@@ -119,6 +119,10 @@ def write_page(name: str, question: str, found: Found, context: Context, docs: P
     except OSError as error:
         raise OutputError(f"Cannot write to {docs}: {error}.") from None
     return page
+
+
+def _gpu() -> str:
+    return f" on {gpu}" if (gpu := versions().get("gpu")) else ""
 
 
 def markdown(table: pl.DataFrame) -> str:

@@ -83,6 +83,7 @@ def study(context: Context) -> Found:
                 TESTED,
                 SCRATCH_EPOCHS,
                 ADAPT_RATE,
+                BATCH,
             )
 
             def make(data: Data = data, config: Config = config) -> pl.DataFrame:
@@ -99,7 +100,8 @@ def study(context: Context) -> Found:
         "Title vectors are of both catalogues and all training windows; from scratch they are of the target alone. "
         "Company is counted in all training and validation windows of the target, in every row.",
         f"{ADAPTED}: {few:,} target windows, once, at {ADAPT_RATE} of the learning rate. {FEW_SCRATCH}: the same "
-        f"windows, {SCRATCH_EPOCHS} times. Steps of {BATCH} windows. seconds are those of tuning in the target.",
+        f"windows, {SCRATCH_EPOCHS} times. Every row is tuned in steps of at most {BATCH} windows. seconds are those "
+        "of tuning in the target.",
         "No row reads a noise mask before it is measured.",
     ]
     if not context.targets:
@@ -124,6 +126,8 @@ def domain(data: Data, config: Config) -> Domain:
 
 def measure(source: Domain, target: Domain, config: Config, few: int, progress: Progress | None) -> pl.DataFrame:
     """how, windows (of the target, tuned on), seconds, noise, auroc, average_precision; one line for each way."""
+    train = dataclasses.replace(config.train, batch_windows=min(BATCH, config.train.batch_windows), samples=0)
+    config = dataclasses.replace(config, train=train)  # rows differ in what they saw, not in how large its steps were
     size, vectors, own = len(source.catalogue), None, None
     if config.model.items == "vector":
         titles = [*source.catalogue.titles, *target.catalogue.titles]
@@ -131,10 +135,9 @@ def measure(source: Domain, target: Domain, config: Config, few: int, progress: 
         vectors = title_vectors(titles, _together(source.train, target.train, size), *settings)
         own = title_vectors(target.catalogue.titles, target.train, *settings)
     some = limit_windows(target.train, few, config.seed)
-    shorter = dataclasses.replace(config.train, batch_windows=min(BATCH, config.train.batch_windows), samples=0)
-    careful = dataclasses.replace(shorter, epochs=1, learning_rate=ADAPT_RATE * shorter.learning_rate)
+    careful = dataclasses.replace(train, epochs=1, learning_rate=ADAPT_RATE * train.learning_rate)
     once = dataclasses.replace(config, train=careful)
-    often = dataclasses.replace(config, train=dataclasses.replace(shorter, epochs=SCRATCH_EPOCHS))
+    often = dataclasses.replace(config, train=dataclasses.replace(train, epochs=SCRATCH_EPOCHS))
 
     model, builder = _start(source, None if vectors is None else vectors[:size], source.train, config)
     tune(model, builder, source.train, source.catalogue, config, progress, HOME)
