@@ -16,7 +16,7 @@ from llm4dsr.data import write_parquet
 from llm4dsr.errors import ConfigError
 from llm4dsr.pipeline import Run, origin
 from llm4dsr.recommenders import NAMES, ROBUST
-from llm4dsr.shards import digest
+from llm4dsr.shards import digest, versions
 
 RESULTS, DETECTION = "results.parquet", "detection.parquet"
 
@@ -25,9 +25,10 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
           progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
     """Fills the cells that are not there yet: backbone, denoiser, seed, ndcg, hit_rate, valid_ndcg, epochs, seconds,
     ranks, data (which windows), recipe (a hash of the recommender's options, the same in all rows of a backbone),
-    listed (how many candidates llara puts in order, 0 = all; null for other backbones). They are also written to
-    OUT/SUITE/results.parquet, beside what earlier calls have put there, and detection to detection.parquet. A
-    recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched windows.
+    listed (how many candidates llara puts in order, 0 = all; null for other backbones), device (of the recommender: the
+    GPU's name, or CPU). They are also written to OUT/SUITE/results.parquet, beside what earlier calls have put there,
+    and detection to detection.parquet. A recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched
+    windows.
 
     One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, or where OUT/SUITE has other
     windows or a backbone with other options; OutputError, and others.
@@ -58,6 +59,7 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
                 pl.lit(data).alias("data"),
                 pl.lit(recipes[backbone]).alias("recipe"),
                 pl.lit(listed, dtype=pl.Int64).alias("listed"),
+                pl.lit(versions().get("gpu", "CPU")).alias("device"),
             ))  # fmt: skip
             _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
     return pl.concat(found)

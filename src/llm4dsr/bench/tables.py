@@ -24,7 +24,8 @@ _HEAD = """# Benchmark results
 Made by `llm4dsr bench` from the finished cells; do not edit. NDCG@{k} and HR@{k} rank the whole catalogue on test,
 whose targets are clean. ± is half of a 95 % Student interval over seeds. *p (seeds)* is a paired t test over seeds, *p
 (windows)* one over test windows, with the mean of the seeds for each: the first asks whether another training run
-would show the same, the second whether other histories would. A denoiser itself was run with one seed.
+would show the same, the second whether other histories would. A denoiser itself was run with one seed. In brackets is
+what the recommenders were trained on: one CPU core each, or some side by side on a GPU.
 
 Peers drop the {share:.0f} % of the interactions that they suspect most, those with (20 %) that share; STEAM rewrites
 instead. A peer with (replace 20 %) is no peer but a control: its flags, and our suggestions for them.
@@ -93,7 +94,8 @@ def _share_flagged(lines: pl.DataFrame) -> str:
 def _ranking(backbone: str, rows: pl.DataFrame, k: int) -> str:
     names = rows["denoiser"].unique(maintain_order=True).to_list()
     means = {n: float(np.mean(_of(rows, n)["ndcg"].to_list())) for n in names}
-    text = [f"### {backbone}, NDCG@{k} and HR@{k} on test\n",
+    devices = ", ".join(sorted(set(rows["device"])))
+    text = [f"### {backbone}, NDCG@{k} and HR@{k} on test ({devices})\n",
             f"| denoiser | seeds | NDCG@{k} | HR@{k} | NDCG gain | p (seeds) | p (windows) | HR gain | minutes each |",
             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in sorted(names, key=lambda n: -means[n]):

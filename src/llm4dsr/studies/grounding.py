@@ -42,7 +42,7 @@ def study(context: Context) -> Found:
     if tuned.config.model.items == "vector":
         work = context.shards("grounding").folder
         found[NEAREST] = tuned.suggest(judged, flags, context.progress, target_fixed=True, work=work)
-    writer, work = text_denoiser(context, "title"), text_work(context, "title")
+    writer, work = text_denoiser(context), text_work(context)
     for name, mode in ((CONSTRAINED, SuggestConfig("constrained")), (FREE, SuggestConfig("free"))):
         writer.config = dataclasses.replace(writer.config, suggest=mode)
         found[name] = writer.suggest(judged, flags, context.progress, target_fixed=True, work=work)

@@ -1,4 +1,4 @@
-"""Small models that read titles as text: what studies set beside the vector items of the default configuration."""
+"""A small model that reads and writes titles as text: what study grounding sets beside the nearest vector."""
 
 from __future__ import annotations
 
@@ -16,30 +16,27 @@ WINDOWS, QUICK = (2_500, 600, 800), (64, 20, 40)  # of train, valid and test: tu
 
 
 def text_sample(context: Context) -> Suite:
-    """The windows of the text models: a seeded sample of each split."""
+    """The windows of the text model: a seeded sample of each split."""
     sizes = QUICK if context.quick else WINDOWS
     return Suite(context.suite.name, sample(context.suite.data, *sizes, context.config.seed))
 
 
-def text_denoiser(context: Context, answer: str, mode: str = "whole-title") -> Denoiser:
-    """Tuned and calibrated on `text_sample`. answer: title or position. mode: of scoring titles.
+def text_denoiser(context: Context) -> Denoiser:
+    """It names the noisy title. Tuned and calibrated on `text_sample`; its weights are kept in `text_work`.
 
-    The model is a small embedded one, or context.config.model.source where that is another. Its weights are kept in
-    `text_work`: studies share them, and so do the modes, each of which is calibrated by itself.
-    """
+    The model is a small embedded one, or context.config.model.source where that is another."""
     data = text_sample(context).data
-    return Denoiser(_config(context, answer, mode)).fit(
-        data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), context.progress,
-        text_work(context, answer),
+    return Denoiser(_config(context)).fit(
+        data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), context.progress, text_work(context),
     )  # fmt: skip
 
 
-def text_work(context: Context, answer: str) -> Path | None:
-    """Where the weights, scores and suggestions of a text model are kept."""
-    return context.shards(f"text-{answer}").folder
+def text_work(context: Context) -> Path | None:
+    """Where the weights, scores and suggestions of the text model are kept."""
+    return context.shards("text-title").folder
 
 
-def _config(context: Context, answer: str, mode: str) -> Config:
+def _config(context: Context) -> Config:
     given = context.config
     model, train = given.model, dataclasses.replace(given.train, folds=1)
     if given.model.source == EMBEDDED:  # about four minutes on one core for the sample of Toys
@@ -49,12 +46,12 @@ def _config(context: Context, answer: str, mode: str) -> Config:
         if context.quick:
             model = dataclasses.replace(model, hidden_size=32, layers=1, heads=2)
             train = dataclasses.replace(train, epochs=1)
-    score = dataclasses.replace(given.score, mode=mode)  # type: ignore[arg-type]
+    score = dataclasses.replace(given.score, mode="whole-title")
     if context.quick:
         score = dataclasses.replace(score, calibration_draws=1)
     return dataclasses.replace(
         given,
-        model=dataclasses.replace(model, items="text", answer=answer),  # type: ignore[arg-type]
+        model=dataclasses.replace(model, items="text", answer="title"),
         task=TaskConfig(replaced=1),  # published: one foreign item in each window
         train=train,
         score=score,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from scipy import stats
 from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.catalogue import Windows
+from llm4dsr.config import EMBEDDED, TaskConfig
+from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate import found_noise
 from llm4dsr.studies.study import Context, Found
-from llm4dsr.studies.text import text_denoiser, text_sample, text_work
 from llm4dsr.studies.truth import need_masks
 from llm4dsr.tables import matrix
 
@@ -23,6 +26,8 @@ QUESTION = "Do the noise probabilities agree with the noise that is really there
 OURS = "this configuration"
 BINS = 10  # of equal width, in the reliability diagram
 SHOWN = 20  # interactions without which a bin is not drawn
+# Of embedded models here: to name a title takes more steps to learn than to say yes or no
+EPOCHS, BATCH = 6, 128
 
 Pair = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 
@@ -32,36 +37,57 @@ def study(context: Context) -> Found:
 
     Raises DataError where the suite has no masks."""
     need_masks(context.suite)
-    ours, sample = context.run().scores(), text_sample(context).data.splits
+    ours, splits = context.run().scores(), context.suite.data.splits
     judges = {
-        "text, verdict at each position": (text_denoiser(context, "position"), text_work(context, "position")),
-        "text, whole title": (text_denoiser(context, "title"), text_work(context, "title")),
-        "text, first token": (text_denoiser(context, "title", "first-token"), text_work(context, "title")),
+        "one model, verdict at each position": _judge(context, "position"),
+        "one model, whole title": _judge(context, "title"),
+        "one model, first token": _judge(context, "title", "first-token"),
     }
     lines, curves = [], {}
     for split in (c.VALID, c.TEST):
-        windows, some = context.suite.data.splits[split], sample[split]
-        here = pl.DataFrame({c.WINDOW: some.window_ids})
-        lines.append(_line(f"{OURS}, all windows", split, ours[split], windows))
-        lines.append(_line(OURS, split, ours[split].join(here, on=c.WINDOW, how="semi"), some))
+        windows = splits[split]
+        lines.append(_line(OURS, split, ours[split], windows))
         curves[OURS] = reliability(*_pair(ours[split], windows))
-        for name, (denoiser, work) in judges.items():
-            scores = denoiser.score(some, context.progress, target_fixed=True, work=work)
-            lines.append(_line(name, split, scores, some))
-            curves[name] = reliability(*_pair(scores, some))  # test comes last, and is what is drawn
-    sizes = {name: len(windows) for name, windows in sample.items()}
-    text = next(iter(judges.values()))[0].config
+        for name, denoiser in judges.items():
+            work = _work(context, denoiser.config.model.answer)
+            scores = denoiser.score(windows, context.progress, target_fixed=True, work=work)
+            lines.append(_line(name, split, scores, windows))
+            curves[name] = reliability(*_pair(scores, windows))  # test comes last, and is what is drawn
+    one = judges["one model, whole title"].config
     notes = [
         "Correlation and ECE (15 bins) are those of the probability with the mask, AUROC and average precision of the "
         "log-odds, which need no calibration; ties are interactions whose log-odds equal another one's of their "
         "window. Probabilities come from self-made noise, never from a mask.",
-        f"The text models ({text.model.source}, {text.train.epochs} epoch(s)) are tuned on a sample of "
-        f"{sizes[c.TRAIN]:,} training windows and calibrated on {sizes[c.VALID]:,} of validation; lines without 'all "
-        f"windows' are measured on {sizes[c.VALID]:,} windows of validation and {sizes[c.TEST]:,} of test.",
+        f"The three ways to ask have models of one kind ({one.model.source}, {one.model.items} items, "
+        f"{one.train.epochs} epoch(s) of all training windows, one foreign item in each): one says yes or no at each "
+        "position, the other names the foreign item's title. They differ in the answer alone, and in what comes with "
+        "it: a verdict may look at later items too, a title is written token by token.",
         "Whole title and first token are read from the same weights; each is calibrated by itself.",
     ]
     tables = {"Agreement": pl.DataFrame(lines), f"Reliability of {OURS} on test": curves[OURS]}
     return Found(tables, partial(_plot, curves), notes)
+
+
+def _judge(context: Context, answer: str, mode: str = "whole-title") -> Denoiser:
+    """The configured model, a single one that answers in this way. mode: of scoring titles."""
+    given, data = context.config, context.suite.data
+    train = dataclasses.replace(given.train, folds=1)
+    if given.model.source == EMBEDDED and not context.quick:
+        train = dataclasses.replace(train, epochs=EPOCHS, batch_windows=BATCH)
+    config = dataclasses.replace(
+        given,
+        model=dataclasses.replace(given.model, answer=answer),  # type: ignore[arg-type]
+        task=TaskConfig(replaced=1),  # published
+        train=train,
+        score=dataclasses.replace(given.score, mode=mode),  # type: ignore[arg-type]
+    )
+    valid = data.splits[c.VALID].histories()
+    return Denoiser(config).fit(data.splits[c.TRAIN], data.catalogue, valid, context.progress, _work(context, answer))
+
+
+def _work(context: Context, answer: str) -> Path | None:
+    """Where weights and scores are kept; both modes share the weights."""
+    return context.shards(f"asked-{answer}").folder
 
 
 def reliability(probability: npt.NDArray[np.float64], noise: npt.NDArray[np.bool_]) -> pl.DataFrame:
