@@ -190,9 +190,21 @@ def test_rows_of_one_table_are_of_the_same_windows(out):
         bench(load("demo", tiny=True, seed=1), out, ["sasrec"], ["none"], CONFIG)
 
 
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda t: t.with_columns(device=pl.lit("Some GPU")), "another device"),
+    (lambda t: t.drop("device"), "another version"),
+])  # fmt: skip
+def test_rows_of_one_table_are_of_the_same_device_and_version(out, tmp_path, change, said):
+    folder = tmp_path / SUITE.name
+    folder.mkdir()
+    change(pl.read_parquet(out / SUITE.name / RESULTS)).write_parquet(folder / RESULTS)
+    with pytest.raises(ConfigError, match=said):
+        bench(SUITE, tmp_path, ["sasrec"], ["none"], CONFIG)
+
+
 def test_a_robust_recommender_stands_beside_sasrec_only_with_the_same_options(tmp_path):
-    line = {"denoiser": "none", "seed": 0, "ndcg": 0.5, "hit_rate": 0.5, "valid_ndcg": 0.5, "seconds": 1.0, "device": "CPU",
-            "ranks": [3]}  # fmt: skip
+    line = {"denoiser": "none", "seed": 0, "ndcg": 0.5, "hit_rate": 0.5, "valid_ndcg": 0.5, "seconds": 1.0,
+            "device": "CPU", "ranks": [3]}  # fmt: skip
     (tmp_path / "toy").mkdir()
     for own, there in (("one", True), ("other", False)):
         rows = [{"backbone": "sasrec", "recipe": "one", **line}, {"backbone": "fmlprec", "recipe": own, **line}]
@@ -264,7 +276,8 @@ def test_controls_are_no_peers_and_peers_are_compared_with_the_same_share(tmp_pa
     ndcg = {"none": 0.1, "llm4dsr (replace 20 %)": 0.5, "llm4dsr (drop 20 %)": 0.2, "pmi": 0.3, "tfidf (20 %)": 0.15,
             "random (replace 20 %)": 0.4}  # fmt: skip
     lines = [{"backbone": "gru4rec", "denoiser": name, "seed": 0, "ndcg": value, "hit_rate": 0.5, "valid_ndcg": 0.5,
-              "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30]} for name, value in ndcg.items()]  # fmt: skip
+              "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30]}
+             for name, value in ndcg.items()]  # fmt: skip
     (tmp_path / "toy").mkdir()
     pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
     said = [
@@ -286,7 +299,8 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     lines = [
         {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
          "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
-         "recipe": "one", "device": "CPU", "valid_ndcg": {"none": 0.4, "llm4dsr (drop)": 0.3, "pmi": 0.9}[name], "ranks": r}
+         "recipe": "one", "device": "CPU", "ranks": r,
+         "valid_ndcg": {"none": 0.4, "llm4dsr (drop)": 0.3, "pmi": 0.9}[name]}
         for name, of in ranks.items()
         for seed, r in enumerate(of)
     ]  # fmt: skip

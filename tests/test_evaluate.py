@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llm4dsr import evaluate
+from llm4dsr.batch import side_by_side
 from llm4dsr.catalogue import PAD, Windows
 from llm4dsr.config import EvaluateConfig, RecommenderConfig
 from llm4dsr.demo import make_demo
@@ -69,6 +70,15 @@ def test_the_numbers_do_not_depend_on_how_many_train_at_a_time(rows):
     assert tables[0].select("row", "seed").rows() == [
         ("original", 5), ("oracle (restore)", 5), ("original", 6), ("oracle (restore)", 6)]  # fmt: skip
     assert seen[-1][:2] == (8, 8)  # two rows, two seeds, two epochs
+
+
+@pytest.mark.parametrize(("gib", "large", "at_once"), [(80, False, 6), (9, False, 4), (1, False, 1), (80, True, 1)])
+def test_as_many_share_a_gpu_as_its_memory_has_room_for(gib, large, at_once, monkeypatch):
+    """2 GiB for each small model, one for each of eight cores, six to do; a large model has the GPU to itself."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gib * 2**30, 2 * gib * 2**30))
+    assert side_by_side(6, large) == at_once
 
 
 def test_the_summary_by_hand():

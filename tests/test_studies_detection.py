@@ -113,7 +113,7 @@ def test_reliability_by_hand() -> None:
 def test_uncertainty_compares_three_ways_to_ask_on_the_same_windows(context: Context) -> None:
     found = uncertainty.study(context)
     table = found.tables["Agreement"]
-    ways = ["one model, verdict at each position", "one model, whole title", "one model, first token"]
+    ways = ["verdict at each position", "whole title", "first token"]
     for split in (c.VALID, c.TEST):
         lines = table.filter(pl.col("split") == split)
         assert lines["asked for"].to_list() == ["this configuration", *ways]

@@ -51,6 +51,12 @@ def one_forward(prompt: list[int], sequence: list[int]) -> list[float]:
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_window_without_items_has_no_scores():
+    trees = [WindowTree.of([]), WindowTree.of([BUILDER.titles[0]])]
+    scores = sequence_log_probs(MODEL, [BUILDER.prompt([0]), BUILDER.prompt([0])], trees)
+    assert [len(s) for s in scores] == [0, 1]
+
+
 def test_whole_title_scores_equal_one_forward_per_title():
     """Two windows of different lengths in one batch, so that padding is there too."""
     windows = [[0, 1, 2, 3, 4, 5, 6, 7], [2, 6, 0]]

@@ -25,12 +25,20 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def side_by_side(jobs: int) -> int:
-    """How many processes of one thread may train small models at a time: as many as torch may use cores, and on a GPU
-    as many as its free memory has room for."""
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn by torch inside follows from the seed; the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def side_by_side(jobs: int, large: bool = False) -> int:
+    """How many processes of one thread may train models at a time: as many as torch may use cores, and on a GPU as many
+    small ones as its free memory has room for, but one that is large."""
     processes = torch.get_num_threads()
     if torch.cuda.is_available():
-        processes = min(processes, torch.cuda.mem_get_info()[0] // OF_A_PROCESS)
+        processes = 1 if large else min(processes, torch.cuda.mem_get_info()[0] // OF_A_PROCESS)
     return max(1, min(processes, jobs))
 
 

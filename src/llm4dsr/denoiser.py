@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from llm4dsr import calibrate
 from llm4dsr import columns as c
 from llm4dsr import correct as correcting
 from llm4dsr import decide as deciding
-from llm4dsr.batch import Progress, pick_device
+from llm4dsr.batch import Progress, pick_device, seeded
 from llm4dsr.calibrate import Sample
 from llm4dsr.catalogue import BoolArray, Catalogue, FloatArray, IntArray, Windows
 from llm4dsr.checkpoint import Checkpoint
@@ -444,8 +443,7 @@ def untuned(config: Config, catalogue: Catalogue, windows: Windows, vectors: Any
         lm, tokenizer = embedded_lm(catalogue.titles, config.model, config.train.max_tokens, seed)
     else:
         lm, tokenizer = load_lm(config.model.source, config.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = NoiseLM(lm, tokenizer, vectors, company is not None, judged_in_place(config.model))
         model = model.to(pick_device())
         builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens, company)

@@ -23,7 +23,7 @@ from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.batch import Progress, side_by_side
 from llm4dsr.catalogue import PAD, BoolArray, Catalogue, FloatArray, Windows
-from llm4dsr.config import EvaluateConfig
+from llm4dsr.config import EMBEDDED, EvaluateConfig
 from llm4dsr.correct import Corrected, apply, correct
 from llm4dsr.errors import ModelError
 from llm4dsr.recommenders import fit
@@ -140,7 +140,8 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
     work: a folder for the recommenders that are done; the same call goes on from it.
 
     A recommender this small gains little from a second core, so each is trained on one, and as many at a time as torch
-    may use cores. The numbers do not depend on how many that are.
+    may use cores and a GPU has room for. The numbers do not depend on how many that are. Raises ModelError where memory
+    is short.
     """
     keys = {
         name: digest(versions(), config.backbone, *options(config), catalogue.titles, *_content(splits))
@@ -152,7 +153,8 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
     for name, s in wanted:
         first.setdefault((keys[name], s), (name, s))
     jobs = list(first.values())
-    workers = side_by_side(len(jobs))
+    pre_trained = config.backbone == "llara" and config.llara.model.source != EMBEDDED
+    workers = side_by_side(len(jobs), large=pre_trained)
     with TemporaryDirectory() as folder, _following(Path(folder), len(jobs) * config.recommender.epochs, progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(
@@ -164,6 +166,11 @@ def compare(compared: dict[str, Splits], catalogue: Catalogue, config: EvaluateC
             raise ModelError(
                 "A process that trained a recommender was ended from outside, most likely because memory was short. "
                 "The same command goes on; with threads: 1 it trains one at a time."
+            ) from None
+        except torch.OutOfMemoryError:
+            raise ModelError(
+                "The GPU has too little memory for the recommenders. The same command goes on; with threads: 1 it "
+                "trains one at a time."
             ) from None
     done = {(keys[name], s): line for (name, s), line in zip(jobs, lines, strict=True)}
     results: pl.DataFrame = pl.concat(done[keys[name], s].with_columns(row=pl.lit(name)) for name, s in wanted)
@@ -200,6 +207,8 @@ def _train_and_test(name: str, seed: int, splits: Splits, catalogue: Catalogue, 
         return pl.DataFrame(line, schema_overrides=dict.fromkeys(("ranks", "valid_ranks"), pl.List(pl.Int32)))
 
     line: pl.DataFrame = Shards(work).table((key, seed), train)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the process stays, for the next recommender
     _say(epochs_done, f"{config.recommender.epochs} ")
     return line
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm4dsr.batch import Batch, pick_device
+from llm4dsr.batch import Batch, pick_device, seeded
 from llm4dsr.company import EVIDENCE
 from llm4dsr.config import EMBEDDED, ModelConfig
 from llm4dsr.errors import ConfigError, ModelError
@@ -310,8 +310,7 @@ def embedded_lm(titles: list[str], config: ModelConfig, max_tokens: int, seed: i
     # single_word: else " A" would be cut out of a title such as "Toy Airplane". Not special: decoding keeps them.
     raw.add_tokens([AddedToken(p, single_word=True, normalized=False) for p in PHRASES])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>", pad_token="<pad>")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         lm = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer), hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size,

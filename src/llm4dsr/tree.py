@@ -76,7 +76,8 @@ def sequence_log_probs(model: NoiseLM, prompts: Sequence[Tokens], trees: Sequenc
     out = []
     for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
         paths = [path[:1] if first_token else path for path in tree.paths]
-        steps = np.array([step for path in paths for step in path]).reshape(-1, 2)  # (parent, token) of all paths
+        # (parent, token) of all paths, one after the other
+        steps = np.array([step for path in paths for step in path], dtype=np.int64).reshape(-1, 2)
         # The prompt's end, then the nodes
         logits = model.logits(hidden[b, len(prompt) - 1 : len(prompt) + len(tree.tokens)])  # [1 + nodes, vocabulary]
         parent, token = torch.from_numpy(steps.T).to(device)

@@ -59,25 +59,35 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
                 pl.lit(data).alias("data"),
                 pl.lit(recipes[backbone]).alias("recipe"),
                 pl.lit(listed, dtype=pl.Int64).alias("listed"),
-                pl.lit(versions().get("gpu", "CPU")).alias("device"),
+                pl.lit(device()).alias("device"),
             ))  # fmt: skip
             _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
     return pl.concat(found)
 
 
 def _check(path: Path, data: str, recipes: dict[str, str]) -> None:
-    """Rows of one table are of the same windows, and those that are compared of the same options."""
+    """Rows of one table are of the same windows, and those that are compared of the same options and device."""
     if not path.is_file():
         return
     there = pl.read_parquet(path, glob=False)
+    if not {"data", "recipe", "device"} <= set(there.columns):
+        raise ConfigError(f"{path} was made by another version. Choose another --out.")
     if set(there["data"]) - {data}:
         raise ConfigError(f"{path} is of other windows. Choose another --out.")
-    for backbone, given in recipes.items():
-        if set(there.filter(pl.col("backbone") == backbone)["recipe"]) - {given}:
-            raise ConfigError(
-                f"{path} has {backbone} with other options of the recommender, and rows that are compared must share "
-                "them. Choose another --out."
-            )
+    for backbone, recipe in recipes.items():
+        rows = there.filter(pl.col("backbone") == backbone)
+        for what, column, given in (("other options of the recommender", "recipe", recipe),
+                                    ("recommenders of another device", "device", device())):  # fmt: skip
+            if set(rows[column]) - {given}:
+                raise ConfigError(
+                    f"{path} has {backbone} with {what}, and rows that are compared must share them. Choose another "
+                    "--out."
+                )
+
+
+def device() -> str:
+    """What recommenders are trained on: the GPU's name, or CPU."""
+    return versions().get("gpu", "CPU")
 
 
 def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:

@@ -160,7 +160,7 @@ def _our_detection(name: str, run: Run, scores: Scores, tables: evaluate.Tables,
 
 
 def _run_peers(peers: list[str], data: Data, folder: Path, seed: int, progress: Progress | None) -> None:
-    """Each in a fresh process of one thread: its memory is its own. As many at a time as torch may use cores."""
+    """Each in a fresh process of one thread, so that its memory is its own; some at a time."""
     given = origin(data)
     todo = [name for name in peers if not (folder / name).is_dir()]
     for name in set(peers) - set(todo):

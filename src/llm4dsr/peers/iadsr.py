@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm4dsr.batch import seeded
 from llm4dsr.catalogue import Catalogue, FloatArray, IntArray, Windows
 from llm4dsr.data import limit_windows
 from llm4dsr.ensemble import fold_of
@@ -101,8 +102,7 @@ def align(collaborative: Tensor, semantic: Tensor, known: IntArray, seed: int) -
     items, which collaborative and which semantic vector are of one item (symmetric InfoNCE)."""
     inputs = [F.normalize(part, dim=1) * part.shape[1] ** 0.5 for part in (collaborative, semantic)]
     rows = torch.from_numpy(known)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         maps = nn.ModuleList(nn.Linear(part.shape[1], SIZE, bias=False) for part in inputs)
         optimizer = torch.optim.Adam(maps.parameters(), lr=RATE)
         for _ in range(STEPS):

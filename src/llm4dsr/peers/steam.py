@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm4dsr.batch import seeded
 from llm4dsr.catalogue import PAD, Catalogue, FloatArray, IntArray, Windows
 from llm4dsr.peers.damage import DELETE, INSERT, KEEP, MOST, damage, repaired
 from llm4dsr.peers.peer import Peer
@@ -147,8 +148,7 @@ class STEAM(Peer):
         """Fresh damage in every epoch; the epoch with the least loss on damaged validation windows is taken."""
         rng = np.random.default_rng(self.seed)
         width = train.items.shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
+        with seeded(self.seed):
             self.model = model = Corrector(len(self.catalogue), self.dropout)
             optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)
             held_out = self._batches(valid, width, rng)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm4dsr.batch import attempt, collate, less, pick_device, precision, token_batches
+from llm4dsr.batch import attempt, collate, less, pick_device, precision, seeded, token_batches
 from llm4dsr.catalogue import Catalogue, FloatArray, Windows
 from llm4dsr.config import EMBEDDED, LLaRAConfig, RecommenderConfig
 from llm4dsr.data import limit_windows
@@ -32,10 +32,9 @@ def fit_llara(windows: Windows, valid: Windows, catalogue: Catalogue, recommende
     """Trains a SASRec on all windows, then tunes the language model on a sample of them; gives back its best epoch.
 
     The best epoch has the highest NDCG@20, in the whole catalogue, on a sample of the validation windows. Where
-    `windows.weights` is given, the loss of a title is multiplied by its interaction's weight. The same seed gives the
-    same model on the same machine; the caller's random state is left as it was. `progress` as in `training.train`,
-    SASRec's epochs first. Raises DataError as `train` does, ModelError where the language model cannot be loaded or its
-    loss is no number.
+    `windows.weights` is given, the loss of a title is multiplied by its interaction's weight. Seed, device and
+    `progress` as in `training.train`, SASRec's epochs first. Raises DataError as `train` does, ModelError where the
+    language model cannot be loaded or its loss is no number.
     """
     started = time.perf_counter()
     total = recommender.epochs + config.epochs
@@ -49,8 +48,7 @@ def fit_llara(windows: Windows, valid: Windows, catalogue: Catalogue, recommende
     windows = limit_windows(windows.take(np.flatnonzero(windows.lengths >= 2)), config.samples, seed)
     valid = limit_windows(valid.take(np.flatnonzero(valid.lengths >= 2)), config.validation, seed)
     histories, wanted = valid.histories(), valid.targets()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)  # initial weights and dropout
+    with seeded(seed):  # initial weights and dropout
         model = LLaRA(language_model(catalogue, sasrec.item_vectors.detach(), config, seed), sasrec, catalogue, config)
         best, curve, state = 0, list[float](), dict[str, Tensor]()
         for epoch, loss in enumerate(tune(model, windows, seed)):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm4dsr.batch import pick_device
+from llm4dsr.batch import pick_device, seeded
 from llm4dsr.catalogue import PAD, IntArray, Windows
 from llm4dsr.config import RecommenderConfig
 from llm4dsr.errors import DataError
@@ -65,9 +65,7 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
         weights = torch.from_numpy(recent(windows.weights, windows.lengths, config.history + 1, 1.0)).float()
 
     items, weights = items.to(device), weights.to(device)
-    # Initial weights, dropout, order and negatives all draw from this state
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with seeded(seed):  # initial weights, dropout, order and negatives
         model = kind(n_items, config).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
         best, curve = -1, list[float]()

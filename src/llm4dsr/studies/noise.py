@@ -23,7 +23,7 @@ from llm4dsr.tables import matrix
 QUESTION = "Which kinds of noise are found, and at which rate does it break?"
 RATES = (0.05, 0.1, 0.2, 0.5)
 QUICK_RATES = (0.1, 0.5)
-# On Toys 28 denoisers of about a minute of one core, a third of it title vectors and scores
+# On Toys 28 denoisers of about a minute of one core
 WINDOWS, QUICK = (3_000, 800, 2_000), (128, 32, 33)  # of train, valid and test
 EPOCHS, FOLDS = 3, 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -78,6 +79,7 @@ def _untuned(context: Context, width: int, layers: int) -> Denoiser:
 
 def _judge(folder: Path, windows: Windows, calls: int) -> dict[str, float]:
     torch.set_num_threads(1)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # one core, also where there is a GPU (for that see benchmarks/gpu.py)
     denoiser = Denoiser.from_pretrained(folder)
     denoiser.score(windows.take(np.arange(min(10, len(windows)))))  # what is set up by the first call is no one's time
     started = time.perf_counter()

@@ -12,7 +12,7 @@ from llm4dsr.denoiser import Denoiser
 from llm4dsr.studies.budget import sample
 from llm4dsr.studies.study import Context
 
-WINDOWS, QUICK = (2_500, 600, 800), (64, 20, 40)  # of train, valid and test: tuned, calibrated and measured on
+WINDOWS, QUICK = (2_500, 600, 800), (64, 20, 40)  # of train, valid and test
 
 
 def text_sample(context: Context) -> Suite:
@@ -22,7 +22,7 @@ def text_sample(context: Context) -> Suite:
 
 
 def text_denoiser(context: Context) -> Denoiser:
-    """It names the noisy title. Tuned and calibrated on `text_sample`; its weights are kept in `text_work`.
+    """It names the noisy title. Tuned on `text_sample`; its weights are kept in `text_work`.
 
     The model is a small embedded one, or context.config.model.source where that is another."""
     data = text_sample(context).data
@@ -32,7 +32,7 @@ def text_denoiser(context: Context) -> Denoiser:
 
 
 def text_work(context: Context) -> Path | None:
-    """Where the weights, scores and suggestions of the text model are kept."""
+    """Where the weights and suggestions of the text model are kept."""
     return context.shards("text-title").folder
 
 
@@ -46,13 +46,10 @@ def _config(context: Context) -> Config:
         if context.quick:
             model = dataclasses.replace(model, hidden_size=32, layers=1, heads=2)
             train = dataclasses.replace(train, epochs=1)
-    score = dataclasses.replace(given.score, mode="whole-title")
-    if context.quick:
-        score = dataclasses.replace(score, calibration_draws=1)
     return dataclasses.replace(
         given,
         model=dataclasses.replace(model, items="text", answer="title"),
         task=TaskConfig(replaced=1),  # published: one foreign item in each window
         train=train,
-        score=score,
+        score=dataclasses.replace(given.score, calibration="off"),  # it is asked for titles alone
     )

@@ -39,9 +39,9 @@ def study(context: Context) -> Found:
     need_masks(context.suite)
     ours, splits = context.run().scores(), context.suite.data.splits
     judges = {
-        "one model, verdict at each position": _judge(context, "position"),
-        "one model, whole title": _judge(context, "title"),
-        "one model, first token": _judge(context, "title", "first-token"),
+        "verdict at each position": _judge(context, "position"),
+        "whole title": _judge(context, "title"),
+        "first token": _judge(context, "title", "first-token"),
     }
     lines, curves = [], {}
     for split in (c.VALID, c.TEST):
@@ -50,18 +50,20 @@ def study(context: Context) -> Found:
         curves[OURS] = reliability(*_pair(ours[split], windows))
         for name, denoiser in judges.items():
             work = _work(context, denoiser.config.model.answer)
-            scores = denoiser.score(windows, context.progress, target_fixed=True, work=work)
+            scores = denoiser.score(windows, context.progress, target_fixed=True, work=work, recalibrate=True)
+            denoiser.observe(windows)  # as a run does: what came before test is known there
             lines.append(_line(name, split, scores, windows))
             curves[name] = reliability(*_pair(scores, windows))  # test comes last, and is what is drawn
-    one = judges["one model, whole title"].config
+    one = judges["whole title"].config
     notes = [
         "Correlation and ECE (15 bins) are those of the probability with the mask, AUROC and average precision of the "
         "log-odds, which need no calibration; ties are interactions whose log-odds equal another one's of their "
         "window. Probabilities come from self-made noise, never from a mask.",
-        f"The three ways to ask have models of one kind ({one.model.source}, {one.model.items} items, "
-        f"{one.train.epochs} epoch(s) of all training windows, one foreign item in each): one says yes or no at each "
-        "position, the other names the foreign item's title. They differ in the answer alone, and in what comes with "
-        "it: a verdict may look at later items too, a title is written token by token.",
+        f"The three ways to ask have single models of one kind ({one.model.source}, {one.model.items} items, "
+        f"{one.train.epochs} epoch(s) of {one.train.samples or 'all'} training windows, one foreign item in each): one "
+        "says yes or no at each position, the other names the foreign item's title. They differ in the answer and in "
+        "what comes with it: with full attention a verdict may look at later items too, a title is written token by "
+        "token.",
         "Whole title and first token are read from the same weights; each is calibrated by itself.",
     ]
     tables = {"Agreement": pl.DataFrame(lines), f"Reliability of {OURS} on test": curves[OURS]}
