@@ -268,12 +268,14 @@ def study(
     """One question about the method, answered with a table, a plot and a page."""
     from llm4dsr import studies
     from llm4dsr.bench import load
+    from llm4dsr.pipeline import use_threads
     from llm4dsr.studies.study import Context, check_page, smaller, write_page
 
     if name not in (*studies.NAMES, "all"):
         raise ConfigError(f"Unknown study {name!r}. Known: {', '.join(studies.NAMES)}, all.")
     chosen, limit = _side_by_side(config, seeds, limit)
     chosen = smaller(chosen) if quick else chosen
+    use_threads(chosen)  # also in a study without a run
     data = load(suite, limit=limit, seed=chosen.seed, tiny=quick)
     asked = studies.NAMES if name == "all" else (name,)
     for each in asked:

@@ -68,6 +68,10 @@ def origin(data: str | Path | Data) -> str:
     return f"in memory, {digest(data.catalogue.titles, data.catalogue.ids.to_list(), *windows)}"
 
 
+def use_threads(config: Config) -> None:
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+
+
 class Run:
     """A run folder: its configuration, its stages, its run card."""
 
@@ -83,7 +87,7 @@ class Run:
                 raise OutputError(f"{self.folder} has the format {found}; this version reads {FORMAT}. Run it anew.")
             config = Config.from_yaml(stored)
         self.config, self._held, self._origin = config, False, ""
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        use_threads(config)
 
     @classmethod
     def create(cls, folder: str | Path, config: Config) -> Run:
