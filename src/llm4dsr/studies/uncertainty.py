@@ -30,7 +30,7 @@ SHOWN = 20  # interactions without which a bin is not drawn
 MEASURED = 1_200  # windows of each split: enough to make probabilities anew
 # Of embedded models here: to name a title takes more steps to learn than to say yes or no, and titles differ so much in
 # length that small passes, of windows that are alike, take half of the time
-EPOCHS, BATCH, TOKENS = 3, 128, 1_024
+STEPS, BATCH, TOKENS = 900, 128, 1_024
 
 Pair = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 
@@ -81,7 +81,8 @@ def _judge(context: Context, answer: str, mode: str = "whole-title") -> Denoiser
     given, data = context.config, context.suite.data
     train = dataclasses.replace(given.train, folds=1)
     if given.model.source == EMBEDDED and not context.quick:
-        train = dataclasses.replace(train, epochs=EPOCHS, batch_windows=BATCH, batch_tokens=TOKENS)
+        passes = max(1, round(STEPS * BATCH / len(data.splits[c.TRAIN])))
+        train = dataclasses.replace(train, epochs=passes, batch_windows=BATCH, batch_tokens=TOKENS)
     config = dataclasses.replace(
         given,
         model=dataclasses.replace(given.model, answer=answer),  # type: ignore[arg-type]
