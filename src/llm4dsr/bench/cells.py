@@ -40,8 +40,8 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
     folder, found = out / suite.name, []
     settings = {name: dataclasses.replace(config.evaluate, backbone=name) for name in backbones}  # type: ignore[arg-type]
     recipes = {name: digest(*evaluate.options(of)) for name, of in settings.items()}
-    data = origin(suite.data)
-    _check(folder / RESULTS, data, recipes)
+    data, device = origin(suite.data), versions().get("gpu", "CPU")
+    _check(folder / RESULTS, data, recipes, device)
     with Run(folder, config).alone():
         rows, detection = denoised(suite, folder, denoisers, config, progress)
         if len(detection):
@@ -59,13 +59,13 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
                 pl.lit(data).alias("data"),
                 pl.lit(recipes[backbone]).alias("recipe"),
                 pl.lit(listed, dtype=pl.Int64).alias("listed"),
-                pl.lit(device()).alias("device"),
+                pl.lit(device).alias("device"),
             ))  # fmt: skip
             _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
     return pl.concat(found)
 
 
-def _check(path: Path, data: str, recipes: dict[str, str]) -> None:
+def _check(path: Path, data: str, recipes: dict[str, str], device: str) -> None:
     """Rows of one table are of the same windows, and those that are compared of the same options and device."""
     if not path.is_file():
         return
@@ -77,17 +77,12 @@ def _check(path: Path, data: str, recipes: dict[str, str]) -> None:
     for backbone, recipe in recipes.items():
         rows = there.filter(pl.col("backbone") == backbone)
         for what, column, given in (("other options of the recommender", "recipe", recipe),
-                                    ("recommenders of another device", "device", device())):  # fmt: skip
+                                    ("recommenders of another device", "device", device)):  # fmt: skip
             if set(rows[column]) - {given}:
                 raise ConfigError(
                     f"{path} has {backbone} with {what}, and rows that are compared must share them. Choose another "
                     "--out."
                 )
-
-
-def device() -> str:
-    """What recommenders are trained on: the GPU's name, or CPU."""
-    return versions().get("gpu", "CPU")
 
 
 def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:

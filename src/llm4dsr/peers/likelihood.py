@@ -109,7 +109,7 @@ def _ask(model: Backbone, prior: Tensor, windows: Windows, measure: Measure) -> 
     out = np.zeros(windows.items.shape)
     rows, places = np.nonzero(windows.present)
     question = with_a_gap if isinstance(model, BERT4Rec) else before
-    size = max(1, model.room // model.n_items)
+    size, prior = max(1, model.room // model.n_items), prior.to(model.device)
     with torch.inference_mode():
         for start in range(0, len(rows), size):
             row, at = rows[start : start + size], places[start : start + size]
@@ -118,7 +118,7 @@ def _ask(model: Backbone, prior: Tensor, windows: Windows, measure: Measure) -> 
             masked = given == MASK
             states = model(given)[masked] if masked.any() else model.last_states(given)  # [B, d]
             scores = states @ model.item_vectors.T  # [B, N]
-            scores[((given == PAD) | masked).all(1)] = prior.to(model.device)
+            scores[((given == PAD) | masked).all(1)] = prior
             out[row, at] = measure(scores, torch.from_numpy(windows.items[row, at]).to(model.device)).cpu().numpy()
     return out
 

@@ -36,9 +36,8 @@ def scores_of(data: Data, config: Config, shards: Shards, progress: Progress | N
     """Scores of these splits (`Denoiser.score`) by a denoiser that is tuned on these very windows. The scores are kept
     in `shards`; the models are not, since a study has dozens of them. Probabilities are by the map of validation."""
     windows = [part for w in data.splits.values() for part in (w.items, user_hashes(w.user_ids), w.timestamps)]
-    part_of_it = () if splits == c.SPLITS else (splits,)  # what was kept before there was a choice is still found
     key = (versions(), config.seed, config.model, config.task, config.train, config.score, data.catalogue.titles,
-           *windows, *part_of_it)  # fmt: skip
+           *windows, splits)  # fmt: skip
 
     def make() -> pl.DataFrame:
         denoiser = Denoiser(config)

@@ -27,7 +27,8 @@ VECTOR_SIZE = 128  # columns of each block of title vectors
 def study(context: Context) -> Found:
     """Suggestions for the known noise of test histories, the same places for every way to suggest."""
     run, data = context.run(), context.suite.data
-    given = text_sample(context).data.splits[c.TEST]
+    sample = text_sample(context)
+    given = sample.splits[c.TEST]
     judged = known_noise(given, data.catalogue, context.config.seed)
     inner = judged.histories()
     assert inner.noise_mask is not None
@@ -71,7 +72,7 @@ def study(context: Context) -> Found:
         "the same making, so clusters are its own notion of nearness; equality is nobody's.",
         "Nearest vector writes nothing: its similarity is that of the vector it predicts and the vector of the item. "
         "Its choice also weighs company and popularity, so that it need not be the most similar item.",
-        f"The two text ways are one model, tuned on {len(text_sample(context).data.splits[c.TRAIN]):,} windows "
+        f"The two text ways are one model, tuned on {len(sample.splits[c.TRAIN]):,} windows "
         f"({writer.config.model.source}); nearest vector is the configuration itself, tuned on all.",
     ]
     tables = {"What was suggested and the item it became": pl.DataFrame(grounded), "Nearness to the original": near}

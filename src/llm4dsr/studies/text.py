@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from llm4dsr import columns as c
-from llm4dsr.bench.suite import Suite
 from llm4dsr.config import EMBEDDED, Config, ModelConfig, TaskConfig, TrainConfig
+from llm4dsr.data import Data
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.studies.budget import sample
 from llm4dsr.studies.study import Context
@@ -15,17 +15,17 @@ from llm4dsr.studies.study import Context
 WINDOWS, QUICK = (2_500, 600, 800), (64, 20, 40)  # of train, valid and test
 
 
-def text_sample(context: Context) -> Suite:
+def text_sample(context: Context) -> Data:
     """The windows of the text model: a seeded sample of each split."""
     sizes = QUICK if context.quick else WINDOWS
-    return Suite(context.suite.name, sample(context.suite.data, *sizes, context.config.seed))
+    return sample(context.suite.data, *sizes, context.config.seed)
 
 
 def text_denoiser(context: Context) -> Denoiser:
     """It names the noisy title. Tuned on `text_sample`; its weights are kept in `text_work`.
 
     The model is a small embedded one, or context.config.model.source where that is another."""
-    data = text_sample(context).data
+    data = text_sample(context)
     return Denoiser(_config(context)).fit(
         data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), context.progress, text_work(context),
     )  # fmt: skip
