@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm4dsr.data import Data
-from llm4dsr.demo import make_demo
+from llm4dsr.data.dataset import Dataset
+from llm4dsr.data.demo import make_demo
 
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
 
 
 @pytest.fixture(scope="session")
-def tiny_demo() -> Data:
+def tiny_demo() -> Dataset:
     """The windows of the tiny demo: 60 items, 150 users. Shared by all tests, so do not change it."""
     return make_demo(seed=0, size="tiny").data
 

@@ -7,13 +7,12 @@ import polars as pl
 import pytest
 
 from llm4dsr import Config, Denoiser
-from llm4dsr.catalogue import Windows
-from llm4dsr.company import user_hashes
-from llm4dsr.demo import make_demo
-from llm4dsr.ensemble import fold_of
+from llm4dsr.core.hashing import user_folds, user_hashes
+from llm4dsr.data.demo import make_demo
+from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.denoise.prequential import prequential
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.metrics import auroc
-from llm4dsr.tables import matrix
 
 SMALL = {
     "model": {"hidden_size": 32, "layers": 1, "vector_size": 32},
@@ -49,18 +48,18 @@ def test_scores_are_one_row_per_interaction(scores):
 
 def test_nobody_is_scored_by_a_model_that_saw_the_history(denoiser):
     seen = set(user_hashes(TRAIN.user_ids).tolist())
-    for rows, members in denoiser.ensemble.shares(TEST):
+    for rows, members in denoiser.ensemble.assignments(TEST):
         users = TEST.take(rows).user_ids
         assert (set(user_hashes(users).tolist()) <= seen) == (len(members) == 1)
         if len(members) == 1:
-            assert (fold_of(TEST.take(rows), 2) == members[0]).all()
+            assert (user_folds(TEST.take(rows).user_ids, 2) == members[0]).all()
 
 
 def test_strangers_are_scored_by_all_models(denoiser):
     histories = TEST.histories()
     stranger = histories.take(np.arange(5))
     stranger.user_ids = pl.Series("user_id", [f"new {i}" for i in range(5)])
-    parts = [rows for rows, members in denoiser.ensemble.shares(stranger) if len(members) == 2]
+    parts = [rows for rows, members in denoiser.ensemble.assignments(stranger) if len(members) == 2]
     assert len(parts) == 1
     assert parts[0].tolist() == [0, 1, 2, 3, 4]
 
@@ -69,12 +68,12 @@ def test_windows_are_judged_by_what_was_known_before_them(denoiser):
     """The first tenth of a split knows what the denoiser knows; the last one all the earlier windows too."""
     timed = TEST.take(np.arange(len(TEST)))
     timed.timestamps = np.arange(len(TEST))[::-1].copy()
-    known, seen = denoiser.builder.company, []
-    for rows, _ in denoiser._replay(timed, True, None):
-        seen.append((rows, denoiser.builder.company))
+    known, seen = denoiser.builder.cooccurrence, []
+    for rows, _ in prequential(denoiser.builder, timed, True, None):
+        seen.append((rows, denoiser.builder.cooccurrence))
     assert sorted(np.concatenate([rows for rows, _ in seen]).tolist()) == list(range(len(TEST)))
     assert seen[0][1] is known
-    assert denoiser.builder.company is known  # scoring leaves the denoiser as it was
+    assert denoiser.builder.cooccurrence is known  # scoring leaves the denoiser as it was
     past = np.concatenate([rows for rows, _ in seen[:-1]])
     assert timed.timestamps[past].max() <= timed.timestamps[seen[-1][0]].min()
     assert (seen[-1][1].own == known.add(timed.take(past)).own).all()
@@ -83,11 +82,11 @@ def test_windows_are_judged_by_what_was_known_before_them(denoiser):
 def test_without_times_a_split_is_not_replayed(denoiser):
     timeless = TEST.take(np.arange(len(TEST)))
     timeless.timestamps = np.full(len(TEST), -1)
-    assert len(list(denoiser._replay(timeless, True, None))) == 1
+    assert len(list(prequential(denoiser.builder, timeless, True, None))) == 1
 
 
 def test_targets_are_not_scored_and_what_is_later_is_not_known(denoiser):
-    whole = denoiser.score(TEST, target_fixed=True)
+    whole = denoiser.score(TEST, has_target=True)
     assert whole.select("window_id", "position").equals(
         denoiser.score(TEST.histories()).select("window_id", "position")
     )
@@ -95,7 +94,7 @@ def test_targets_are_not_scored_and_what_is_later_is_not_known(denoiser):
     later = order[len(order) // 2 :]
     changed = TEST.take(np.arange(len(TEST)))
     changed.items[later] = np.where(changed.items[later] >= 0, changed.items[later][:, :1], changed.items[later])
-    other = denoiser.score(changed, target_fixed=True)
+    other = denoiser.score(changed, has_target=True)
     early = pl.col("window_id").is_in(TEST.window_ids[order[: len(order) // 2]].tolist())
     np.testing.assert_allclose(whole.filter(early)["log_odds"], other.filter(early)["log_odds"], atol=1e-5)
     assert not np.allclose(whole.filter(~early)["log_odds"], other.filter(~early)["log_odds"], atol=1e-2)
@@ -118,7 +117,7 @@ def test_a_history_longer_than_a_prompt_is_judged_in_parts(denoiser):
     assert suggested.select("window_id", "position").equals(decisions.select("window_id", "position"))
 
 
-def test_windows_longer_than_a_prompt_can_be_are_learnt_from_in_parts():
+def test_windows_longer_than_a_prompt_can_be_are_learned_from_in_parts():
     rng = np.random.default_rng(0)
     long = Windows.from_lists([rng.integers(0, len(DEMO.data.catalogue), 40) for _ in range(12)])
     small = {"model": SMALL["model"], "train": {"epochs": 1, "folds": 1, "batch_windows": 32}}
@@ -128,8 +127,8 @@ def test_windows_longer_than_a_prompt_can_be_are_learnt_from_in_parts():
 
 
 def test_recalibrating_moves_probabilities_but_no_order(denoiser, monkeypatch):
-    monkeypatch.setattr("llm4dsr.denoiser.RECALIBRATED", 10)
-    plain, anew = (denoiser.score(TEST, target_fixed=True, recalibrate=flag) for flag in (False, True))
+    monkeypatch.setattr("llm4dsr.denoise.prequential.MIN_TO_RECALIBRATE", 10)
+    plain, anew = (denoiser.score(TEST, has_target=True, recalibrate=flag) for flag in (False, True))
     assert plain["log_odds"].equals(anew["log_odds"])
     assert not plain["noise_probability"].equals(anew["noise_probability"])
     ordered = anew.sort("log_odds")["noise_probability"].to_numpy()
@@ -187,7 +186,7 @@ def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"format": 2}, "has the format 2; this version reads 3"), ({"prompt_hash": "0"}, "tuned with another prompt")],
+    [({"format": 2}, "has format 2; this version reads 4"), ({"prompt_hash": "0"}, "tuned with another prompt")],
 )
 def test_a_denoiser_of_another_time_is_refused(denoiser, tmp_path, changed, said):
     denoiser.save_pretrained(tmp_path)
@@ -228,5 +227,5 @@ def test_histories_may_be_lists_or_pandas(denoiser):
 
 def test_probability_and_position_tables_line_up(denoiser, scores):
     histories = TEST.histories()
-    log_odds = matrix(scores, histories, "log_odds")
+    log_odds = to_matrix(scores, histories, "log_odds")
     assert (np.isfinite(log_odds) == histories.present).all()

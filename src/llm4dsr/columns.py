@@ -1,7 +1,6 @@
-"""Column, file and split names: the one place where they are written down.
+"""Names of columns, files and splits. Every stage reads and writes tables with these names.
 
-Every stage reads and writes Parquet with these names, so that a file from one stage (or from the user's own tools)
-can be fed to the next. ARCHITECTURE.md shows the same tables with an example row each.
+docs/reference/tables.md lists the tables.
 """
 
 from typing import Final
@@ -11,28 +10,28 @@ USER: Final = "user_id"
 ITEM: Final = "item_id"
 TIME: Final = "timestamp"
 TITLE: Final = "title"
-CANONICAL: Final = "canonical_id"  # smallest-index item with the same title; equals item_id where titles are unique
-RATING: Final = "rating"  # float, where the publisher has one
+CANONICAL: Final = "canonical_id"  # first item with the same title
+RATING: Final = "rating"  # float; optional
 CATEGORY: Final = "category"  # of an item; optional
 WINDOW: Final = "window_id"
 ITEMS: Final = "item_ids"  # list, oldest first; the last one is the target
-CLEAN_ITEMS: Final = "clean_item_ids"  # known truth, for measuring only
-CLEAN_ITEM: Final = "clean_item_id"  # the same in an interaction log, one per row
+CLEAN_ITEMS: Final = "clean_item_ids"  # list: what stood there before noise was injected; for measuring only
+CLEAN_ITEM: Final = "clean_item_id"  # the same in an interaction log, one per row; null: inserted
 NOISE_MASK: Final = "noise_mask"  # list of 0/1, known truth, for measuring only
 WEIGHTS: Final = "weights"  # list of float in [0, 1], written by the "downweight" correction
 
 # Scores, decisions, suggestions, edits
 POSITION: Final = "position"  # 0-based, oldest = 0
-LOG_ODDS: Final = "log_odds"  # the model's own, uncalibrated score; higher = more likely noise
+LOG_ODDS: Final = "log_odds"  # uncalibrated; higher = more likely noise
 NOISE_PROBABILITY: Final = "noise_probability"  # calibrated, in [0, 1]; higher = more likely noise
 RANK: Final = "rank"  # 1 = the most suspicious interaction of its window
-COVER: Final = "windows"  # how many overlapping windows hold the interaction, where scores were merged
+COVER: Final = "windows"  # overlapping windows that hold the interaction, where scores were merged
 SUGGESTED: Final = "suggested_item_id"
 SUGGESTED_TITLE: Final = "suggested_title"
-GENERATED: Final = "generated_text"  # what the model wrote, or null where nothing was decoded
+GENERATED: Final = "generated_text"  # text that the model wrote; null if none
 GROUNDING: Final = "grounding"  # one of GROUNDINGS
 DISTANCE: Final = "distance"  # to the grounded item; 0 for a constrained or exact match
-KEPT: Final = "kept_item_id"  # what stands in the corrected history now; null = dropped
+KEPT: Final = "kept_item_id"  # item in the corrected history; null = dropped
 ACTION: Final = "action"  # replace | drop | downweight | keep
 
 GROUNDINGS: Final = ("constrained", "exact", "nearest_embedding", "nearest_vector", "none")
@@ -42,3 +41,7 @@ TRAIN: Final = "train"
 VALID: Final = "valid"
 TEST: Final = "test"
 SPLITS: Final = (TRAIN, VALID, TEST)
+
+# Files of a data folder
+ITEMS_FILE: Final = "items"
+LOG_FILE: Final = "interactions"

@@ -1,7 +1,9 @@
-"""Numbers that say how well noise was found (detection) and how well the next item was ranked (ranking).
+"""Metrics of noise detection and of ranking, and confidence intervals of their means.
 
-Detection metrics take arrays of any shape, one entry per interaction, and compare them flat. Ranking metrics take
-ranks that start at 1 and know one relevant item per window. Intervals are Student t intervals of a mean.
+- Detection: `auroc`, `average_precision`, `precision_recall`, `expected_calibration_error`, `tie_rate`. Arrays have any
+  shape, with one entry per interaction.
+- Ranking: `hit_rate`, `ndcg`. Ranks start at 1 = best, and each window has one relevant item.
+- Uncertainty: `mean_interval`, `paired_difference`, with Student's t distribution.
 """
 
 from __future__ import annotations
@@ -20,29 +22,81 @@ Numbers = npt.ArrayLike
 
 
 def auroc(scores: Numbers, is_noise: Numbers) -> float:
-    """P(score of a noisy interaction > score of a clean one), a tie counting ½. [0, 1], higher is better, chance 0.5.
+    """Compute the area under the ROC curve: P(score of a noisy interaction > score of a clean one), ties count ½.
 
+    Parameters
+    ----------
+    scores : array of float
+        Finite, on any scale, higher = more likely noise.
+    is_noise : array of bool
+        The truth, as many entries as `scores`.
+
+    Returns
+    -------
+    float
+        In [0, 1], higher is better, chance 0.5.
+
+    Raises
+    ------
+    DataError
+        If all interactions are noisy or all are clean, or if a score is not finite.
+
+    Examples
+    --------
     >>> auroc([0.9, 0.8, 0.3, 0.1], [1, 0, 1, 0])  # three of the four (noisy, clean) pairs are in order
     0.75
     """
-    s, y = _labelled("AUROC", scores, is_noise)
+    s, y = _labeled("AUROC", scores, is_noise)
     return float(roc_auc_score(y, s))
 
 
 def average_precision(scores: Numbers, is_noise: Numbers) -> float:
-    """Σ (recall_n - recall_{n-1}) · precision_n over falling thresholds. (0, 1], higher is better, chance: noise rate.
+    """Compute average precision: Σ_n (recall_n - recall_{n-1}) · precision_n over falling thresholds.
 
+    Parameters
+    ----------
+    scores : array of float
+        Finite, on any scale, higher = more likely noise.
+    is_noise : array of bool
+        The truth, as many entries as `scores`.
+
+    Returns
+    -------
+    float
+        In (0, 1], higher is better, chance: the noise rate.
+
+    Raises
+    ------
+    DataError
+        If all interactions are noisy or all are clean, or if a score is not finite.
+
+    Examples
+    --------
     >>> round(average_precision([0.9, 0.8, 0.3, 0.1], [1, 0, 1, 0]), 4)  # (1/1 + 2/3) / 2
     0.8333
     """
-    s, y = _labelled("Average precision", scores, is_noise)
+    s, y = _labeled("Average precision", scores, is_noise)
     return float(average_precision_score(y, s))
 
 
 def precision_recall(flagged: Numbers, is_noise: Numbers) -> tuple[float, float]:
-    """(|flagged ∧ noise| / |flagged|, |flagged ∧ noise| / |noise|), each in [0, 1], higher is better; nan for 0 / 0.
+    """Compute precision |flagged ∧ noise| / |flagged| and recall |flagged ∧ noise| / |noise|.
 
-    >>> precision_recall([1, 1, 0, 0, 0], [1, 0, 1, 0, 1])  # one of two flags is right; one of three noises is found
+    Parameters
+    ----------
+    flagged : array of bool
+        The decisions.
+    is_noise : array of bool
+        The truth, as many entries as `flagged`.
+
+    Returns
+    -------
+    precision, recall : float
+        In [0, 1], higher is better; NaN for 0 / 0.
+
+    Examples
+    --------
+    >>> precision_recall([1, 1, 0, 0, 0], [1, 0, 1, 0, 1])  # one of two flags is correct; one of three noises is found
     (0.5, 0.3333333333333333)
     """
     f, y = _pair(flagged, is_noise, bool)
@@ -51,8 +105,33 @@ def precision_recall(flagged: Numbers, is_noise: Numbers) -> tuple[float, float]
 
 
 def expected_calibration_error(probabilities: Numbers, outcomes: Numbers, bins: int = 15) -> float:
-    """Σ_b (n_b / n) · |mean outcome in b - mean probability in b| over equal-width bins. [0, 1], lower is better.
+    """Compute the expected calibration error: Σ_b (n_b / n) · |mean outcome in b - mean probability in b|.
 
+    Parameters
+    ----------
+    probabilities : array of float
+        In [0, 1].
+    outcomes : array of bool
+        The truth, as many entries as `probabilities`.
+    bins : int, default 15
+        Number of bins of equal width.
+
+    Returns
+    -------
+    float
+        In [0, 1], lower is better; NaN without entries.
+
+    Raises
+    ------
+    DataError
+        If a probability is outside [0, 1].
+
+    References
+    ----------
+    Guo et al. (2017), On Calibration of Modern Neural Networks, arXiv 1706.04599.
+
+    Examples
+    --------
     >>> round(expected_calibration_error([0.1, 0.1, 0.9, 0.9], [0, 0, 1, 0], bins=2), 4)  # ½ · 0.1 + ½ · 0.4
     0.25
     """
@@ -67,8 +146,22 @@ def expected_calibration_error(probabilities: Numbers, outcomes: Numbers, bins: 
 
 
 def hit_rate(ranks: Numbers, k: int) -> float:
-    """Share of ranks (1 = best) that are ≤ k: HR@k, also recall@k with one relevant item. [0, 1], higher is better.
+    """Compute HR@k: the fraction of ranks of at most k. Equals recall@k with one relevant item.
 
+    Parameters
+    ----------
+    ranks : array of int
+        Ranks of the relevant items, 1 = best.
+    k : int
+        Cutoff.
+
+    Returns
+    -------
+    float
+        In [0, 1], higher is better; NaN without ranks.
+
+    Examples
+    --------
     >>> hit_rate([1, 3, 21, 400], k=20)
     0.5
     """
@@ -77,8 +170,22 @@ def hit_rate(ranks: Numbers, k: int) -> float:
 
 
 def ndcg(ranks: Numbers, k: int) -> float:
-    """Mean of 1 / log2(1 + rank) where rank ≤ k, else 0: NDCG@k with one relevant item. [0, 1], higher is better.
+    """Compute NDCG@k with one relevant item: the mean of 1 / log2(1 + rank) where rank ≤ k, else 0.
 
+    Parameters
+    ----------
+    ranks : array of int
+        Ranks of the relevant items, 1 = best.
+    k : int
+        Cutoff.
+
+    Returns
+    -------
+    float
+        In [0, 1], higher is better; NaN without ranks.
+
+    Examples
+    --------
     >>> ndcg([1, 3, 21, 400], k=20)  # (1 + 1/2 + 0 + 0) / 4
     0.375
     """
@@ -87,23 +194,53 @@ def ndcg(ranks: Numbers, k: int) -> float:
 
 
 def ndcg_of_each(ranks: Numbers, k: int) -> npt.NDArray[np.float64]:
-    """NDCG@k of each rank, in the shape of `ranks`; `ndcg` is their mean."""
+    """Compute NDCG@k of each rank; `ndcg` is their mean.
+
+    Parameters
+    ----------
+    ranks : array of int
+        Ranks of the relevant items, 1 = best.
+    k : int
+        Cutoff.
+
+    Returns
+    -------
+    array of float
+        In [0, 1], higher is better, in the shape of `ranks`.
+
+    Examples
+    --------
+    >>> ndcg_of_each([1, 3, 21], k=20)
+    array([1. , 0.5, 0. ])
+    """
     r = np.asarray(ranks, dtype=np.float64)
     return np.where(r <= k, 1 / np.log2(1 + r), 0.0)
 
 
 def tie_rate(scores: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> float:
-    """Share of the interactions whose score equals that of another one in their window. [0, 1], lower is better.
+    """Compute the fraction of interactions whose score equals that of another one in their window.
 
-    scores: [W, L] one row per window. present: [W, L] False for padding; None = all present. nan if none is present.
+    Parameters
+    ----------
+    scores : array of float
+        [W, L] one row per window.
+    present : array of bool, optional
+        [W, L] False for padding. Default: all present.
 
+    Returns
+    -------
+    float
+        In [0, 1], lower is better; NaN if no interaction is present.
+
+    Examples
+    --------
     >>> tie_rate(np.array([[0.5, 0.5, 0.1], [0.3, 0.2, 0.1]]))  # two of six
     0.3333333333333333
     """
     here = np.ones(scores.shape, dtype=bool) if present is None else present
     if not here.any():
         return math.nan
-    ordered = np.sort(np.where(here, scores, np.nan), axis=1)  # equals become neighbours; nan, equal to none, goes last
+    ordered = np.sort(np.where(here, scores, np.nan), axis=1)  # ties become neighbors; NaN ties with none and goes last
     same = ordered[:, 1:] == ordered[:, :-1]
     edge = np.zeros((len(scores), 1), dtype=bool)
     tied = np.hstack([edge, same]) | np.hstack([same, edge])
@@ -111,8 +248,24 @@ def tie_rate(scores: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = N
 
 
 def mean_interval(values: Numbers, confidence: float = 0.95) -> tuple[float, float]:
-    """(mean, half width): the Student t interval mean ± t_{(1 + confidence) / 2} · s / √n. The half is nan if n = 1.
+    """Compute the mean of n values and the half width of its interval: t_{n-1} · s / √n, with Student's t.
 
+    Parameters
+    ----------
+    values : array of float
+        The values, for example one per seed.
+    confidence : float, default 0.95
+        Confidence level of the interval, in (0, 1).
+
+    Returns
+    -------
+    mean : float
+        NaN without values.
+    half_width : float
+        At least 0; NaN if n < 2.
+
+    Examples
+    --------
     >>> mean, half = mean_interval([1.0, 2.0, 3.0])  # t = 4.3027, s = 1
     >>> mean, round(half, 4)
     (2.0, 2.4841)
@@ -120,15 +273,36 @@ def mean_interval(values: Numbers, confidence: float = 0.95) -> tuple[float, flo
     v = np.asarray(values, dtype=np.float64).ravel()
     if v.size < 2:
         return (float(v[0]) if v.size else math.nan), math.nan
-    t = float(stats.t.ppf((1 + confidence) / 2, v.size - 1))
-    return float(v.mean()), t * float(v.std(ddof=1)) / math.sqrt(v.size)
+    # Not stats.t.interval: it is NaN for equal values, whose half width is 0.
+    return float(v.mean()), float(stats.t.ppf((1 + confidence) / 2, v.size - 1) * v.std(ddof=1) / math.sqrt(v.size))
 
 
 def paired_difference(a: Numbers, b: Numbers, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean of a - b, half width of its interval, two-sided p) of a paired t test; a[i] and b[i] share seed or window.
+    """Compute the mean of a - b, its interval and its paired t test. a[i] and b[i] share a seed or a window.
 
-    Above 0: a is larger. p in [0, 1]: how often chance alone gives such a difference; nan with fewer than two pairs.
+    Parameters
+    ----------
+    a, b : array of float
+        n values each.
+    confidence : float, default 0.95
+        Confidence level of the interval, in (0, 1).
 
+    Returns
+    -------
+    mean : float
+        Mean of a - b; positive if a is larger. NaN without values.
+    half_width : float
+        Half width of its interval, as in `mean_interval`; NaN if n < 2.
+    p : float
+        Two-sided p value in [0, 1], the probability of such a difference by chance; NaN if n < 2.
+
+    Raises
+    ------
+    DataError
+        If a and b differ in size.
+
+    Examples
+    --------
     >>> [round(x, 4) for x in paired_difference([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])]  # differences 1, 2, 3: t = 2 √3
     [2.0, 2.4841, 0.0742]
     """
@@ -137,27 +311,26 @@ def paired_difference(a: Numbers, b: Numbers, confidence: float = 0.95) -> tuple
     mean, half = mean_interval(d, confidence)
     if d.size < 2:
         return mean, math.nan, math.nan
-    error = float(d.std(ddof=1)) / math.sqrt(d.size)
-    if error == 0:  # all differences are the same: no doubt left about their sign, and 0 / 0 if they are 0
+    if not d.std():  # equal differences: ttest_rel warns, and its p is NaN if they are 0
         return mean, half, 1.0 if mean == 0 else 0.0
-    return mean, half, float(2 * stats.t.sf(abs(mean) / error, d.size - 1))
+    return mean, half, float(stats.ttest_rel(x, y).pvalue)
 
 
 def _pair(a: Numbers, b: Numbers, kind: type) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     x: npt.NDArray[Any] = np.asarray(a).ravel().astype(kind)
     y: npt.NDArray[Any] = np.asarray(b).ravel().astype(kind)
     if x.shape != y.shape:
-        raise DataError(f"The two arrays to compare have {x.size} and {y.size} entries; they need one each per case.")
+        raise DataError(f"The two arrays have {x.size} and {y.size} entries; expected as many in both.")
     return x, y
 
 
-def _labelled(name: str, scores: Numbers, is_noise: Numbers) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _labeled(metric: str, scores: Numbers, is_noise: Numbers) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     s, y = _pair(scores, is_noise, float)
     if y.all() or not y.any():
-        what = "noisy" if y.size and y.all() else "clean"
-        raise DataError(f"{name} needs noisy and clean interactions, but all {y.size} are {what}.")
+        kind = "noisy" if y.size and y.all() else "clean"
+        raise DataError(f"{metric} needs noisy and clean interactions, but all {y.size} are {kind}.")
     if not np.isfinite(s).all():
-        raise DataError(f"{name} needs finite scores; {int((~np.isfinite(s)).sum())} of {s.size} are not.")
+        raise DataError(f"{metric} needs finite scores; {int((~np.isfinite(s)).sum())} of {s.size} are not.")
     return s, y
 
 

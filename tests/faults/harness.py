@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm4dsr import Config
-from llm4dsr.demo import make_demo
+from llm4dsr.data.demo import make_demo
 from llm4dsr.errors import LLM4DSRError
 from llm4dsr.pipeline import FOLDERS, STAGES, Run
 
@@ -33,8 +33,8 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
         "llm4dsr.pipeline",
-        "llm4dsr.demo",
-        "llm4dsr.cli",
+        "llm4dsr.data.demo",
+        "llm4dsr.cli.main",
         "peft",
         "sklearn.isotonic",
         "transformers.models.llama.modeling_llama",
@@ -56,10 +56,13 @@ def run_stage(folder: Path, stage: str, moment: int, how: int, limits: dict[int,
               again: bool) -> None:  # fmt: skip
     """What the child does. It sends itself the signal `how` at the given moment: the n-th report of progress or change
     of a file (before it takes effect)."""
-    import llm4dsr.ensemble
-    import llm4dsr.tune
+    import llm4dsr.denoise.ensemble
+    import llm4dsr.denoise.train
 
-    llm4dsr.tune.CHECKPOINT_SECONDS, llm4dsr.ensemble.CHUNK = 0.0, 32  # shards as small as the data are
+    llm4dsr.denoise.train.CHECKPOINT_SECONDS, llm4dsr.denoise.ensemble.CHUNK = (
+        0.0,
+        32,
+    )  # shards as small as the data are
     run = Run.begin(folder, CONFIG, demo()) if stage == "prepare" else Run(folder)
     for which, most in limits.items():
         resource.setrlimit(which, (most, resource.RLIM_INFINITY))
@@ -103,10 +106,10 @@ class Moments:
 
 def run_command(arguments: list[str], moment: int, how: int) -> None:
     """The same by the command line."""
-    import llm4dsr.tune
-    from llm4dsr.cli import main
+    import llm4dsr.denoise.train
+    from llm4dsr.cli.main import main
 
-    llm4dsr.tune.CHECKPOINT_SECONDS = 0.0
+    llm4dsr.denoise.train.CHECKPOINT_SECONDS = 0.0
     Moments(moment, how)
     sys.argv = ["llm4dsr", *arguments]
     main()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from llm4dsr import Config, Denoiser
-from llm4dsr.batch import run_batches
 from llm4dsr.errors import ModelError
+from llm4dsr.lm.collate import run_batches
 
 from .harness import PROCESSES, demo
 
@@ -31,7 +31,7 @@ def test_a_group_that_does_not_fit_is_halved(caplog):
     with caplog.at_level(logging.WARNING, "llm4dsr"):
         found = dict(pair for group, values in run_batches(sizes, 16, run) for pair in zip(group, values, strict=True))
     assert found == dict(enumerate(sizes))  # each once, none lost
-    assert "going on with" in caplog.text
+    assert "tokens per pass from now on" in caplog.text
 
 
 def test_a_single_row_that_does_not_fit_is_an_error_for_people():
@@ -47,8 +47,8 @@ def test_other_errors_are_not_taken_for_lack_of_memory():
 def fit_and_score(out: Path, room: int) -> None:
     """Tunes and scores with `room` bytes of address space more than the process has."""
     torch.set_num_threads(1)
-    settings = {"model": {"hidden_size": 192, "layers": 2, "vector_size": 16, "dropout": 0.0, "company": False},
-                "train": {"epochs": 1, "folds": 1, "trim": 0.0, "batch_tokens": 1_000_000},
+    settings = {"model": {"hidden_size": 192, "layers": 2, "vector_size": 16, "dropout": 0.0, "cooccurrence": False},
+                "train": {"epochs": 1, "folds": 1, "small_loss_drop_rate": 0.0, "batch_tokens": 1_000_000},
                 "score": {"calibration": "off"}}  # fmt: skip
     data = demo()
     denoiser = Denoiser(Config.from_dict({**settings, "train": {**settings["train"], "batch_windows": 8}}))
@@ -69,6 +69,6 @@ def test_tuning_and_scoring_in_little_memory_come_to_the_same(tmp_path):
         process.start()
         process.join(120)
         assert process.exitcode == 0
-    assert "Out of memory: going on with" in (tmp_path / "little.log").read_text()
+    assert "tokens per pass from now on" in (tmp_path / "little.log").read_text()
     plenty, little = np.load(tmp_path / "plenty.npy"), np.load(tmp_path / "little.npy")
     np.testing.assert_allclose(plenty, little, atol=1e-3)  # sums in another order

@@ -1,4 +1,4 @@
-"""The cells of the benchmark: a recommender, trained and tested on what a denoiser made of the suite, with one seed."""
+"""The cells of the benchmark: a recommender, trained and tested on a denoiser's output, with one seed."""
 
 from __future__ import annotations
 
@@ -7,49 +7,79 @@ from pathlib import Path
 
 import polars as pl
 
-from llm4dsr import evaluate
-from llm4dsr.batch import Progress
+from llm4dsr.bench.datasets import BenchDataset
 from llm4dsr.bench.denoised import NONE, denoised, names
-from llm4dsr.bench.suite import Suite
 from llm4dsr.config import Config
-from llm4dsr.data import write_parquet
+from llm4dsr.core.hashing import digest, versions
+from llm4dsr.core.io import write_parquet
+from llm4dsr.core.progress import Progress
 from llm4dsr.errors import ConfigError
+from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate
 from llm4dsr.pipeline import Run, origin
 from llm4dsr.recommenders import NAMES, ROBUST
-from llm4dsr.shards import digest, versions
 
 RESULTS, DETECTION = "results.parquet", "detection.parquet"
 
 
-def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], config: Config,
-          progress: Progress | None = None) -> pl.DataFrame:  # fmt: skip
-    """Fills the cells that are not there yet: backbone, denoiser, seed, ndcg, hit_rate, valid_ndcg, epochs, seconds,
-    ranks, data (which windows), recipe (a hash of the recommender's options, the same in all rows of a backbone),
-    listed (how many candidates llara puts in order, 0 = all; null for other backbones), device (of the recommender: the
-    GPU's name, or CPU). They are also written to OUT/SUITE/results.parquet, beside what earlier calls have put there,
-    and detection to detection.parquet. A recommender that is robust by itself (FMLP-Rec, CL4SRec) learns from untouched
-    windows.
+def bench(
+    dataset: BenchDataset,
+    out: Path,
+    backbones: list[str],
+    denoisers: list[str],
+    config: Config,
+    progress: Progress | None = None,
+) -> pl.DataFrame:
+    """Fill the cells that are missing.
 
-    One process at a time works on OUT/SUITE. Raises ConfigError for an unknown name, or where OUT/SUITE has other
-    windows or a backbone with other options; OutputError, and others.
+    Cells are also written to OUT/DATASET/results.parquet beside those of earlier calls, and detection to
+    detection.parquet. A robust recommender (FMLP-Rec, CL4SRec) learns from the original windows only. One process at a
+    time works on OUT/DATASET.
+
+    Parameters
+    ----------
+    dataset : BenchDataset
+        The windows.
+    out : Path
+        Folder of the benchmark.
+    backbones, denoisers : list of str
+        Recommenders, and denoisers of `denoised.names`.
+    config : Config
+        Options of our denoiser and of the recommenders.
+    progress : Progress, optional
+        Called with (steps done, all steps, what is being done).
+
+    Returns
+    -------
+    DataFrame
+        One line per cell: `backbone, denoiser, seed`; `ndcg`, `hit_rate`, `valid_ndcg` (higher is better); `epochs`,
+        `seconds`, `ranks`; `data`, a hash of the windows; `recipe`, a hash of the recommender's options, the same in
+        all rows of a backbone; `listed`, the candidates that llara reorders (0 = all, null for other backbones);
+        `device` of the recommender.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name, or if OUT/DATASET has other windows, or a backbone with other options.
+    OutputError
+        If the folder is in use or cannot be written.
     """
-    for kind, asked, known in (("backbone", backbones, NAMES), ("denoiser", denoisers, names(suite))):
+    for kind, asked, known in (("backbone", backbones, NAMES), ("denoiser", denoisers, names(dataset))):
         for name in asked:
             if name not in known:
-                raise ConfigError(f"Unknown {kind} {name!r} for the suite {suite.name}. Known: {', '.join(known)}.")
-    folder, found = out / suite.name, []
+                raise ConfigError(f"Unknown {kind} {name!r} for the dataset {dataset.name}. Known: {', '.join(known)}.")
+    folder, found = out / dataset.name, []
     settings = {name: dataclasses.replace(config.evaluate, backbone=name) for name in backbones}  # type: ignore[arg-type]
-    recipes = {name: digest(*evaluate.options(of)) for name, of in settings.items()}
-    data, device = origin(suite.data), versions().get("gpu", "CPU")
+    recipes = {name: digest(*shared_options(of)) for name, of in settings.items()}
+    data, device = origin(dataset.data), versions().get("gpu", "CPU")
     _check(folder / RESULTS, data, recipes, device)
-    with Run(folder, config).alone():
-        rows, detection = denoised(suite, folder, denoisers, config, progress)
+    with Run(folder, config).locked():
+        rows, detection = denoised(dataset, folder, denoisers, config, progress)
         if len(detection):
             _add(folder / DETECTION, detection, ["denoiser", "split"])
         for backbone in backbones:
             compared = {NONE: rows[NONE]} if backbone in ROBUST else rows
-            cells = evaluate.compare(
-                compared, suite.data.catalogue, settings[backbone], config.seed, progress, folder / "cells"
+            cells = train_and_evaluate(
+                compared, dataset.data.catalogue, settings[backbone], config.seed, progress, folder / "cells"
             )
             listed = config.evaluate.llara.candidates if backbone == "llara" else None
             found.append(cells.select(
@@ -66,7 +96,7 @@ def bench(suite: Suite, out: Path, backbones: list[str], denoisers: list[str], c
 
 
 def _check(path: Path, data: str, recipes: dict[str, str], device: str) -> None:
-    """Rows of one table are of the same windows, and those that are compared of the same options and device."""
+    """Rows of one table share the windows; those of one backbone share options and device."""
     if not path.is_file():
         return
     there = pl.read_parquet(path, glob=False)
@@ -76,8 +106,10 @@ def _check(path: Path, data: str, recipes: dict[str, str], device: str) -> None:
         raise ConfigError(f"{path} is of other windows. Choose another --out.")
     for backbone, recipe in recipes.items():
         rows = there.filter(pl.col("backbone") == backbone)
-        for what, column, given in (("other options of the recommender", "recipe", recipe),
-                                    ("recommenders of another device", "device", device)):  # fmt: skip
+        for what, column, given in (
+            ("other options of the recommender", "recipe", recipe),
+            ("recommenders of another device", "device", device),
+        ):
             if set(rows[column]) - {given}:
                 raise ConfigError(
                     f"{path} has {backbone} with {what}, and rows that are compared must share them. Choose another "
@@ -86,7 +118,7 @@ def _check(path: Path, data: str, recipes: dict[str, str], device: str) -> None:
 
 
 def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:
-    """Writes new rows beside those that are there and not made anew."""
+    """Write new rows beside those that are there and not made again."""
     if path.is_file():
         old = pl.read_parquet(path, glob=False).join(new, on=key, how="anti")
         new = pl.concat([old, new], how="diagonal_relaxed")

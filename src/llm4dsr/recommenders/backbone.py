@@ -1,14 +1,17 @@
-"""What all recommenders with item vectors share: a history becomes a state, and state times item vectors scores items.
+"""What all recommenders with item vectors share: encode a history into a state, score items by state · item vector.
 
-A backbone says how it learns from a window (`examples`) and how it reads a history (`encode`). The table of item
-vectors, the loss, the negatives, early stopping and ranking are the same for each, so that compared rows differ in the
-encoder alone.
+A backbone defines how it learns from a window (`examples`) and how it reads a history (`encode`). Item vectors, loss,
+negatives, early stopping and ranking are the same for all of them. So rows of a result table differ in the encoder
+alone.
+
+To train a backbone, use `training.train`. Ranking with a language model is in `llara.py`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +19,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm4dsr.catalogue import PAD, IntArray, Windows
 from llm4dsr.config import RecommenderConfig
+from llm4dsr.core.arrays import PAD, IntArray
+from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError
 
-LOGITS = 4_000_000  # scores held at once, in training and in ranking: bounds the memory, and stays near the cache
-GPU_LOGITS = 16  # times as many there: fewer, larger steps
-INITIAL = 0.02  # standard deviation of the vectors at the start; larger ones drown the first epochs in noise
-MASK = -2  # stands in an input for an item that is to be guessed
+MAX_SCORES = 4_000_000  # scores in memory at once, in training and in ranking; small enough to stay near the CPU cache
+GPU_FACTOR = 16  # times MAX_SCORES on a GPU, which prefers fewer and larger steps
+INITIAL = 0.02  # standard deviation of the initial vectors; larger ones drown the first epochs in noise
+MASK = -2  # input id that stands for an item to be predicted
 
 Examples = tuple[Tensor, Tensor, Tensor]
 
 
 class Backbone(nn.Module):
-    """A recommender that ranks by inner product. Subclasses build their layers and define `encode`."""
+    """A recommender that scores items by inner product. Subclasses add layers and define `encode`.
+
+    Parameters
+    ----------
+    n_items : int
+        Number of items in the catalogue.
+    config : RecommenderConfig
+        Options of the recommender.
+
+    Raises
+    ------
+    ConfigError
+        If `hidden_size` is not a multiple of `heads`, or `dropout` is outside [0, 1).
+    """
 
     name: ClassVar[str]
 
     def __init__(self, n_items: int, config: RecommenderConfig) -> None:
         super().__init__()
-        for option in ("hidden_size", "heads", "history", "batch_size", "negatives"):
-            if getattr(config, option) < 1:
-                raise ConfigError(f"{self.name}: {option} = {getattr(config, option)}; expected 1 or more.")
         if config.hidden_size % config.heads:
             raise ConfigError(
                 f"{self.name}: hidden_size {config.hidden_size} must be a multiple of heads {config.heads}."
@@ -45,14 +59,26 @@ class Backbone(nn.Module):
         if not 0 <= config.dropout < 1:
             raise ConfigError(f"{self.name}: dropout = {config.dropout}; expected a number from 0 to below 1.")
         self.n_items, self.config = n_items, config
-        self.items = nn.Embedding(n_items + 2, config.hidden_size, padding_idx=n_items)  # … PAD, MASK
+        self.items = nn.Embedding(n_items + 2, config.hidden_size, padding_idx=n_items)  # last two rows: PAD, MASK
         nn.init.normal_(self.items.weight, std=INITIAL)
         with torch.no_grad():
             self.items.weight[n_items] = 0
 
     def examples(self, items: Tensor, weights: Tensor) -> Examples:
-        """items, weights [B, history + 1], the newest items of each window -> (inputs, targets, weights) [B, L]:
-        encode(inputs)[b, t] is to predict targets[b, t], where that is not PAD. Drawn anew at each step."""
+        """Build the training examples of one step; random backbones draw new ones at each call.
+
+        Parameters
+        ----------
+        items : Tensor of int
+            [B, history + 1] the newest items of each window, right-padded with PAD.
+        weights : Tensor of float
+            [B, history + 1] loss weights of the interactions.
+
+        Returns
+        -------
+        inputs, targets, weights : Tensor
+            [B, L] each. `encode(inputs)[b, t]` has to predict `targets[b, t]`; no prediction where that is PAD.
+        """
         targets = items[:, 1:].clone()
         if self.config.supervise == "last":
             last = (targets != PAD).sum(1, keepdim=True) - 1
@@ -61,64 +87,104 @@ class Backbone(nn.Module):
         return inputs, targets, weights[:, 1:]
 
     def encode(self, x: Tensor, items: Tensor, last: bool = False) -> Tensor:
-        """vectors x [B, L, d] of items [B, L], right-padded -> states [B, L, d]; with `last` only the state at each
-        row's last item, [B, d]."""
+        """Encode histories into states.
+
+        Parameters
+        ----------
+        x : Tensor of float
+            [B, L, d] vectors of the items.
+        items : Tensor of int
+            [B, L] the items, right-padded with PAD.
+        last : bool, default False
+            Return only the state at each row's last item, which is cheaper.
+
+        Returns
+        -------
+        Tensor of float
+            [B, L, d] states, or [B, d] with `last`.
+        """
         raise NotImplementedError
 
-    def ends_with(self, items: Tensor) -> Tensor:
-        """The input whose last state predicts what follows `items` [B, history]."""
+    def prediction_input(self, items: Tensor) -> Tensor:
+        """Return the input whose last state predicts the item after `items` [B, history]."""
         return items
 
     def penalty(self, inputs: Tensor) -> Tensor | float:
-        """What a backbone adds to the loss of a step, for inputs [B, L]."""
+        """Return the term that the backbone adds to the loss of a step with inputs [B, L]. Default: 0."""
         return 0.0
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.items.weight.device
 
     @property
     def room(self) -> int:
-        """How many scores may be held at once."""
-        return LOGITS * (GPU_LOGITS if self.device.type == "cuda" else 1)
+        """Number of scores that may be in memory at once."""
+        return MAX_SCORES * (GPU_FACTOR if self.device.type == "cuda" else 1)
 
     @property
     def item_vectors(self) -> Tensor:
-        """[n_items, d] without the rows for padding and mask."""
+        """[n_items, d] vectors of the catalogue, without the rows of PAD and MASK."""
         return self.items.weight[: self.n_items]
 
     def vectors(self, items: Tensor) -> Tensor:
-        """items [...] -> [..., d]; zero for PAD."""
+        """Look up the vectors [..., d] of items [...]; PAD has the zero vector."""
         rows = torch.where(items == PAD, self.n_items, torch.where(items == MASK, self.n_items + 1, items))
         return F.embedding(rows, self.items.weight, self.n_items)
 
     def forward(self, items: Tensor) -> Tensor:
-        """items [B, L], right-padded with PAD -> states [B, L, d]."""
+        """Encode items [B, L], right-padded with PAD, into states [B, L, d]."""
         return self.encode(self.vectors(items), items)
 
     def last_states(self, items: Tensor) -> Tensor:
-        """items [B, L ≤ history] -> [B, d] states that predict what comes next; zero (items tie) for an empty row."""
+        """Encode items [B, L ≤ history] into the states [B, d] that predict the next item; zero for an empty row."""
         empty = (items != PAD).sum(1, keepdim=True) == 0
-        ends = self.ends_with(items)
-        out: Tensor = self.encode(self.vectors(ends), ends, last=True).masked_fill(empty, 0.0)
+        inputs = self.prediction_input(items)
+        out: Tensor = self.encode(self.vectors(inputs), inputs, last=True).masked_fill(empty, 0.0)
         return out
 
     def rank(self, histories: Windows, targets: IntArray) -> IntArray:
-        """[W] rank of each target among the whole catalogue, 1 = best; nothing is filtered out.
+        """Rank each target among the whole catalogue. Items of the history are not filtered out.
 
-        Ties are counted against the target (pessimistic): every other item with the same score stands before it, so a
-        scorer that gives all items the same score ranks every target last. An empty history is such a case.
+        Ties count against the target: it ranks behind all items of the same score. So a target ranks last after an
+        empty history, and with a recommender that scores all items alike.
+
+        Parameters
+        ----------
+        histories : Windows
+            W histories, without their targets.
+        targets : array of int
+            [W] catalogue rows.
+
+        Returns
+        -------
+        array of int
+            [W] ranks from 1 to n_items, 1 = best.
         """
         ranks = np.empty(len(targets), dtype=np.int64)
-        for part, scores in self.scored(histories):
-            wanted = torch.from_numpy(targets[part]).to(scores.device)
-            # Counting what is below, and not what is above, also ranks a target last whose score is not a number.
-            below = torch.count_nonzero(scores < scores.gather(1, wanted.unsqueeze(1)), dim=1)
+        for part, scores in self.score_batches(histories):
+            columns = torch.from_numpy(targets[part]).to(scores.device)
+            # Count the items below the target, not those above it: a target whose score is NaN then ranks last.
+            below = torch.count_nonzero(scores < scores.gather(1, columns.unsqueeze(1)), dim=1)
             ranks[part] = (self.n_items - below).cpu().numpy()
         return ranks
 
-    def scored(self, histories: Windows):  # type: ignore[no-untyped-def]
-        """Yields (slice of the histories, scores [B, N] of the whole catalogue), some histories at a time."""
+    def score_batches(self, histories: Windows) -> Iterator[tuple[slice, Tensor]]:
+        """Score the whole catalogue, in batches of histories that fit in memory.
+
+        Parameters
+        ----------
+        histories : Windows
+            Histories, without their targets.
+
+        Yields
+        ------
+        part : slice
+            The histories of the batch.
+        scores : Tensor of float
+            [B, n_items] unbounded, higher = more likely next.
+        """
         items = recent(histories.items, histories.lengths, self.config.history, PAD)  # [W, history]
         was_training = self.training
         self.eval()
@@ -126,19 +192,26 @@ class Backbone(nn.Module):
         with torch.inference_mode():
             for start in range(0, len(items), size):
                 part = slice(start, start + size)
-                here = torch.from_numpy(items[part]).to(self.device)
-                yield part, self.last_states(here) @ self.item_vectors.T
+                batch = torch.from_numpy(items[part]).to(self.device)
+                yield part, self.last_states(batch) @ self.item_vectors.T
         self.train(was_training)
 
 
 class Dropout(nn.Module):
-    """nn.Dropout at a fraction of its time on a CPU: one 64-bit draw decides on four entries (rate exact to 2⁻¹⁶)."""
+    """Dropout that takes a fraction of the time of nn.Dropout on a CPU: one 64-bit draw decides four entries.
+
+    Parameters
+    ----------
+    rate : float
+        Probability in [0, 1) to drop an entry, exact to 2⁻¹⁶.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop entries of x and scale up the others, in training only."""
         if not self.training or not self.rate:
             return x
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
@@ -147,7 +220,17 @@ class Dropout(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer layer: x + dropout(attention(norm(x))), then x + dropout(feed-forward(norm(x)))."""
+    """A pre-norm transformer layer: x + dropout(attention(norm(x))), then x + dropout(feed-forward(norm(x))).
+
+    Parameters
+    ----------
+    size : int
+        Width d of the states and of the feed-forward layer.
+    heads : int
+        Number of attention heads; divides `size`.
+    dropout : float
+        Dropout probability in [0, 1).
+    """
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -158,19 +241,33 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, at: Tensor | None = None) -> Tensor:
-        """x [B, L, d] -> [B, L, d]. mask [B, 1, 1 or L, L]: True where a position may be seen; None = no later one.
-        at [B]: the one position of each row that is wanted, [B, 1, d]; costs a part of the whole."""
+        """Apply the layer.
+
+        Parameters
+        ----------
+        x : Tensor of float
+            [B, L, d] states.
+        mask : Tensor of bool, optional
+            [B, 1, 1 or L, L] True where a position may be attended to. Default: causal.
+        at : Tensor of int, optional
+            [B] the one position of each row to compute, which is cheaper. Default: all.
+
+        Returns
+        -------
+        Tensor of float
+            [B, L, d], or [B, 1, d] with `at`.
+        """
         rows, length, _ = x.shape
-        seen = self.norm_attention(x)
+        context = self.norm_attention(x)
         if at is not None:
             row = torch.arange(rows, device=x.device)
-            x, asking = x[row, at].unsqueeze(1), seen[row, at].unsqueeze(1)
+            x, queries = x[row, at].unsqueeze(1), context[row, at].unsqueeze(1)
             if mask is None:
                 mask = (torch.arange(length, device=x.device) <= at[:, None])[:, None, None, :]
         else:
-            asking = seen
-        query = self._split(self.query(asking))
-        key, value = (self._split(part) for part in self.key_value(seen).chunk(2, dim=-1))
+            queries = context
+        query = self._split(self.query(queries))
+        key, value = (self._split(part) for part in self.key_value(context).chunk(2, dim=-1))
         mixed = F.scaled_dot_product_attention(
             query, key, value, mask, is_causal=mask is None, dropout_p=self.rate if self.training else 0.0
         )
@@ -184,23 +281,65 @@ class Block(nn.Module):
 
 
 def scaled(x: Tensor) -> Tensor:
-    """Vectors [..., d] as an encoder reads them: times √d, as in the transformer of Vaswani et al. (2017). The table's
-    vectors are so short at the start that they would be lost in what the layers add to them."""
+    """Multiply vectors [..., d] by √d.
+
+    The initial vectors are short. Unscaled, they would be lost in what the layers add to them.
+
+    References
+    ----------
+    Vaswani et al. (2017), arXiv 1706.03762, section 3.4.
+    """
     return x * math.sqrt(x.shape[-1])
 
 
 def last_of(items: Tensor) -> Tensor:
-    """items [B, L] right-padded -> [B] position of each row's last item (0 for an empty row)."""
+    """Return the position [B] of the last item of each row of items [B, L], right-padded; 0 for an empty row.
+
+    Examples
+    --------
+    >>> last_of(torch.tensor([[7, 8, PAD], [PAD, PAD, PAD]]))
+    tensor([1, 0])
+    """
     return ((items != PAD).sum(1) - 1).clamp(min=0)
 
 
 def positions_back(items: Tensor) -> Tensor:
-    """items [B, L] -> [B, L] how far each position is from the newest item (0); long and short histories agree."""
+    """Return the distance [B, L] of each position from the newest item, so that histories of any length agree.
+
+    Examples
+    --------
+    >>> positions_back(torch.tensor([[7, 8, 9], [7, 8, PAD]]))
+    tensor([[2, 1, 0],
+            [1, 0, 0]])
+    """
     return (last_of(items)[:, None] - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
 
 
-def recent(values: npt.NDArray[np.generic], lengths: IntArray, count: int, fill: float):  # type: ignore[no-untyped-def]
-    """[W, L] -> [W, count]: the last `count` entries of each row, right-padded with `fill`."""
+def recent(values: npt.NDArray[Any], lengths: IntArray, count: int, fill: float) -> npt.NDArray[Any]:
+    """Take the newest entries of each row.
+
+    Parameters
+    ----------
+    values : array
+        [W, L] right-padded.
+    lengths : array of int
+        [W] entries of each row.
+    count : int
+        Most entries to take.
+    fill : float
+        Padding of shorter rows.
+
+    Returns
+    -------
+    array
+        [W, count] right-padded, of the type of `values`.
+
+    Examples
+    --------
+    >>> recent(np.array([[1, 2, 3], [4, 5, PAD]]), np.array([3, 2]), 2, PAD)
+    array([[2, 3],
+           [4, 5]])
+    """
     if not values.shape[1]:
         return np.full((len(values), count), fill, dtype=values.dtype)
     at = np.maximum(lengths - count, 0)[:, None] + np.arange(count)  # [W, count]

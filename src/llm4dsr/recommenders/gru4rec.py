@@ -1,7 +1,7 @@
-"""GRU4Rec (Hidasi et al., 2016, arXiv 1511.06939): a recurrent network reads the history item by item.
+"""GRU4Rec (Hidasi et al., 2016, arXiv 1511.06939): a recurrent network that reads the history item by item.
 
-The loss is the one that all backbones here share, in place of the published BPR and TOP1; so a row of a result table
-differs in the encoder alone.
+Departure from the paper: the loss is the one that all backbones share, in place of BPR and TOP1. So rows of a result
+table differ in the encoder alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from llm4dsr.recommenders.backbone import Backbone, Dropout, last_of, scaled
 
 
 class GRU4Rec(Backbone):
-    """One layer of gated units of width d, then a linear layer. The state at an item has seen those before it.
+    """One GRU layer of width d, then a linear layer. The state of an item depends on it and the earlier ones.
 
-    One layer whatever `blocks` says: the paper found no use for more, and here two of them learn more slowly.
+    The option `blocks` has no effect: the paper found no gain from more layers, and here two of them learn more slowly.
+
+    Parameters
+    ----------
+    n_items : int
+        Number of items in the catalogue.
+    config : RecommenderConfig
+        Options of the recommender.
     """
 
     name = "GRU4Rec"
@@ -29,8 +36,9 @@ class GRU4Rec(Backbone):
         self.dropout = Dropout(config.dropout)
 
     def encode(self, x: Tensor, items: Tensor, last: bool = False) -> Tensor:
+        """Encode histories; see `Backbone.encode`."""
         x, _ = self.units(self.dropout(scaled(x)))
-        if last:  # what comes behind a row's last item is padding, which it has not seen
+        if last:  # padding follows the last item, so its state has not read any
             x = x[torch.arange(len(x), device=x.device), last_of(items)]
         out: Tensor = self.out(x)
         return out

@@ -1,4 +1,4 @@
-"""Training of LLaRA: a SASRec first, then the language model, on prompts of text alone that become mixed ones."""
+"""Training of LLaRA: first a SASRec, then the language model, on prompts that change from text-only to hybrid."""
 
 from __future__ import annotations
 
@@ -11,50 +11,89 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm4dsr.batch import attempt, collate, less, pick_device, precision, seeded, token_batches
-from llm4dsr.catalogue import Catalogue, FloatArray, Windows
 from llm4dsr.config import EMBEDDED, LLaRAConfig, RecommenderConfig
-from llm4dsr.data import limit_windows
+from llm4dsr.core.arrays import FloatArray
+from llm4dsr.core.device import halve_budget, pick_device, precision, run_or_oom, seeded
+from llm4dsr.core.progress import Progress
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.errors import ModelError
+from llm4dsr.lm.collate import collate, token_batches
+from llm4dsr.lm.embedded import embedded_lm
+from llm4dsr.lm.load import add_lora, load_lm
+from llm4dsr.lm.tokens import Tokens
 from llm4dsr.metrics import ndcg
-from llm4dsr.model import add_lora, embedded_lm, load_lm
-from llm4dsr.prompt import Tokens
 from llm4dsr.recommenders.backbone import Backbone
-from llm4dsr.recommenders.llara import HEAD, MAX_TOKENS, TAIL, LLaRA, MixedLM
+from llm4dsr.recommenders.llara import HEAD, MAX_TOKENS, TAIL, HybridLM, LLaRA
 from llm4dsr.recommenders.sasrec import SASRec
-from llm4dsr.recommenders.training import VALIDATION_K, Progress, Trained, train
+from llm4dsr.recommenders.training import VALIDATION_K, Trained, train
 
-WARMUP = 20  # the learning rate rises for one step of so many, and falls to 0 in the others
+WARMUP_DIVISOR = 20  # the learning rate rises during the first 1 / 20 of the steps, and falls to 0 over all of them
 
 
-def fit_llara(windows: Windows, valid: Windows, catalogue: Catalogue, recommender: RecommenderConfig,
-              config: LLaRAConfig, seed: int, progress: Progress | None = None) -> Trained:  # fmt: skip
-    """Trains a SASRec on all windows, then tunes the language model on a sample of them; gives back its best epoch.
+def fit_llara(
+    windows: Windows,
+    valid: Windows,
+    catalogue: Catalogue,
+    recommender: RecommenderConfig,
+    config: LLaRAConfig,
+    seed: int,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a SASRec on all windows, then tune the language model on a sample of them.
 
-    The best epoch has the highest NDCG@20, in the whole catalogue, on a sample of the validation windows. Where
-    `windows.weights` is given, the loss of a title is multiplied by its interaction's weight. Seed, device and
-    `progress` as in `training.train`, SASRec's epochs first. Raises DataError as `train` does, ModelError where the
-    language model cannot be loaded or its loss is no number.
+    The best epoch has the highest NDCG@20 on a sample of the validation windows, among the whole catalogue.
+
+    Parameters
+    ----------
+    windows : Windows
+        Training windows, targets included. Those of fewer than two items are skipped. If windows have weights, the loss
+        of a title is multiplied by the weight of its interaction.
+    valid : Windows
+        Validation windows, targets included.
+    catalogue : Catalogue
+        The items to rank.
+    recommender : RecommenderConfig
+        Options of the SASRec.
+    config : LLaRAConfig
+        Options of the language model.
+    seed : int
+        Seed of the SASRec, the samples, initial weights, dropout, order of windows, and curriculum.
+    progress : Progress, optional
+        Called after each epoch with (epochs done, most epochs, message); SASRec's epochs come first.
+
+    Returns
+    -------
+    Trained
+        The model of the best epoch.
+
+    Raises
+    ------
+    DataError
+        If no training or no validation window has two items.
+    ModelError
+        If the language model cannot be loaded, or its loss is no longer finite.
     """
     started = time.perf_counter()
     total = recommender.epochs + config.epochs
 
-    def first(epoch: int, _: int, doing: str) -> None:
+    def sasrec_progress(epoch: int, _: int, doing: str) -> None:
         if progress:
             progress(epoch, total, f"SASRec: {doing}")
 
-    sasrec = train(SASRec, windows, valid, len(catalogue), recommender, seed, first).model
+    sasrec = train(SASRec, windows, valid, len(catalogue), recommender, seed, sasrec_progress).model
     assert isinstance(sasrec, Backbone)
     windows = limit_windows(windows.take(np.flatnonzero(windows.lengths >= 2)), config.samples, seed)
     valid = limit_windows(valid.take(np.flatnonzero(valid.lengths >= 2)), config.validation, seed)
-    histories, wanted = valid.histories(), valid.targets()
+    histories, targets = valid.histories(), valid.targets()
     with seeded(seed):  # initial weights and dropout
-        model = LLaRA(language_model(catalogue, sasrec.item_vectors.detach(), config, seed), sasrec, catalogue, config)
+        lm = build_hybrid_lm(catalogue, sasrec.item_vectors.detach(), config, seed)
+        model = LLaRA(lm, sasrec, catalogue, config)
         best, curve, state = 0, list[float](), dict[str, Tensor]()
         for epoch, loss in enumerate(tune(model, windows, seed)):
-            ranks = model.rank(histories, wanted)
+            ranks = model.rank(histories, targets)
             curve.append(ndcg(ranks, VALIDATION_K))
-            if curve[epoch] >= curve[best]:  # of two that are alike, the one that has learnt for longer
+            if curve[epoch] >= curve[best]:  # of equal epochs the last, which has been trained for longer
                 best, best_ranks = epoch, ranks
                 state = {k: p.detach().clone() for k, p in model.lm.named_parameters() if p.requires_grad}
             if progress:
@@ -64,32 +103,77 @@ def fit_llara(windows: Windows, valid: Windows, catalogue: Catalogue, recommende
     return Trained(model, curve, best, time.perf_counter() - started, best_ranks)
 
 
-def language_model(catalogue: Catalogue, vectors: Tensor, config: LLaRAConfig, seed: int) -> MixedLM:
-    """The model of `config.model`, ready to be tuned. vectors: [N, d] of the catalogue's items."""
+def build_hybrid_lm(catalogue: Catalogue, vectors: Tensor, config: LLaRAConfig, seed: int) -> HybridLM:
+    """Make or load the language model of `config.model`, ready to be tuned.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+        The items; the tokenizer of an embedded model is fitted to their titles.
+    vectors : Tensor of float
+        [N, d] item vectors of the catalogue.
+    config : LLaRAConfig
+        Options of LLaRA.
+    seed : int
+        Seed of an embedded model's initial weights.
+
+    Returns
+    -------
+    HybridLM
+        On the GPU if there is one.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be loaded.
+    """
     settings = config.language_model
     if settings.source == EMBEDDED:
         from tokenizers import AddedToken
 
         lm, tokenizer = embedded_lm(catalogue.titles, settings, MAX_TOKENS, seed)
-        # Each fixed phrase is one token, as those of the denoiser's prompt are.
+        # Each fixed phrase is one token, like those of the denoiser's prompt.
         tokenizer.add_tokens([AddedToken(p, single_word=True, normalized=False) for p in (HEAD, TAIL)])
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     else:
         lm, tokenizer = load_lm(settings.source, settings)
     if settings.tuning == "lora" and not hasattr(lm, "peft_config"):
         lm = add_lora(lm, settings)
-    return MixedLM(lm, tokenizer, vectors).to(pick_device())
+    return HybridLM(lm, tokenizer, vectors).to(pick_device())
 
 
 def tune(model: LLaRA, windows: Windows, seed: int) -> Iterator[float]:
-    """Tunes `model` in place, one epoch for each mean loss that is taken.
+    """Tune a model in place, one epoch for each value taken from the iterator.
 
-    A window is mixed with a probability that rises from 0 to 1 (the curriculum of the paper). Only the answer
-    is learnt; but the embedded model, which knows no language yet, learns from all titles in its first
-    `model.warmup_epochs` epochs.
+    The prompt of a window is hybrid with a probability that rises from 0 to 1 over the steps (curriculum prompt
+    tuning). Only the answer is learned. An embedded model, which knows no language yet, learns all titles in its first
+    `model.pretrain_epochs` epochs.
+
+    Parameters
+    ----------
+    model : LLaRA
+        The model to tune.
+    windows : Windows
+        Training windows of at least two items, targets included.
+    seed : int
+        Seed of the order of windows and of the curriculum.
+
+    Yields
+    ------
+    float
+        Mean loss of the epoch, in nats per token, lower is better.
+
+    Raises
+    ------
+    ModelError
+        If the loss is no longer finite, or a single window does not fit into memory.
+
+    References
+    ----------
+    Liao et al. (2024), arXiv 2312.02445, curriculum prompt tuning.
     """
     config, rng = model.config, np.random.default_rng(seed)
-    warm = config.model.warmup_epochs if config.model.source == EMBEDDED else 0
+    pretrain = config.model.pretrain_epochs if config.model.source == EMBEDDED else 0
     parameters = model.lm.trainable()
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate)
     scaler = torch.amp.GradScaler("cuda", enabled=config.model.dtype == "fp16" and model.lm.device.type == "cuda")
@@ -100,9 +184,12 @@ def tune(model: LLaRA, windows: Windows, seed: int) -> Iterator[float]:
         model.lm.train()
         for rows in np.array_split(rng.permutation(len(windows)), steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * min((done + 1) * WARMUP / total, 1 - done / total)
-            mixed = rng.random(len(rows)) < done / max(1, total - 1)
-            examples = [model.example(windows, int(w), bool(m), epoch < warm) for w, m in zip(rows, mixed, strict=True)]
+                group["lr"] = config.learning_rate * min((done + 1) * WARMUP_DIVISOR / total, 1 - done / total)
+            hybrid = rng.random(len(rows)) < done / max(1, total - 1)
+            examples = [
+                model.example(windows, int(w), bool(h), all_titles=epoch < pretrain)
+                for w, h in zip(rows, hybrid, strict=True)
+            ]
             loss, budget = _backward(model, examples, budget, scaler)
             losses.append(loss)
             scaler.unscale_(optimizer)
@@ -115,8 +202,7 @@ def tune(model: LLaRA, windows: Windows, seed: int) -> Iterator[float]:
 
 
 def _backward(model: LLaRA, examples: list[tuple[Tokens, FloatArray]], budget: int, scaler: Any) -> tuple[float, int]:
-    """The gradients of one step, in passes of `budget` tokens; returns its loss, the mean over the tokens that are
-    learnt, and the budget for the next."""
+    """Accumulate the gradients of one step, in passes of `budget` tokens -> (mean loss, next budget)."""
     count = sum(int(np.isfinite(weights).sum()) for _, weights in examples)
 
     def passes() -> float:
@@ -128,8 +214,8 @@ def _backward(model: LLaRA, examples: list[tuple[Tokens, FloatArray]], budget: i
             total += float(loss.detach())
         return total
 
-    while (loss := attempt(passes)) is None:
-        budget = less(budget)
+    while (loss := run_or_oom(passes)) is None:
+        budget = halve_budget(budget)
         model.lm.zero_grad()
     if not np.isfinite(loss):
         raise ModelError(
@@ -138,13 +224,13 @@ def _backward(model: LLaRA, examples: list[tuple[Tokens, FloatArray]], budget: i
     return loss, budget
 
 
-def _losses(lm: MixedLM, examples: list[tuple[Tokens, FloatArray]]) -> Tensor:
-    """[tokens that are learnt] weighted cross-entropy of each, given all that stands before it."""
+def _losses(lm: HybridLM, examples: list[tuple[Tokens, FloatArray]]) -> Tensor:
+    """[learned tokens] weighted cross-entropy of each, given everything before it."""
     batch = collate([tokens for tokens, _ in examples], lm.device)
-    learnt = [np.flatnonzero(np.isfinite(weights)) for _, weights in examples]
-    row = np.repeat(np.arange(len(examples)), [len(at) for at in learnt])
-    column = np.concatenate(learnt)
-    weights = np.concatenate([w[at] for (_, w), at in zip(examples, learnt, strict=True)])
+    learned = [np.flatnonzero(np.isfinite(weights)) for _, weights in examples]
+    row = np.repeat(np.arange(len(examples)), [len(at) for at in learned])
+    column = np.concatenate(learned)
+    weights = np.concatenate([w[at] for (_, w), at in zip(examples, learned, strict=True)])
     hidden = lm.hidden(batch)[row, column - 1]
     losses = F.cross_entropy(lm.logits(hidden), batch.ids[row, column], reduction="none")
     return losses * torch.from_numpy(weights).to(losses)

@@ -1,10 +1,13 @@
-"""Training a backbone: one loss, one way to draw negatives and one rule to stop, whatever the encoder."""
+"""Training of a backbone: the same loss, negatives and early stopping for every encoder.
+
+`train` is for backbones with item vectors. LLaRA is trained by `llara_training.fit_llara`, and `recommenders.fit`
+chooses between the two by name.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,26 +16,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm4dsr.batch import pick_device, seeded
-from llm4dsr.catalogue import PAD, IntArray, Windows
 from llm4dsr.config import RecommenderConfig
+from llm4dsr.core.arrays import PAD, IntArray
+from llm4dsr.core.device import pick_device, seeded
+from llm4dsr.core.progress import Progress
+from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
 from llm4dsr.metrics import ndcg
 from llm4dsr.recommenders.backbone import Backbone, last_of, recent
 
-VALIDATION_K = 20
-Progress = Callable[[int, int, str], None]
+VALIDATION_K = 20  # cutoff of the validation NDCG, for early stopping
 
 
 class Recommender(Protocol):
+    """Interface of a trained recommender, as evaluation uses it."""
+
     def rank(self, histories: Windows, targets: IntArray) -> IntArray:
-        """[W] rank of each target among the whole catalogue, 1 = best; ties count against the target."""
+        """Rank each target among the whole catalogue: [W] from 1 = best; ties count against the target."""
 
 
 @dataclass
 class Trained:
-    """The model at its best epoch. curve: validation NDCG@20 after each epoch, so curve[best_epoch] is the best.
-    valid_ranks: [V] ranks of the validation targets at that epoch, 1 = best."""
+    """A recommender at its best epoch.
+
+    Attributes
+    ----------
+    model : Recommender
+        The recommender, in evaluation mode.
+    curve : list of float
+        Validation NDCG@20 after each epoch, in [0, 1], higher is better.
+    best_epoch : int
+        Epoch of the best value in `curve`, from 0.
+    seconds : float
+        Training time.
+    valid_ranks : array of int
+        [V] ranks of the validation targets at the best epoch, 1 = best.
+    """
 
     model: Recommender
     curve: list[float]
@@ -41,15 +60,47 @@ class Trained:
     valid_ranks: IntArray
 
 
-def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, config: RecommenderConfig, seed: int,
-          progress: Progress | None = None) -> Trained:  # fmt: skip
-    """Train until the validation NDCG@20 has not risen for `patience` epochs; give back the model of the best epoch.
+def train(
+    kind: type[Backbone],
+    windows: Windows,
+    valid: Windows,
+    n_items: int,
+    config: RecommenderConfig,
+    seed: int,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a backbone until validation NDCG@20 has not risen for `patience` epochs.
 
-    Windows of fewer than two items are skipped, and of longer ones the last `history` + 1 items count. Where
-    `windows.weights` is given, the loss of predicting an interaction is multiplied by that interaction's weight.
-    Works on the GPU where there is one. The same seed gives the same model on the same machine, but for what a GPU adds
-    up in no fixed order; the caller's random state is left as it was.
-    `progress` gets (epochs done, epochs at most, message). Raises DataError if nothing can be trained on or validated.
+    Uses the GPU if there is one. The same seed gives the same model on the same machine; on a GPU, sums in varying
+    order may change the last digits. The caller's random state is restored.
+
+    Parameters
+    ----------
+    kind : type of Backbone
+        The backbone.
+    windows : Windows
+        Training windows. Those of fewer than two items are skipped, and only the newest `history` + 1 items are used.
+        If windows have weights, the loss of predicting an interaction is multiplied by its weight.
+    valid : Windows
+        Validation windows, targets included.
+    n_items : int
+        Number of items in the catalogue.
+    config : RecommenderConfig
+        Options of the recommender.
+    seed : int
+        Seed of initial weights, dropout, order of windows, and negatives.
+    progress : Progress, optional
+        Called after each epoch with (epochs done, most epochs, message).
+
+    Returns
+    -------
+    Trained
+        The model of the best epoch.
+
+    Raises
+    ------
+    DataError
+        If no training or no validation window has two items.
     """
     started = time.perf_counter()
     windows = windows.take(np.flatnonzero(windows.lengths >= 2))
@@ -57,8 +108,8 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
         raise DataError(f"No training window has two items or more: {kind.name} has nothing to learn from.")
     valid = valid.take(np.flatnonzero(valid.lengths >= 2))
     if not len(valid):
-        raise DataError(f"No validation window has two items or more: {kind.name} needs some to know when to stop.")
-    histories, wanted = valid.histories(), valid.targets()
+        raise DataError(f"No validation window has two items or more: {kind.name} needs some for early stopping.")
+    histories, targets = valid.histories(), valid.targets()
     items = torch.from_numpy(recent(windows.items, windows.lengths, config.history + 1, PAD))
     weights, device = torch.ones(items.shape), pick_device()
     if windows.weights is not None:
@@ -76,7 +127,7 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
             batches = torch.split(torch.randperm(len(items)).to(device), config.batch_size)
             for rows in batches:
                 total += _step(model, optimizer, *model.examples(items[rows], weights[rows]))
-            ranks = model.rank(histories, wanted)
+            ranks = model.rank(histories, targets)
             curve.append(ndcg(ranks, VALIDATION_K))
             if best < 0 or curve[epoch] > curve[best]:
                 best, best_ranks = epoch, ranks
@@ -91,9 +142,10 @@ def train(kind: type[Backbone], windows: Windows, valid: Windows, n_items: int, 
     return Trained(model, curve, best, time.perf_counter() - started, best_ranks)
 
 
-def _step(model: Backbone, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor,
-          weights: Tensor) -> Tensor:  # fmt: skip
-    """One optimizer step on a batch, [B, L] each; in several backward passes where its scores would not fit."""
+def _step(
+    model: Backbone, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor
+) -> Tensor:
+    """Take one optimizer step on a batch, [B, L] each; in several backward passes if its scores would not fit."""
     config, device = model.config, model.device
     negatives = torch.randint(model.n_items, (config.negatives,), device=device)  # [M] one draw for the whole batch
     width = {"full": model.n_items, "sampled": config.negatives, "bce": 1}[config.loss]
@@ -102,9 +154,9 @@ def _step(model: Backbone, optimizer: torch.optim.Optimizer, inputs: Tensor, tar
     total = torch.zeros((), device=device)
     optimizer.zero_grad()
     for rows in torch.split(torch.arange(len(inputs), device=device), max(1, model.room // max(1, per_row))):
-        here = targets[rows] != PAD  # [B, L]
+        predicted = targets[rows] != PAD  # [B, L]
         losses = _losses(model, inputs[rows], targets[rows], negatives)
-        loss = (losses * weights[rows][here]).sum() / count
+        loss = (losses * weights[rows][predicted]).sum() / count
         loss = loss + model.penalty(inputs[rows]) * (len(rows) / len(inputs))
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
@@ -114,35 +166,53 @@ def _step(model: Backbone, optimizer: torch.optim.Optimizer, inputs: Tensor, tar
 
 def _losses(model: Backbone, inputs: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     """inputs, targets [B, L], negatives [M] -> [P] losses of the P predictions, in the order of targets."""
-    here = targets != PAD
-    wanted = targets[here]  # [P]
+    predicted = targets != PAD  # [B, L]
+    positives = targets[predicted]  # [P]
     loss = model.config.loss
     if loss == "full":
         negatives = negatives[:0]
     elif loss == "bce":
-        negatives = torch.randint(model.n_items - 1, wanted.shape, device=model.device)
-        negatives = negatives + (negatives >= wanted)  # [P] uniform over all items but the wanted one
-    # One look-up for all, as the gradient of each look-up is a matrix as large as the item table
-    parts = [inputs.numel(), len(wanted), len(negatives)]
-    read, liked, disliked = torch.split(model.vectors(torch.cat([inputs.flatten(), wanted, negatives])), parts)
-    read = read.view(*inputs.shape, -1)
-    ends = bool(((here.sum(1) == 1) & (here.int().argmax(1) == last_of(inputs))).all())
-    states = model.encode(read, inputs, last=True) if ends else model.encode(read, inputs)[here]  # [P, d]
+        negatives = torch.randint(model.n_items - 1, positives.shape, device=model.device)
+        negatives = negatives + (negatives >= positives)  # [P] uniform over all items except the target
+    # One look-up for all: the gradient of each look-up is a matrix as large as the item table.
+    sizes = [inputs.numel(), len(positives), len(negatives)]
+    x, positive, negative = torch.split(model.vectors(torch.cat([inputs.flatten(), positives, negatives])), sizes)
+    x = x.view(*inputs.shape, -1)
+    only_last = bool(((predicted.sum(1) == 1) & (predicted.int().argmax(1) == last_of(inputs))).all())
+    states = model.encode(x, inputs, last=True) if only_last else model.encode(x, inputs)[predicted]  # [P, d]
     if loss == "full":
-        return F.cross_entropy(states @ model.item_vectors.T, wanted, reduction="none")
+        return F.cross_entropy(states @ model.item_vectors.T, positives, reduction="none")
     if loss == "bce":
-        return F.softplus(-(states * liked).sum(1)) + F.softplus((states * disliked).sum(1))
-    stands_for = math.log(model.n_items / len(negatives))  # the draw stands for the whole catalogue
-    return sampled_softmax(states, liked, disliked, negatives == wanted.unsqueeze(1), stands_for)
+        return F.softplus(-(states * positive).sum(1)) + F.softplus((states * negative).sum(1))
+    log_weight = math.log(model.n_items / len(negatives))  # the draw stands for the whole catalogue
+    return sampled_softmax(states, positive, negative, negatives == positives.unsqueeze(1), log_weight)
 
 
-def sampled_softmax(states: Tensor, liked: Tensor, disliked: Tensor, same: Tensor, log_share: Tensor | float) -> Tensor:
-    """[..., P] -log softmax of what is wanted among itself and M drawn vectors, for states [..., P, d].
+def sampled_softmax(
+    states: Tensor, positive: Tensor, negative: Tensor, same: Tensor, log_weight: Tensor | float
+) -> Tensor:
+    """Compute -log softmax of each target among itself and shared negatives.
 
-    liked [P, d] of the wanted ones, disliked [M, d] of the drawn ones; same [P, M]: True where the two are the same.
-    log_share: log of how many each drawn one stands for, one number or [M].
+    Parameters
+    ----------
+    states : Tensor of float
+        [..., P, d] states that predict the targets.
+    positive : Tensor of float
+        [P, d] vectors of the targets.
+    negative : Tensor of float
+        [M, d] vectors of the negatives.
+    same : Tensor of bool
+        [P, M] True where a negative is the target; it is left out.
+    log_weight : float or Tensor
+        Log of the number of items that each negative stands for; one number or [M].
+
+    Returns
+    -------
+    Tensor of float
+        [..., P] losses ≥ 0, lower is better.
     """
-    positive = (states * liked).sum(-1)
-    scores = (states @ disliked.T).masked_fill(same, -math.inf) + log_share  # [..., P, M]
-    losses: Tensor = torch.cat([positive.unsqueeze(-1), scores], -1).logsumexp(-1) - positive
+    positive_scores = (states * positive).sum(-1)  # [..., P]
+    negative_scores = (states @ negative.T).masked_fill(same, -math.inf) + log_weight  # [..., P, M]
+    scores = torch.cat([positive_scores.unsqueeze(-1), negative_scores], -1)
+    losses: Tensor = scores.logsumexp(-1) - positive_scores
     return losses

@@ -1,0 +1,227 @@
+"""Study 4: where η is, what is flagged, and what a recommender gains from it."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr import metrics
+from llm4dsr.bench.studies.detection import gains
+from llm4dsr.bench.studies.study import Context, Found
+from llm4dsr.data.dataset import Dataset
+from llm4dsr.data.windows import to_matrix
+from llm4dsr.denoise.decide import configured_rule, decide
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.evaluate.rate_selection import RATES, best_rate
+from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.pipeline import Run
+
+ROUNDS = 100  # of drawing items anew where the window holds their title
+GROUPS = (5, 20)  # users that have a target in training: up to 5, up to 20, more
+
+
+def by_chance(run: Run) -> dict[str, pl.DataFrame]:
+    """Return the scores of each split with random log-odds."""
+    rng = np.random.default_rng(run.config.seed)
+    return {
+        n: s.with_columns(pl.Series(c.LOG_ODDS, rng.standard_normal(len(s)))) for n, s in run.scores().items()
+    }  # fmt: skip
+
+
+def popular_instead(tables: DecisionTables, data: Dataset, seed: int) -> DecisionTables:
+    """Keep the flags, and replace each suggestion by an item drawn by its users in training.
+
+    Histories are ignored, except that no item has a title of the window.
+    """
+    rng, canonical = np.random.default_rng(seed), data.catalogue.canonical
+    users = CooccurrenceCounts.of(data.splits[c.TRAIN], len(data.catalogue)).popularity
+    out = {}
+    for split, suggestions in tables.suggestions.items():
+        windows = data.splits[split]
+        row_of = {int(w): row for row, w in enumerate(windows.window_ids)}
+        rows = np.array([row_of[w] for w in suggestions[c.WINDOW].to_list()], dtype=np.int64)
+        inside = np.where(windows.present, canonical[windows.items], -1)[rows]  # [F, L]
+        items, todo = np.zeros(len(rows), dtype=np.int64), np.arange(len(rows))
+        for _ in range(ROUNDS):
+            items[todo] = rng.choice(len(users), len(todo), p=users / users.sum())
+            todo = todo[(inside[todo] == canonical[items[todo], None]).any(axis=1)]
+            if not len(todo):
+                break
+        items[todo] = -1
+        drawn = {c.SUGGESTED: data.catalogue.ids_of(items), c.SUGGESTED_TITLE: data.catalogue.titles_of(items)}
+        out[split] = suggestions.with_columns(**drawn)
+    return DecisionTables(tables.decisions, out)
+
+
+def training_alone(run: Run, tables: DecisionTables, rate: float, context: Context) -> DecisionTables:
+    """Flag and suggest in training windows with the counts of training alone; other splits stay as they are.
+
+    A run counts validation histories before it scores training windows; recommenders learn from training windows alone.
+    """
+    data, work = context.dataset.data, context.folder / "studies" / ".training-alone"
+    train, denoiser = data.splits[c.TRAIN], Denoiser.from_pretrained(run.path("train"))
+    denoiser.builder.cooccurrence = CooccurrenceCounts.of(train, len(data.catalogue))
+    scores = denoiser.score(train, context.progress, work=work)
+    decisions = denoiser.decide(scores, "rate", rate)
+    suggestions = denoiser.suggest(train, decisions, context.progress, work=work)
+    return DecisionTables(tables.decisions | {c.TRAIN: decisions}, tables.suggestions | {c.TRAIN: suggestions})
+
+
+def by_popularity(cells: pl.DataFrame, data: Dataset, k: int) -> pl.DataFrame:
+    """NDCG@k by the number of training users of the target, mean over seeds; the first line counts the windows."""
+    users = CooccurrenceCounts.of(data.splits[c.TRAIN], len(data.catalogue)).popularity[data.splits[c.TEST].targets()]
+    groups = np.searchsorted(GROUPS, users)
+    names = [f"up to {GROUPS[0]} users", *(f"{a + 1} to {b}" for a, b in pairwise(GROUPS)),
+             f"more than {GROUPS[-1]}"]  # fmt: skip
+    lines = [{"row": "test windows", **{name: float((groups == i).sum()) for i, name in enumerate(names)}}]
+    for (row,), of in cells.group_by("row", maintain_order=True):
+        each = metrics.ndcg_of_each(np.stack(of["ranks"].to_list()), k).mean(axis=0)
+        means = {name: float(each[groups == i].mean()) if (groups == i).any() else float("nan")
+                 for i, name in enumerate(names)}  # fmt: skip
+        lines.append({"row": row, **means})
+    return pl.DataFrame(lines)
+
+
+QUESTION = "Which threshold η is right, and is the automatic one good?"
+POLICY, EVEN = "probability", 0.5  # more likely noise than not: chosen without a label or a recommender
+SWEPT = np.round(np.linspace(0, 1, 41), 3).tolist()
+SHOWN = SWEPT[::4]  # in the table
+RANKED = (0.2, 0.35, EVEN, 0.7, 0.9)  # η at which recommenders are trained
+QUICK_RANKED = (0.2, EVEN)
+ACTIONS = ("replace", "drop")
+QUICK_RATES = (0.0, 0.2)  # of all interactions, replaced whatever their probability
+
+
+def study(context: Context) -> Found:
+    """η over noise probabilities: detection on each split, and ranking on test at some η, dropped and replaced."""
+    run = context.run()
+    sweep = pl.concat([_sweep(run, context, split, scores) for split, scores in run.scores().items()])
+    compared = {ORIGINAL: context.dataset.data.splits}
+    for eta in QUICK_RANKED if context.quick else RANKED:
+        compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, POLICY, eta).items()}
+    k, rates = context.config.evaluate.k, QUICK_RATES if context.quick else RATES
+    shared = context.compare(_at_rates(run, context, rates))
+    first = shared.filter(pl.col("seed") == context.config.seed, pl.col("row").is_in([_most(s) for s in rates]))
+    tried = best_rate(first.with_columns(row=pl.Series([str(s) for s in rates])))
+    chosen: float = tried.filter("chosen")["correction_rate"][0]
+    ranking = gains(context.compare(compared), ORIGINAL, k)
+    eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
+    ranking = ranking.with_columns(
+        pl.Series("η", [eta_of.get(row, (None, None))[0] for row in ranking["row"]], dtype=pl.Float64),
+        pl.Series("action", [eta_of.get(row, (None, None))[1] for row in ranking["row"]], dtype=pl.String),
+    )
+    caps = {split: configured_rule(run.config.decide, split == c.TRAIN)[2] for split in c.SPLITS}
+    notes = [
+        "An interaction is flagged if its noise probability is at least η, the most suspicious first, and at most "
+        f"{caps[c.TRAIN]} in a training window, {caps[c.TEST]} in another. Expected precision is the mean probability "
+        "of the flagged: it needs no label.",
+        f"η = {EVEN} flags what is more likely noise than not, the default of a Denoiser. The default of a run is the "
+        "correction rate that ranks validation best (with the first seed), if its 95 % interval over windows is above "
+        "no correction. Neither uses a mask or test.",
+        "Suggestions are made for the flags of each η, as a run would make them.",
+        "At random: as many interactions with the same cap, drawn at random, with our suggestions. Their gain comes "
+        "from suggestions alone; what the most suspicious ones gain beyond comes from detection.",
+        "Popular items instead: the same flags, with items drawn by their users in training. Their gain comes from "
+        "frequent items alone.",
+        "Knowing training alone: training windows are scored without the counts of validation histories, which "
+        "recommenders never learn from.",
+        f"Recommender: {context.config.evaluate.backbone}, {context.config.evaluate.seeds} seed(s), clean "
+        f"test targets; NDCG and hit rate @{k}. Half widths and p_seeds are over seeds, p_windows over test windows.",
+    ]
+    tables = {
+        f"Flags at η = {EVEN}": sweep.filter(pl.col("η") == EVEN),
+        "Ranking at some η": ranking,
+        "What validation chooses": tried,
+        "Ranking by correction rate": gains(shared, ORIGINAL, k),
+        "Ranking by the target's users in training": by_popularity(shared, context.dataset.data, k),
+        "Sweep": sweep.filter(pl.col("η").is_in(SHOWN)),
+    }
+    return Found(tables, partial(_plot, sweep, ranking, chosen, k), notes)
+
+
+def _sweep(run: Run, context: Context, split: str, scores: pl.DataFrame) -> pl.DataFrame:
+    """One line per η: flagged fraction, expected precision; precision, recall and F1 if noise is known."""
+    windows = context.dataset.data.splits[split]
+    log_odds, probability = to_matrix(scores, windows, c.LOG_ODDS), to_matrix(scores, windows, c.NOISE_PROBABILITY)
+    judged, cap = np.isfinite(log_odds), configured_rule(run.config.decide, split == c.TRAIN)[2]
+    lines = []
+    for eta in SWEPT:
+        flagged = decide(log_odds, probability, POLICY, eta, cap)
+        precision = recall = float("nan")
+        if windows.noise_mask is not None:
+            precision, recall = metrics.precision_recall(flagged[judged], windows.noise_mask[judged])
+        lines.append({
+            "split": split,
+            "η": eta,
+            "flagged": float(flagged[judged].mean()),
+            "expected precision": float(probability[flagged].mean()) if flagged.any() else float("nan"),
+            "precision": precision,
+            "recall": recall,
+            "F1": 2 * precision * recall / (precision + recall) if precision + recall > 0 else float("nan"),
+        })  # fmt: skip
+    return pl.DataFrame(lines)
+
+
+def corrected_at(run: Run, context: Context, policy: str, eta: float) -> dict[str, Splits]:
+    """Return action → the splits as a run would correct them with this η."""
+    tables = context.suggested(run, run.decided(policy, eta))
+    return {action: _corrected(run, context, tables, action) for action in ACTIONS}
+
+
+def _corrected(run: Run, context: Context, tables: DecisionTables, action: str = "replace") -> Splits:
+    data, targets = context.dataset.data, run.config.correct.train_targets
+    return correct_splits(data.splits, tables, data.catalogue, action, targets)
+
+
+def _at_rates(run: Run, context: Context, rates: tuple[float, ...]) -> dict[str, Splits]:
+    """Rows with a fraction of all interactions replaced, and controls that show where the gain comes from."""
+    data, out = context.dataset.data, {ORIGINAL: context.dataset.data.splits}
+    for rate in rates[1:]:
+        tables = context.suggested(run, run.decided("rate", rate))
+        drawn = context.suggested(run, run.decided("rate", rate, scores=by_chance(run)))
+        out[_most(rate)] = _corrected(run, context, tables)
+        out[f"{rate:.0%}, at random"] = _corrected(run, context, drawn)
+    popular = popular_instead(tables, data, run.config.seed)
+    out[f"{_most(rate)}, popular items instead"] = _corrected(run, context, popular)
+    if run.config.model.item_input == "soft_token" and run.config.model.cooccurrence:
+        alone = training_alone(run, tables, rate, context)
+        out[f"{_most(rate)}, knowing training alone"] = _corrected(run, context, alone)
+    return out
+
+
+def _most(rate: float) -> str:
+    return f"{rate:.0%}, the most suspicious" if rate else ORIGINAL
+
+
+def _row(eta: float, action: str) -> str:
+    return f"η = {eta} ({action})"
+
+
+def _plot(sweep: pl.DataFrame, ranking: pl.DataFrame, chosen: float, k: int, figure: Any) -> None:
+    flags, gain = figure.subplots(1, 2)
+    test = sweep.filter(pl.col("split") == c.TEST)
+    for column in ("precision", "recall", "expected precision", "flagged"):
+        if not test[column].is_nan().all():
+            flags.plot(test["η"].to_list(), test[column].to_list(), label=column)
+    flags.set_ylabel("on test histories")
+    for action in ACTIONS:
+        line = ranking.filter(pl.col("action") == action).sort("η")
+        gain.errorbar(line["η"].to_list(), line["ndcg"].to_list(), line["half_width"].fill_nan(0.0).to_list(),
+                      marker="o", capsize=3, label=action)  # fmt: skip
+    gain.axhline(ranking.filter(pl.col("action").is_null())["ndcg"][0], linestyle=":", color="grey", label="original")
+    gain.set_ylabel(f"NDCG@{k} on test")
+    for ax in (flags, gain):
+        ax.axvline(EVEN, linestyle="--", color="black", linewidth=1, label="default of a Denoiser")
+        if chosen:  # the η that flags as many
+            same = test.filter(pl.col("flagged") >= chosen)["η"].max()
+            ax.axvline(
+                same or 0.0, linestyle="-.", color="black", linewidth=1, label=f"default of a run ({chosen:.0%})"
+            )
+        ax.set_xlabel("η")
+        ax.legend()

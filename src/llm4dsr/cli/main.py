@@ -1,0 +1,254 @@
+"""Find interactions that do not belong in user histories, and correct them. One verb per stage; `run` runs them all."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markdown import Markdown
+from rich.markup import escape
+
+from llm4dsr import __version__
+from llm4dsr.cli import bench as bench_commands
+from llm4dsr.cli import config as config_commands
+from llm4dsr.cli import data as data_commands
+from llm4dsr.cli.options import Data, Eta, Limit, Model, Out, Overwrite, Policy, Recipe, RunFolder, Seed, read_config
+from llm4dsr.cli.terminal import bar, console, messages, set_up
+from llm4dsr.config import Config
+from llm4dsr.errors import LLM4DSRError, ModelError
+
+if TYPE_CHECKING:  # what computes is imported inside the commands, so that --help is quick
+    from llm4dsr.pipeline import Run
+
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"llm4dsr {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+options.__doc__ = __doc__  # Typer shows the callback's text as the program's help
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")] = Path("demo-run"), seed: Seed = None
+) -> None:
+    """Run everything on embedded data with the embedded model: no network, no GPU."""
+    from llm4dsr.data.demo import make_demo
+    from llm4dsr.pipeline import Run
+
+    config = Config.from_yaml("demo")
+    config = replace(config, seed=config.seed if seed is None else seed)
+    data = make_demo(config.seed).data
+    _stages(Run.begin(out, config, data), data)
+
+
+@app.command()
+def run(
+    data: Data,
+    out: Out,
+    model: Model = None,
+    config: Recipe = None,
+    policy: Policy = None,
+    eta: Eta = None,
+    limit: Limit = None,
+    seed: Seed = None,
+) -> None:
+    """Run all stages, from the data to the result table. Interrupted, the same command resumes it."""
+    from llm4dsr.denoise.decide import effective_policy
+    from llm4dsr.pipeline import Run
+
+    chosen = read_config(config, model, limit, seed).to_dict()
+    chosen["decide"] |= {"policy": effective_policy(policy, eta, chosen["decide"]["policy"])}
+    chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
+    _stages(Run.begin(out, Config.from_dict(chosen, "run"), data), data)
+
+
+@app.command()
+def prepare(
+    data: Data,
+    out: Out,
+    model: Model = None,
+    config: Recipe = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Read the data and write windows."""
+    from llm4dsr.pipeline import Run
+
+    Run.begin(out, read_config(config, model, limit, seed), data, overwrite).prepare(data, overwrite)
+
+
+@app.command()
+def train(run: RunFolder, overwrite: Overwrite = False) -> None:
+    """Tune the language model and calibrate it."""
+    with bar() as progress:
+        _open(run).train(progress, overwrite)
+
+
+@app.command()
+def score(run: RunFolder, overwrite: Overwrite = False) -> None:
+    """Score the noise probability of every interaction."""
+    with bar() as progress:
+        _open(run).score(progress, overwrite)
+
+
+@app.command()
+def decide(
+    run: RunFolder,
+    policy: Policy = None,
+    eta: Eta = None,
+    cap: Annotated[int | None, typer.Option(min=0, help="Most flagged interactions in a window.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Flag interactions as noise, by η or by what a recommender gains on validation."""
+    with bar() as progress:
+        _open(run).decide(progress, policy, eta, cap, overwrite)
+    _show_rates(_open(run))
+
+
+@app.command()
+def suggest(run: RunFolder, overwrite: Overwrite = False) -> None:
+    """Suggest a replacement for each flagged interaction."""
+    with bar() as progress:
+        _open(run).suggest(progress, overwrite)
+
+
+@app.command()
+def correct(
+    run: RunFolder,
+    action: Annotated[
+        str | None, typer.Option("--action", "-a", help="replace, drop or downweight; default: as configured.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write corrected histories and the list of edits."""
+    _open(run).correct(action, overwrite)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of the recommender; default: as configured.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a recommender on original, corrected and oracle data, and compare them."""
+    with bar() as progress:
+        _open(run).evaluate(progress, overwrite, seeds)
+    _show(_open(run))
+
+
+@app.command()
+def noise(
+    data: Data,
+    out: Out,
+    kind: Annotated[
+        str,
+        typer.Option("--kind", "-k", help="uniform, popularity, near-miss, burst, insertion, deletion or shuffle."),
+    ] = "uniform",
+    rate: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the interactions.")] = 0.1,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Seed of the noise.")] = 0,
+    per: Annotated[str, typer.Option(help="user (before windows are built), or window.")] = "user",
+) -> None:
+    """Inject noise whose truth is known, to measure detection with. The truth is kept beside the data."""
+    from llm4dsr.data.noise import noise_folder
+
+    console.print_json(json.dumps(noise_folder(data, out, kind, rate, seed, per)["files"]))
+
+
+app.add_typer(data_commands.app, name="data")
+app.add_typer(config_commands.app, name="config")
+app.command("bench")(bench_commands.bench)
+app.command("study")(bench_commands.study)
+
+
+def _open(folder: Path) -> Run:
+    from llm4dsr.pipeline import Run
+
+    return Run(folder)
+
+
+def _stages(run: Run, data: Any) -> None:
+    """Run the stages that are not complete yet, and show the result."""
+    from llm4dsr.pipeline import STAGES
+
+    with run.locked():
+        for name in STAGES:
+            if run.done(name):
+                messages.print(f"[bold]{name}[/bold] is complete already")
+                continue
+            messages.print(f"[bold]{name}[/bold]")
+            with bar() as progress:
+                run.make(name, data, progress)
+            if name == "decide":
+                _show_rates(run)
+    _show(run)
+
+
+def _show_rates(run: Run) -> None:
+    """Show the correction rates that were tried on validation, if any."""
+    from llm4dsr.recommenders.training import VALIDATION_K
+
+    tried = run.card()["stages"]["decide"].get("tried", [])
+    if not tried:
+        return
+    shown = ", ".join(f"{t['correction_rate']:.0%} {t['valid_ndcg']:.4f}{' (chosen)' * t['chosen']}" for t in tried)
+    console.print(f"NDCG@{VALIDATION_K} on validation by correction rate: {shown}")
+    if tried[0]["chosen"]:
+        console.print(
+            "No correction rate ranks validation better than none by more than chance, so nothing is corrected. To act "
+            "on what is more likely noise than not:  "
+            f"llm4dsr decide --run {escape(str(run.folder))} --policy probability --overwrite"
+        )
+
+
+def _show(run: Run) -> None:
+    console.print(Markdown((run.path("evaluate") / "results.md").read_text(encoding="utf-8")))
+    console.print(
+        f"Corrected histories: {escape(str(run.path('correct')))}   "
+        f"run card: {escape(str(run.folder / 'run_card.json'))}"
+    )
+
+
+def main() -> None:
+    """Run the command line. Errors print one message on standard error and set the exit code (errors.py)."""
+    set_up()
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except LLM4DSRError as error:
+        # soft_wrap: a path or a command in the message can be copied whole
+        messages.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
+    except MemoryError:
+        messages.print("[red]Error:[/red] Out of memory. Use fewer windows (--limit) or a larger machine.")
+        raise SystemExit(ModelError.exit_code) from None
+    except KeyboardInterrupt:
+        messages.print("Interrupted. Repeat the command to resume.")
+        raise SystemExit(130) from None
+
+
+def _terminated(*_: Any) -> None:
+    raise SystemExit(143)

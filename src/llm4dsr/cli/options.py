@@ -1,0 +1,37 @@
+"""Options that several commands share, each with its help text and short flag."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm4dsr.config import Config
+
+Data = Annotated[
+    Path, typer.Option("--data", "-d", help="Folder with items and windows, or with items and interactions.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")]
+RunFolder = Annotated[Path, typer.Option("--run", "-r", help="The run folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", "-f", help="Make the stage again; later stages are removed.")]
+Recipe = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML recipe: a path, or demo, laptop, paper.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="'embedded', a hub name, or a local path.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", "-n", min=0, help="Windows used of each split, for a quick look; 0 = all.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of everything random.")]
+Policy = Annotated[
+    str | None, typer.Option(help="How η is read: percentile, probability, precision, rate; or validation.")
+]
+Eta = Annotated[float | None, typer.Option(help="The threshold η, from 0 to 1; its meaning depends on the policy.")]
+
+
+def read_config(recipe: Path | None, model: str | None, limit: int | None, seed: int | None) -> Config:
+    """The recipe, or the defaults, with what the command line overrides."""
+    config = Config.from_yaml(recipe) if recipe else Config()
+    if model is not None:
+        config = replace(config, model=replace(config.model, source=model))
+    config = replace(config, limit=config.limit if limit is None else limit)
+    return replace(config, seed=config.seed if seed is None else seed)

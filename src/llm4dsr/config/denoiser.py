@@ -1,0 +1,161 @@
+"""Options of the denoiser, in the order of its stages: model, task, train, score, decide, suggest, correct.
+
+The defaults are those of the embedded model, which needs no download and no GPU. The recipe `paper` holds the published
+settings (arXiv 2408.08208, section 5.1, and its released code).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from llm4dsr.config.fields import Count, Fraction, NonNegative, PositiveInt, options
+
+EMBEDDED = "embedded"
+
+
+def _off(value: Any) -> Any:
+    """YAML reads the bare word off as false."""
+    return "off" if value is False else value
+
+
+@options
+class ModelConfig:
+    """Which language model answers, and how an item enters its prompt."""
+
+    source: str = EMBEDDED
+    """`embedded`, a hub name, or a local path (a checkpoint or a LoRA adapter)."""
+    item_input: Literal["title", "soft_token"] = "soft_token"
+    """How an item enters the prompt: its quoted title (published), or one soft token."""
+    readout: Literal["title", "per_position"] = "per_position"
+    """How noise is read: the noisy title as the answer (published), or a noise logit at each position."""
+    attention: Literal["causal", "bidirectional"] = "bidirectional"
+    """`bidirectional`: soft tokens that are read per position also see what follows. All else is causal anyway."""
+    cooccurrence: bool = True
+    """Soft tokens also carry leave-one-out co-occurrence features. Soft tokens only."""
+    title_vectors: Literal["catalogue", "minilm", "catalogue+minilm"] = "catalogue"
+    """What title vectors are made from. `minilm` needs the extra llm4dsr[minilm]."""
+    vector_size: PositiveInt = 256
+    """Columns kept of each block of title vectors."""
+    tuning: Literal["lora", "full"] = "full"
+    """Which weights are tuned: a LoRA adapter, or all."""
+    lora_rank: PositiveInt = 8
+    """Rank of the LoRA matrices."""
+    lora_alpha: Count = 16
+    """Scale of the LoRA update."""
+    lora_dropout: Fraction = 0.05
+    """Dropout before the LoRA matrices."""
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Modules that get a LoRA adapter, by the last part of their name."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the weights."""
+    load_in: Literal["full", "8bit", "4bit"] = "full"
+    """Quantization of the base weights. `8bit` and `4bit` need CUDA and the extra llm4dsr[quantized]."""
+    hidden_size: PositiveInt = 192
+    """Width of the embedded model; ignored for any other source, like the options below."""
+    layers: PositiveInt = 3
+    """Layers of the embedded model."""
+    heads: PositiveInt = 4
+    """Attention heads of the embedded model."""
+    dropout: Fraction = 0.1
+    """Attention dropout of the embedded model."""
+    vocabulary: PositiveInt = 4000
+    """Size of the embedded tokenizer."""
+    pretrain_epochs: Count = 1
+    """Language-model passes over the training histories before the task. `item_input: title` only."""
+
+
+@options
+class TaskConfig:
+    """The self-supervised task: inject noise into windows, ask which items are noise and what belongs there."""
+
+    replaced: Count = 0
+    """Positions replaced in each window (published: 1). 0: each position with probability `rate`."""
+    rate: Fraction = 0.15
+    """Probability that a position is replaced, where `replaced` is 0."""
+    none: Fraction = 0.0
+    """Fraction of windows without injected noise."""
+    whole_prompt_loss: bool = False
+    """Train on the prompt tokens too (published), not on the answer alone."""
+
+
+@options
+class TrainConfig:
+    """Tuning of the language model."""
+
+    epochs: Count = 5
+    """Passes over the windows; fresh noise is injected in each."""
+    samples: Count = 0
+    """Windows drawn once for tuning (published: 5,000). 0: all."""
+    batch_windows: PositiveInt = 256
+    """Windows per optimizer step."""
+    batch_tokens: PositiveInt = 16_384
+    """Tokens per forward pass. A step is split into as many passes as needed."""
+    max_tokens: PositiveInt = 512
+    """Longest prompt. Longer ones are refused with a message."""
+    learning_rate: NonNegative = 1e-3
+    """Peak learning rate of AdamW, with linear decay."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay of AdamW."""
+    warmup_steps: Count = 100
+    """Steps over which the learning rate rises; at most a tenth of all steps."""
+    suggestion_weight: NonNegative = 0.2
+    """Weight of the suggestion loss, for soft tokens."""
+    folds: PositiveInt = 3
+    """Models, each tuned without the users of one fold and scoring them out of fold. 1: a single model (published)."""
+    small_loss_drop_rate: Fraction = 0.05
+    """Fraction of a step's unlabeled interactions with the largest loss that are left out, from the second epoch on."""
+
+
+@options
+class ScoreConfig:
+    """Scoring and calibration."""
+
+    mode: Literal["whole-title", "first-token"] = "whole-title"
+    """Tokens of a title that are scored, for `readout: title`. `first-token` is published, and ties."""
+    calibration: Annotated[Literal["isotonic", "platt", "off"], BeforeValidator(_off)] = "isotonic"
+    """Map from log-odds to probabilities."""
+    calibration_draws: PositiveInt = 3
+    """Draws of injected noise per validation window."""
+    atypical_rate: Fraction = 0.02
+    """Fraction of interactions that look like noise but are the user's own. No label-free estimate can tell the two
+    apart, so this is an assumption: about 0.02 on Toys, by the masks of training and validation."""
+
+
+@options
+class DecideConfig:
+    """Which interactions count as noise, and how many are corrected.
+
+    A run tries correction rates on validation by default. A `Denoiser` has no recommender to ask: there `validation`
+    means `probability`, which flags what is more likely noise than not.
+    """
+
+    policy: Literal["percentile", "probability", "precision", "rate", "validation"] = "validation"
+    """How η is read."""
+    eta: Fraction = 0.5
+    """The threshold η; its meaning depends on the policy."""
+    eta_test: Fraction | None = None
+    """Another η for validation and test histories (published: 0.6 for training, 0.9 for test)."""
+    cap: Count = 3
+    """Most flagged interactions in a window."""
+    cap_test: Count | None = None
+    """Another cap for validation and test histories."""
+
+
+@options
+class SuggestConfig:
+    """How replacements are suggested, for `item_input: title`. Soft tokens take the best-ranked item."""
+
+    mode: Literal["constrained", "free"] = "constrained"
+    """`constrained` writes only titles that exist; `free` writes first and grounds the text afterwards (published)."""
+    max_new_tokens: PositiveInt = 64
+    """Longest free text."""
+
+
+@options
+class CorrectConfig:
+    """What is done with flagged interactions."""
+
+    action: Literal["replace", "drop", "downweight"] = "replace"
+    """Replace by the suggestion, drop, or keep with the weight 1 - noise probability."""
+    train_targets: bool = True
+    """Targets of training windows may be corrected too (published)."""

@@ -1,0 +1,87 @@
+"""Types of options (what they accept, which range they allow), and messages about wrong ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from llm4dsr.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def _no_bool(value: Any) -> Any:
+    """Refuse true and false, which would pass as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are not numbers")
+    return value
+
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+# YAML reads 1e-4 as text, so text that is a number is accepted.
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), BeforeValidator(_no_bool)]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def options(kind: type[T]) -> type[T]:
+    """Make a frozen dataclass whose fields are checked, and which raises ConfigError.
+
+    The text under a field becomes its description in the JSON schema.
+    """
+    checked: Any = dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))(kind)
+    check = checked.__init__
+
+    @functools.wraps(check)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            check(self, *args, **values)
+        except ValidationError as error:
+            raise ConfigError(f"{kind.__name__}: {message(error, checked)}") from None
+
+    checked.__init__ = init
+    return checked  # type: ignore[no-any-return]
+
+
+def message(error: ValidationError, kind: type[Any]) -> str:
+    """Describe the first wrong option: where it is, what came, what was expected."""
+    first = error.errors(include_url=False)[0]
+    *section, key = [str(part) for part in first["loc"]] or ["configuration"]
+    place, value, limits = "".join(f"{part}: " for part in section), first["input"], first.get("ctx", {})
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            return f"{place}unknown option {key!r}. Known here: {', '.join(_known(kind, section))}."
+        case "dataclass_type" | "dataclass_exact_type":
+            inside = "" if not first["loc"] else f"{place}{key}: "
+            return f"{inside}expected a mapping of options, got {value!r}."
+        case "literal_error":
+            allowed = str(limits["expected"]).replace("'", "").replace(" or ", ", ")
+            return f"{place}{key} = {value!r}; expected one of {allowed}."
+        case "greater_than_equal":
+            return f"{place}{key} = {value!r}; expected a number of at least {limits['ge']:g}."
+        case "less_than_equal":
+            return f"{place}{key} = {value!r}; expected a fraction, from 0 to 1."
+        case "int_type" | "int_from_float" | "int_parsing":
+            return f"{place}{key} = {value!r}; expected a whole number."
+        case "float_type" | "float_parsing" | "finite_number" | "value_error":
+            return f"{place}{key} = {value!r}; expected a number."
+        case "bool_type" | "bool_parsing":
+            return f"{place}{key} = {value!r}; expected true or false."
+        case "string_type":
+            return f"{place}{key} = {value!r}; expected text."
+        case "tuple_type":
+            return f"{place}{key} = {value!r}; expected a list of names."
+    return f"{place}{key} = {value!r}: {first['msg']}."
+
+
+def _known(kind: type[Any], section: list[str]) -> list[str]:
+    """Names of the options in a section."""
+    here: Any = kind()
+    for name in section:
+        here = getattr(here, name)
+    return [option.name for option in dataclasses.fields(here)]

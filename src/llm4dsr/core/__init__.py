@@ -1,0 +1,1 @@
+"""Infrastructure that knows no recommender: arrays, files, hashes, finished parts, devices, memory, progress."""

@@ -1,0 +1,65 @@
+"""Finished parts of long work, so that it can be interrupted at any moment and resumed.
+
+A part is one unit of a result: the scores of some windows, the suggestions for some flags, one trained recommender. Its
+file is named by a hash of everything that the part depends on, so other work never reads it. It is written under
+another name and then renamed, so a part is whole or absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from llm4dsr.core.arrays import FloatArray
+from llm4dsr.core.hashing import digest
+from llm4dsr.core.io import write_parquet
+
+
+class PartCache:
+    """A folder of finished parts.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where parts are kept. Default: nowhere; everything is computed.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def table(self, key: tuple[Any, ...], make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """Return the table kept under a key, or make and keep it.
+
+        Parameters
+        ----------
+        key : tuple
+            Everything that the table depends on, as `digest` takes it.
+        make : callable
+            Computes the table.
+
+        Returns
+        -------
+        DataFrame
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written to.
+        """
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{digest(*key)}.parquet"
+        try:
+            return pl.read_parquet(path, glob=False)
+        except (pl.exceptions.PolarsError, OSError):  # absent or damaged
+            made = make()
+            write_parquet(made, path)
+            return made
+
+    def matrix(self, key: tuple[Any, ...], shape: tuple[int, ...], make: Callable[[], FloatArray]) -> FloatArray:
+        """Return the matrix of this shape kept under a key, or make and keep it; NaN is kept."""
+        flat = self.table((*key, shape), lambda: pl.DataFrame({"value": make().reshape(-1)}))
+        return flat["value"].to_numpy().reshape(shape)

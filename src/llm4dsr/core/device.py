@@ -1,0 +1,101 @@
+"""Where torch computes: device, threads, workers, seeds, precision, and recovery from out-of-memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from llm4dsr.core.progress import log
+from llm4dsr.errors import ModelError
+
+T = TypeVar("T")
+BYTES_PER_WORKER = 2 * 2**30  # GPU memory of each small model, where several are trained in parallel
+
+
+def pick_device() -> str:
+    """Return "cuda" if there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def use_threads(threads: int = 0) -> None:
+    """Let torch use so many CPU threads; 0: all."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch inside the block and restore the caller's random state after it."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def max_workers(jobs: int, large: bool = False) -> int:
+    """Return how many single-threaded processes may train models in parallel.
+
+    Parameters
+    ----------
+    jobs : int
+        Models to train.
+    large : bool, default False
+        The models are large: one at a time on a GPU.
+
+    Returns
+    -------
+    int
+        At least 1; at most `jobs`, the threads that torch may use, and the models that fit the free GPU memory.
+    """
+    processes = torch.get_num_threads()
+    if torch.cuda.is_available():
+        processes = 1 if large else min(processes, torch.cuda.mem_get_info()[0] // BYTES_PER_WORKER)
+    return max(1, min(processes, jobs))
+
+
+def run_or_oom(run: Callable[[], T]) -> T | None:
+    """Return the result of `run`, or None if it ran out of memory; other errors are raised."""
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not short:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def halve_budget(budget: int, single: bool = False) -> int:
+    """Halve the tokens per forward pass after out-of-memory, and log a warning.
+
+    Parameters
+    ----------
+    budget : int
+        Tokens per pass that did not fit.
+    single : bool, default False
+        The pass held a single window, so smaller passes cannot help.
+
+    Returns
+    -------
+    int
+        Tokens per pass from now on.
+
+    Raises
+    ------
+    ModelError
+        If the pass cannot be made smaller.
+    """
+    if single or budget < 2:
+        raise ModelError("Out of memory with a single window in a pass. Use a smaller model or a larger machine.")
+    log.warning("Out of memory: %d tokens per pass from now on, instead of %d.", budget // 2, budget)
+    return budget // 2
+
+
+def precision(dtype: str, device: torch.device) -> Any:
+    """Return the autocast context of half-precision models on CUDA; elsewhere a context that does nothing."""
+    if device.type == "cuda" and dtype != "fp32":
+        return torch.autocast("cuda", dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)
+    return contextlib.nullcontext()

@@ -1,0 +1,97 @@
+"""Hashes of arrays, configurations and user ids, and the versions that results depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from llm4dsr.core.arrays import IntArray
+
+Hashes = npt.NDArray[np.uint64]
+NUMERIC_PACKAGES = ("llm4dsr", "torch", "transformers", "peft", "polars", "numpy", "scikit-learn")
+
+
+def user_hashes(user_ids: pl.Series) -> Hashes:
+    """Hash user ids, so that no id is stored.
+
+    Parameters
+    ----------
+    user_ids : Series
+        [W] ids of any type.
+
+    Returns
+    -------
+    array of uint64
+        [W] a 64-bit hash of each id as text, the same on every machine; 0 for null.
+    """
+    values, at = np.unique(user_ids.cast(pl.String).fill_null("").to_numpy().astype(str), return_inverse=True)
+    hashes = [int.from_bytes(hashlib.blake2b(v.encode(), digest_size=8).digest(), "little") for v in values]
+    out = np.array(hashes, dtype=np.uint64)[at] if len(values) else np.empty(0, np.uint64)
+    out[user_ids.is_null().to_numpy()] = 0
+    return out
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions that a result depends on.
+
+    Parameters
+    ----------
+    *packages : str
+        Distribution names. Default: this package and all that its numbers depend on, and the GPU if there is one.
+
+    Returns
+    -------
+    dict of str to str
+        `python`, one entry per package, and `gpu` (its name) by default where CUDA is available.
+    """
+    found = {"python": platform.python_version()}
+    found |= {name: metadata.version(name) for name in packages or NUMERIC_PACKAGES}
+    if not packages:
+        import torch  # seconds, which reading and preparing data need not wait for
+
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def digest(*parts: Any) -> str:
+    """Hash arrays, and anything with a complete `repr`: text, numbers, tuples, dataclasses.
+
+    Examples
+    --------
+    >>> digest("a", 1) == digest("a", 1), digest("a", 1) == digest("a", 2)
+    (True, False)
+    """
+    out = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            out.update(f"{part.dtype} {part.shape}".encode())
+            out.update(np.ascontiguousarray(part).data)
+        else:
+            out.update(repr(part).encode("utf-8", "surrogatepass"))
+        out.update(b"\0")
+    return out.hexdigest()
+
+
+def user_folds(user_ids: pl.Series, folds: int) -> IntArray:
+    """Assign users to folds by a hash of their id, so that a user has the same fold everywhere.
+
+    Parameters
+    ----------
+    user_ids : Series
+        [W] ids of any type.
+    folds : int
+        Number of folds.
+
+    Returns
+    -------
+    array of int
+        [W] the fold of each user, from 0 to `folds` - 1.
+    """
+    return (user_hashes(user_ids) >> np.uint64(8)).astype(np.int64) % max(1, folds)

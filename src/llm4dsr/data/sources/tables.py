@@ -1,0 +1,247 @@
+"""Tables of your own: CSV, TSV, JSON lines (each also .gz) and Parquet; a file, or a folder of part files.
+
+CSV has no types. Ids become whole numbers if every id of the log is one without a leading zero, else text. If log and
+items differ, both become text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm4dsr import columns as c
+from llm4dsr.data.sources.delimited import delimited, header
+from llm4dsr.data.sources.lines import Schema, chunks, json_lines
+from llm4dsr.data.sources.source import (
+    BATCH_ROWS,
+    LOG_EXTRAS,
+    Source,
+    Tally,
+    catalogue_of,
+    joined,
+    missing,
+    one_type,
+    pick,
+    typed,
+    typed_log,
+)
+from llm4dsr.errors import DataError, first_line
+
+SEPARATORS: Final = {".csv": ",", ".tsv": "\t"}
+JSON: Final = (".jsonl", ".ndjson")
+KINDS: Final = (*SEPARATORS, *JSON, ".parquet")
+_SAMPLE: Final = 10_000  # JSON records whose types stand for all
+_WHOLE: Final = r"^(0|-?[1-9][0-9]{0,17})$"  # written as Python would write the number
+
+Columns = Mapping[str, str] | None
+
+
+def kind_of(path: Path) -> str | None:
+    """Return the file ending without .gz; None if the format is not supported."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((kind for kind in KINDS if name.endswith(kind)), None)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Return the table itself, or its part files in order of their names. Hidden files and _SUCCESS are skipped."""
+    if not path.is_dir():
+        return [path]
+    inside = (part for part in path.rglob("*") if part.is_file() and kind_of(part))
+    return sorted(part for part in inside if not any(n[0] in "._" for n in part.relative_to(path).parts))
+
+
+def read(log: Path, items: Path | None, columns: Columns) -> Source:
+    """Read a log and its items.
+
+    Parameters
+    ----------
+    log : Path
+        A table with `user_id, item_id`, and optionally `timestamp, rating, noise_mask, clean_item_id`.
+    items : Path or None
+        A table with `item_id, title`. None if the log has a title in each row.
+    columns : dict or None
+        Our names → the file's names.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    DataError
+        If a column is missing.
+    """
+    logs = _parts(log)
+    known, dropped = _catalogue(_parts(items), columns) if items else (_titles_of(logs, columns), {})
+    kinds = _id_types(logs, columns)
+    if known.schema[c.ITEM] != kinds[c.ITEM]:
+        known = _whole(known) if kinds[c.ITEM] == pl.Int64 else known.with_columns(pl.col(c.ITEM).cast(pl.String))
+    types = {
+        c.USER: kinds[c.USER], c.ITEM: known.schema[c.ITEM], c.TIME: pl.Int64, c.RATING: pl.Float64,
+        c.NOISE_MASK: pl.Int8, c.CLEAN_ITEM: known.schema[c.ITEM],
+    }  # fmt: skip
+    found = [
+        pick(columns_of(part), columns, (c.USER, c.ITEM), LOG_EXTRAS, str(part)) for part in logs if columns_of(part)
+    ]
+    present = [name for name in types if any(name in names for names in found)]
+    for name in LOG_EXTRAS:
+        if name in (columns or {}) and name not in present:
+            raise missing(name, columns_of(logs[0]), columns, str(log))
+
+    def rows(tally: Tally) -> Iterator[pl.DataFrame]:
+        for part in logs:
+            for frame in _frames(part, columns, (c.USER, c.ITEM), LOG_EXTRAS, tally):
+                frame = typed_log(frame, str(part), part.name, tally)
+                yield frame.select(  # a part without a column that others have gets nulls there, an empty number too
+                    pl.col(name).cast(types[name], strict=False)
+                    if name in frame.columns
+                    else pl.lit(None, types[name]).alias(name)
+                    for name in present
+                )
+
+    return Source(log.name, known, rows, dropped)
+
+
+def _parts(path: Path) -> list[Path]:
+    parts = parts_of(path)
+    if not parts or not all(map(kind_of, parts)):
+        raise DataError(f"{path} is no table; expected a file, or a folder of files, ending in {', '.join(KINDS)}.")
+    return parts
+
+
+def _catalogue(parts: list[Path], columns: Columns) -> tuple[pl.DataFrame, dict[str, int]]:
+    tally = Tally()
+    frames = [
+        typed(frame, str(part)).with_columns(pl.col(c.TITLE).cast(pl.String))
+        for part in parts
+        for frame in _frames(part, columns, (c.ITEM, c.TITLE), (), tally)
+    ]
+    return catalogue_of(joined(one_type(frames), "items"), tally)
+
+
+def _titles_of(logs: list[Path], columns: Columns) -> pl.DataFrame:
+    """First title of each item of a log. Missing values are counted when the log is read."""
+    known: list[pl.DataFrame] = []
+    for part in logs:
+        for frame in _frames(part, columns, (c.ITEM, c.TITLE), (), Tally()):
+            frame = typed(frame, str(part)).with_columns(pl.col(c.TITLE).cast(pl.String))
+            known = one_type([*known, frame.filter(pl.col(c.TITLE).str.strip_chars().str.len_bytes() > 0)])
+            known = [pl.concat(known).unique(c.ITEM, keep="first", maintain_order=True)]
+    return catalogue_of(joined(known, "interactions"))[0]
+
+
+# --- types of ids ----------------------------------------------------------------------------------------------------
+
+
+def _id_types(logs: list[Path], columns: Columns) -> Schema:
+    """Int64 or text for the user and item ids of all parts."""
+    whole = {c.USER: True, c.ITEM: True}
+    for part in logs:
+        untyped = kind_of(part) in SEPARATORS
+        extra = (c.CLEAN_ITEM,) if (columns or {}).get(c.CLEAN_ITEM, c.CLEAN_ITEM) in columns_of(part) else ()
+        for frame in _frames(part, columns, (c.USER, c.ITEM), extra, Tally()):
+            for name in frame.columns:
+                ids = frame[name] if untyped else typed(frame.select(name), str(part))[name]
+                good = ids.dtype == pl.Int64 or (untyped and bool((ids.str.contains(_WHOLE) | (ids == "")).all()))
+                whole[c.USER if name == c.USER else c.ITEM] &= good
+            if not untyped or not any(whole.values()):
+                break  # other formats have one type from beginning to end
+    return {name: pl.Int64 if good else pl.String for name, good in whole.items()}
+
+
+def _whole(known: pl.DataFrame) -> pl.DataFrame:
+    """The catalogue, with whole numbers as ids if all are."""
+    if bool(known[c.ITEM].str.contains(_WHOLE).all()):
+        return known.with_columns(pl.col(c.ITEM).cast(pl.Int64))
+    return known
+
+
+# --- frames of one file ----------------------------------------------------------------------------------------------
+
+
+def _frames(
+    path: Path, columns: Columns, needed: tuple[str, ...], optional: tuple[str, ...], tally: Tally
+) -> Iterator[pl.DataFrame]:
+    """Yield the needed and optional columns under our names, with the file's types."""
+    kind = kind_of(path)
+    if kind == ".parquet":
+        yield from _parquet(path, columns, needed, optional)
+    elif kind in JSON:
+        types = _json_types(path)
+        names = pick(list(types), columns, needed, optional, str(path)) if types else {}
+        if names:
+            schema = {theirs: _read_as(ours, types[theirs]) for ours, theirs in names.items()}
+            for frame in json_lines(path, schema, tally):
+                yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
+    elif kind is not None:
+        found = header(path, SEPARATORS[kind])
+        names = pick(found, columns, needed, optional, str(path)) if found else {}
+        if names:
+            # Of columns with one name, the first counts.
+            unique = [name if name not in found[:i] else f"{name} {i}" for i, name in enumerate(found)]
+            schema = dict.fromkeys(names.values(), pl.String)
+            for frame in delimited(path, SEPARATORS[kind], unique, schema, tally, titled=True, quoted=True):
+                yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
+
+
+def _parquet(
+    path: Path, columns: Columns, needed: tuple[str, ...], optional: tuple[str, ...]
+) -> Iterator[pl.DataFrame]:
+    try:
+        with pq.ParquetFile(path) as file:
+            names = pick(file.schema_arrow.names, columns, needed, optional, str(path))
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(names.values()))):
+                batch.validate(full=True)  # Polars panics on text that is not UTF-8
+                frame = pl.DataFrame(pl.from_arrow(batch))
+                yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
+    except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as error:
+        raise _no_parquet(path, error) from None
+
+
+def _no_parquet(path: Path, error: Exception) -> DataError:
+    why = first_line(error)
+    return DataError(f"{path} cannot be read as Parquet: {why}. Is it cut off, or another format?")
+
+
+def _json_types(path: Path) -> dict[str, set[type]]:
+    """Types of every key in the first records."""
+    types: dict[str, set[type]] = {}
+    for chunk in chunks(path):
+        for line in chunk.data.split(b"\n")[:_SAMPLE]:
+            try:
+                record: Any = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # json_lines counts it
+            for key, value in record.items() if isinstance(record, dict) else ():
+                types.setdefault(key, set()).add(type(value))
+        if not types:
+            raise DataError(f"{path} is of another format: none of its first lines is a JSON object.")
+        break
+    return types
+
+
+def _read_as(name: str, found: set[type]) -> Any:
+    """Type to read a JSON column as: a number if it holds only numbers, else text."""
+    found = found - {type(None)}
+    if name in (c.USER, c.ITEM, c.CLEAN_ITEM) and found == {int}:
+        return pl.Int64
+    if name in (c.TIME, c.RATING) and found and found <= {int, float}:
+        return pl.Float64
+    return pl.Int64 if name == c.NOISE_MASK and found == {int} else pl.String
+
+
+def columns_of(path: Path) -> list[str]:
+    """Return the column names of a table."""
+    kind = kind_of(path)
+    if kind == ".parquet":
+        try:
+            return list(pq.read_schema(path).names)
+        except (pa.ArrowException, OSError) as error:
+            raise _no_parquet(path, error) from None
+    return list(_json_types(path)) if kind in JSON else header(path, SEPARATORS[str(kind)])

@@ -1,0 +1,178 @@
+"""Correcting: apply decisions and suggestions to windows, by position, and list every edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, pad
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.denoise.suggest import Suggestions
+from llm4dsr.errors import ConfigError
+
+
+@dataclass
+class Corrected:
+    """Corrected windows and the edits that made them.
+
+    Attributes
+    ----------
+    windows : Windows
+        The corrected windows. A window with fewer than two items left is removed.
+    edits : DataFrame
+        One row per flagged interaction: what it was, how likely noise, what was suggested, what was done.
+    """
+
+    windows: Windows
+    edits: pl.DataFrame
+
+
+def correct(
+    windows: Windows,
+    flagged: BoolArray,
+    probability: FloatArray,
+    suggestions: Suggestions | None,
+    catalogue: Catalogue,
+    action: str,
+    has_target: bool,
+) -> Corrected:
+    """Apply an action to flagged positions.
+
+    Parameters
+    ----------
+    windows : Windows
+        W windows of up to L items.
+    flagged : array of bool
+        [W, L] True where the action applies.
+    probability : array of float
+        [W, L] noise probability.
+    suggestions : Suggestions or None
+        In the order of np.nonzero(flagged); needed to replace.
+    catalogue : Catalogue
+        The items.
+    action : {"replace", "drop", "downweight"}
+        Replace by the suggestion (kept if there is none), drop, or keep with the weight 1 - probability.
+    has_target : bool
+        The last item of each window is an evaluation target. It must not be flagged, which is checked.
+
+    Returns
+    -------
+    Corrected
+
+    Raises
+    ------
+    ConfigError
+        If the action is unknown, or suggestions are missing.
+    """
+    if action not in c.ACTIONS:
+        raise ConfigError(f"correct.action = {action!r}; expected one of {', '.join(c.ACTIONS)}.")
+    if action == "replace" and suggestions is None:
+        raise ConfigError(
+            "correct.action = 'replace' needs suggestions: run the suggest stage, or use drop or downweight."
+        )
+    rows, positions = np.nonzero(flagged)
+    if has_target and (positions == windows.lengths[rows] - 1).any():
+        raise AssertionError("a target of an evaluation window was flagged; targets are never touched")
+    items, lengths, weights = windows.items.copy(), windows.lengths.copy(), windows.weights
+    kept = items[rows, positions].copy()
+    taken = np.full(len(rows), action, dtype=object)
+    keep = np.arange(len(windows))
+    if action == "replace":
+        assert suggestions is not None
+        found = suggestions.items >= 0
+        kept = np.where(found, suggestions.items, kept)
+        taken[~found] = "keep"
+        items[rows, positions] = kept
+    elif action == "downweight":
+        weights = np.ones(items.shape) if weights is None else weights.copy()
+        weights[rows, positions] *= 1 - probability[rows, positions]
+    else:
+        kept[:] = PAD
+        stay = windows.present & ~flagged
+        items = pad([items[w][stay[w]] for w in range(len(windows))], PAD)
+        lengths = stay.sum(axis=1)
+        if weights is not None:
+            weights = _left(weights, stay, items.shape[1])
+        keep = np.flatnonzero(lengths >= 2)  # a training window that lost its target now ends in the item before
+    truth_fits = action != "drop"
+    out = Windows(
+        items, lengths, windows.window_ids, windows.user_ids, windows.timestamps,
+        windows.noise_mask if truth_fits else None, windows.clean_items if truth_fits else None, weights,
+    ).take(keep)  # fmt: skip
+    return Corrected(out, _edits(windows, rows, positions, probability, suggestions, kept, taken, catalogue))
+
+
+def _left(values: FloatArray, stay: BoolArray, width: int) -> FloatArray:
+    out = np.ones((len(values), width))
+    for w in range(len(values)):
+        out[w, : stay[w].sum()] = values[w][stay[w]]
+    return out
+
+
+def _edits(windows, rows, positions, probability, suggestions, kept, taken, catalogue) -> pl.DataFrame:  # type: ignore[no-untyped-def]
+    users = windows.user_ids.gather(rows)
+    suggested = np.full(len(rows), -1) if suggestions is None else suggestions.items
+    return pl.DataFrame(
+        {
+            c.WINDOW: windows.window_ids[rows],
+            c.USER: users,
+            c.POSITION: positions,
+            c.ITEM: catalogue.ids.gather(windows.items[rows, positions]),
+            c.TITLE: catalogue.titles_of(windows.items[rows, positions]),
+            c.NOISE_PROBABILITY: probability[rows, positions],
+            c.SUGGESTED: catalogue.ids_of(suggested),
+            c.SUGGESTED_TITLE: catalogue.titles_of(suggested),
+            c.GENERATED: pl.Series(
+                [None] * len(rows) if suggestions is None else suggestions.generated, dtype=pl.String
+            ),
+            c.GROUNDING: pl.Series(
+                ["none"] * len(rows) if suggestions is None else suggestions.grounding, dtype=pl.String
+            ),
+            c.DISTANCE: np.full(len(rows), np.nan) if suggestions is None else suggestions.distance,
+            c.ACTION: pl.Series(taken.tolist(), dtype=pl.String),
+            c.KEPT: catalogue.ids_of(kept),
+        }
+    )
+
+
+def apply(
+    windows: Windows,
+    decisions: pl.DataFrame,
+    suggestions: pl.DataFrame | None,
+    catalogue: Catalogue,
+    action: str,
+    has_target: bool,
+) -> Corrected:
+    """Apply an action to the tables of the earlier stages.
+
+    Parameters
+    ----------
+    windows : Windows
+        The windows.
+    decisions, suggestions : DataFrame
+        As `Denoiser.decide` and `Denoiser.suggest` return them.
+    catalogue, action, has_target
+        As in `correct`.
+
+    Returns
+    -------
+    Corrected
+    """
+    flagged = to_matrix(decisions, windows, None)
+    probability = np.nan_to_num(to_matrix(decisions, windows, c.NOISE_PROBABILITY))
+    found = None
+    if suggestions is not None and action == "replace":
+        rows, positions = np.nonzero(flagged)
+        at = pl.DataFrame({c.WINDOW: windows.window_ids[rows], c.POSITION: positions})
+        joined = at.join(suggestions, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
+        ids = joined[c.SUGGESTED]
+        items = np.full(len(rows), -1)
+        known = ids.is_not_null().to_numpy()
+        items[known] = catalogue.index(ids.drop_nulls(), "the suggestions")
+        found = Suggestions(rows, positions, items, joined[c.GENERATED].to_list(),
+                            joined[c.GROUNDING].fill_null("none").to_list(), joined[c.DISTANCE].to_numpy())  # fmt: skip
+    return correct(windows, flagged, probability, found, catalogue, action, has_target)

@@ -1,0 +1,156 @@
+"""Decide which interactions count as noise. η moves here, long after the model has scored.
+
+| policy      | what is flagged                                                                    |
+|-------------|------------------------------------------------------------------------------------|
+| percentile  | scores above the η-quantile of all pooled scores of the split (published)          |
+| probability | noise probabilities of at least η                                                  |
+| precision   | as many as possible while their mean probability is at least η, the expected precision |
+| rate        | the fraction η of the split's interactions, most suspicious first                  |
+
+A run has a fifth policy, `validation`: a recommender chooses the rate (evaluate/rate_selection.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import numpy as np
+
+from llm4dsr.config import DecideConfig
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
+from llm4dsr.errors import ConfigError
+
+POLICIES = ("percentile", "probability", "precision", "rate")
+VALIDATION = "validation"  # only in a run
+STAND_IN: Final = "probability"  # for VALIDATION, without a recommender
+
+
+def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: float, cap: int) -> BoolArray:
+    """Flag interactions as noise.
+
+    Parameters
+    ----------
+    log_odds, probability : array of float
+        [W, L] scores, higher = more likely noise; NaN where a window has no item.
+    policy : str
+        One of POLICIES; see the table above.
+    eta : float
+        The threshold η, in [0, 1].
+    cap : int
+        Most flagged interactions in a window, the most suspicious first. One interaction always stays.
+
+    Returns
+    -------
+    array of bool
+        [W, L] True where flagged.
+
+    Raises
+    ------
+    ConfigError
+        If the policy is unknown or η is out of range.
+
+    Examples
+    --------
+    >>> log_odds = np.array([[2.0, -1.0, 0.5]])
+    >>> decide(log_odds, 1 / (1 + np.exp(-log_odds)), "probability", 0.6, cap=3)
+    array([[ True, False,  True]])
+    """
+    if policy not in POLICIES:
+        raise ConfigError(f"decide.policy = {policy!r}; expected one of {', '.join(POLICIES)}.")
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"η = {eta}; expected a number between 0 and 1 for the policy {policy!r}.")
+    if not np.isfinite(log_odds).any():
+        return np.zeros(log_odds.shape, dtype=bool)
+    allowed = _within_cap(log_odds, cap)
+    if policy == "probability":
+        with np.errstate(invalid="ignore"):
+            return allowed & (probability >= eta)
+    if policy == "percentile":
+        with np.errstate(invalid="ignore"):
+            return np.asarray(allowed & (log_odds > np.nanquantile(log_odds, eta)))
+    rows, cols = np.nonzero(allowed)
+    order = np.argsort(-log_odds[rows, cols], kind="stable")
+    if policy == "rate":
+        taken = order[: round(eta * int(np.isfinite(log_odds).sum()))]
+    else:
+        p = probability[rows[order], cols[order]]
+        enough = np.flatnonzero(np.cumsum(p) / np.arange(1, len(p) + 1) >= eta)
+        taken = order[: enough[-1] + 1] if len(enough) else order[:0]
+    out = np.zeros(log_odds.shape, dtype=bool)
+    out[rows[taken], cols[taken]] = True
+    return out
+
+
+def _within_cap(log_odds: FloatArray, cap: int) -> BoolArray:
+    present = np.isfinite(log_odds)
+    allowed: BoolArray = present & (ranks(log_odds) <= np.minimum(cap, present.sum(axis=1) - 1)[:, None])
+    return allowed
+
+
+def ranks(log_odds: FloatArray) -> IntArray:
+    """Rank the interactions of each window by suspicion.
+
+    Parameters
+    ----------
+    log_odds : array of float
+        [W, L]; NaN where a window has no item.
+
+    Returns
+    -------
+    array of int
+        [W, L] 1 = most suspicious; ties by age, absent positions last.
+    """
+    order = np.argsort(np.where(np.isfinite(log_odds), -log_odds, np.inf), axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape), axis=1)
+    return rank
+
+
+def effective_policy(policy: str | None, eta: float | None, configured: str) -> str:
+    """Return the policy in force where a policy, an η, both or none are asked for.
+
+    An η alone is read as a probability if `validation` is configured, which chooses η itself.
+
+    Raises
+    ------
+    ConfigError
+        If `validation` is asked for together with an η.
+    """
+    if policy == VALIDATION and eta is not None:
+        raise ConfigError(f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out.")
+    if policy is not None:
+        return policy
+    return STAND_IN if eta is not None and configured == VALIDATION else configured
+
+
+def rule(
+    config: DecideConfig, policy: str | None, eta: float | None, cap: int | None, is_train: bool
+) -> tuple[str, float, int]:
+    """Return (policy, η, cap) in force without a recommender: arguments override the configuration.
+
+    Raises
+    ------
+    ConfigError
+        If the policy is `validation`, which needs a recommender.
+    """
+    if policy == VALIDATION:
+        raise ConfigError(
+            "The policy 'validation' asks a recommender, so it is only for runs:  llm4dsr decide --run … --policy "
+            f"validation. Here choose one of {', '.join(POLICIES)}. For the rate that a run has chosen "
+            "(decisions/tried.parquet), use the policy 'rate' with that rate."
+        )
+    if policy is not None:
+        config = dataclasses.replace(config, policy=policy)  # type: ignore[arg-type]
+    if eta is not None:
+        config = dataclasses.replace(config, eta=eta, eta_test=None)
+    if cap is not None:
+        config = dataclasses.replace(config, cap=cap, cap_test=None)
+    return configured_rule(config, is_train)
+
+
+def configured_rule(config: DecideConfig, is_train: bool) -> tuple[str, float, int]:
+    """Return the configured (policy, η, cap) of training or evaluation histories, without a recommender."""
+    cap = config.cap if is_train or config.cap_test is None else config.cap_test
+    policy = STAND_IN if config.policy == VALIDATION else config.policy
+    return policy, config.eta if is_train or config.eta_test is None else config.eta_test, cap

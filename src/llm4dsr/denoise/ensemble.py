@@ -1,0 +1,202 @@
+"""The tuned models of all folds: which model scores which user, and log-odds for any number of windows.
+
+With several folds, a user in training is scored by the one model that was tuned without this user (out of fold). Any
+other user is scored by the mean of all models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.core.arrays import FloatArray, IntArray
+from llm4dsr.core.cache import PartCache
+from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes, versions
+from llm4dsr.core.progress import Progress, subprogress
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.score import score_windows
+from llm4dsr.denoise.train import build_model, tune
+from llm4dsr.errors import DataError
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.features.title_vectors import title_vectors
+from llm4dsr.lm.checkpoint import Checkpoint
+from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.prompt import PromptBuilder
+
+CHUNK = 2048  # windows whose prompts are in memory at once; one finished part each
+
+
+@dataclass
+class Ensemble:
+    """Tuned models and what they need to score.
+
+    Attributes
+    ----------
+    models : list of NoiseLM
+        One per fold, each tuned without the users of that fold.
+    builder : PromptBuilder
+        Builds the prompts; holds the co-occurrence counts.
+    catalogue : Catalogue
+        The items.
+    config : Config
+        All options.
+    seen : array of uint64
+        Sorted hashes of all users in training.
+    """
+
+    models: list[NoiseLM]
+    builder: PromptBuilder
+    catalogue: Catalogue
+    config: Config
+    seen: Hashes
+
+    @classmethod
+    def fit(
+        cls,
+        windows: Windows,
+        catalogue: Catalogue,
+        config: Config,
+        progress: Progress | None = None,
+        work: Path | None = None,
+    ) -> tuple[Ensemble, list[float]]:
+        """Tune one model per fold.
+
+        Parameters
+        ----------
+        windows : Windows
+            Training windows, target included.
+        catalogue : Catalogue
+            The items.
+        config : Config
+            All options.
+        progress : Progress, optional
+            Called with (steps done, all steps, what is being done).
+        work : Path, optional
+            Folder of checkpoints; the same call resumes from them.
+
+        Returns
+        -------
+        ensemble : Ensemble
+        curve : list of float
+            Mean tuning loss of each epoch, fold after fold.
+
+        Raises
+        ------
+        DataError
+            If a fold has no user to learn from.
+        ModelError
+            If a model cannot be loaded or its loss is not a number.
+        """
+        vectors = cooccurrence = None
+        if config.model.item_input == "soft_token":
+            if progress:
+                progress(0, 1, "title vectors")
+            vectors = title_vectors(
+                catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
+            )
+            cooccurrence = CooccurrenceCounts.of(windows, len(catalogue)) if config.model.cooccurrence else None
+            if progress:
+                progress(1, 1, "title vectors")
+        folds, users = user_folds(windows.user_ids, config.train.folds), user_hashes(windows.user_ids)
+        key = digest(
+            versions(), config.seed, config.model, config.task, config.train, catalogue.titles, windows.items, users
+        )
+        models, curve = list[NoiseLM](), list[float]()
+        for fold in range(config.train.folds):
+            part = windows if config.train.folds == 1 else windows.take(np.flatnonzero(folds != fold))
+            if not len(part):
+                raise DataError(
+                    f"With train.folds = {config.train.folds}, fold {fold + 1} has no user to learn from. Use fewer "
+                    "folds or more users."
+                )
+            of = f" {fold + 1} of {config.train.folds}" if config.train.folds > 1 else ""
+            checkpoint = Checkpoint(work and work / f"fold_{fold}.safetensors", f"{key} {fold}")
+            model, builder = build_model(
+                config, catalogue, part, vectors, cooccurrence, config.seed + fold, progress, checkpoint.exists
+            )
+            if config.model.source != EMBEDDED:  # the key has the name; the weights behind it may have changed
+                checkpoint.key += model.fingerprint()
+            curve += tune(model, builder, part, catalogue, config, progress, f"tune{of}", checkpoint)
+            models.append(model)
+        return cls(models, builder, catalogue, config, np.unique(users)), curve
+
+    def log_odds(self, windows: Windows, progress: Progress | None, doing: str, cache: PartCache) -> FloatArray:
+        """Score windows, each by the models that `assignments` names.
+
+        Parameters
+        ----------
+        windows : Windows
+            Windows to score; every item of them.
+        progress : Progress or None
+            Called with (windows done, all windows, `doing`).
+        doing : str
+            What is being done, for progress.
+        cache : PartCache
+            Keeps the log-odds of some thousand windows each.
+
+        Returns
+        -------
+        array of float
+            [W, L] mean log-odds of noise, higher = more likely noise; NaN where a window has no item.
+        """
+        out = np.full(windows.items.shape, np.nan)
+        assignments = self.assignments(windows)
+        done, total = 0, sum(len(rows) * len(members) for rows, members in assignments)
+        for rows, members in assignments:
+            for chunk in chunks(rows):
+                part, scores = windows.take(chunk), []
+                key = self.key(part, cache)
+                for member in members:
+                    step = progress and subprogress(progress, done, len(part), total)
+
+                    def score(part: Windows = part, member: int = member, step: Progress | None = step) -> FloatArray:
+                        model = self.models[member]
+                        return score_windows(model, self.builder, part, self.catalogue, self.config, step, doing)
+
+                    scores.append(cache.matrix((*key, member), part.items.shape, score))
+                    done += len(part)
+                    if progress:
+                        progress(done, total, doing)
+                out[chunk] = np.mean(scores, axis=0)
+        return out
+
+    def assignments(self, windows: Windows) -> list[tuple[IntArray, list[int]]]:
+        """Return (rows of the windows, models that score them): never a model tuned on that user, if there is one."""
+        count = len(self.models)
+        if count == 1:
+            return [(np.arange(len(windows)), [0])]
+        seen, folds = np.isin(user_hashes(windows.user_ids), self.seen), user_folds(windows.user_ids, count)
+        assignments = [(np.flatnonzero(seen & (folds == k)), [k]) for k in range(count)]
+        assignments.append((np.flatnonzero(~seen), list(range(count))))
+        return [(rows, members) for rows, members in assignments if len(rows)]
+
+    def key(self, part: Windows, cache: PartCache) -> tuple[Any, ...]:
+        """Return all that scores and suggestions of some windows depend on; empty if nothing is cached."""
+        if cache.folder is None:
+            return ()
+        cooccurrence = self.builder.cooccurrence.fingerprint if self.builder.cooccurrence else ""
+        config = (self.config.model, self.config.task.none, self.config.train.batch_tokens, self.config.score.mode)
+        return (self.fingerprint, cooccurrence, config, part.items, user_hashes(part.user_ids))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the models, the prompt, the titles and the item ids."""
+        return digest(
+            versions(),
+            [model.fingerprint() for model in self.models],
+            self.builder.hash,
+            self.builder.max_tokens,
+            self.catalogue.titles,
+            self.catalogue.ids.to_list(),
+        )
+
+
+def chunks(rows: IntArray) -> list[IntArray]:
+    """Split rows into parts of at most CHUNK."""
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]

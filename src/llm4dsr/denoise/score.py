@@ -1,0 +1,128 @@
+"""Scoring: log-odds that each interaction is noise, before calibration (arXiv 2408.08208, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from llm4dsr.config import Config
+from llm4dsr.core.arrays import FloatArray
+from llm4dsr.core.device import precision
+from llm4dsr.core.progress import Progress
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
+from llm4dsr.lm.collate import collate, run_batches
+from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
+from llm4dsr.lm.prefix_tree import WindowTree, sequence_log_probs
+from llm4dsr.lm.prompt import PromptBuilder
+from llm4dsr.lm.tokens import Tokens
+
+Scored = Iterator[tuple[list[int], list[FloatArray]]]  # a group of prompts and the log-odds of each
+
+
+def score_windows(
+    model: NoiseLM,
+    builder: PromptBuilder,
+    windows: Windows,
+    catalogue: Catalogue,
+    config: Config,
+    progress: Progress | None = None,
+    doing: str = "score",
+) -> FloatArray:
+    """Score the interactions of some thousand windows; all their prompts are in memory at once.
+
+    Parameters
+    ----------
+    model : NoiseLM
+        A tuned model.
+    builder : PromptBuilder
+        Its prompts.
+    windows : Windows
+        W windows of up to L items.
+    catalogue : Catalogue
+        The items.
+    config : Config
+        All options.
+    progress : Progress, optional
+        Called with (windows done, all windows, `doing`).
+    doing : str, default "score"
+        What is being done, for progress.
+
+    Returns
+    -------
+    array of float
+        [W, L] log-odds of noise, higher = more likely noise; NaN where a window has no item. With readout:
+        per_position, noise logits read at all positions in one pass. With readout: title, from the probability of each
+        title of the window as the answer: its odds against "no item" if the model was tuned on windows without injected
+        noise, which makes windows comparable, else against the other titles.
+    """
+    out = np.full(windows.items.shape, np.nan)
+    model.eval()
+    scorer, done = _positions if config.model.readout == "per_position" else _titles, 0
+    for group, values in scorer(model, builder, windows, builder.prompts(windows), catalogue, config):
+        for i, row in zip(group, values, strict=True):
+            out[i, : len(row)] = row
+        done += len(group)
+        if progress:
+            progress(done, len(windows), doing)
+    return out
+
+
+def _positions(
+    model: NoiseLM,
+    builder: PromptBuilder,
+    windows: Windows,
+    prompts: list[Tokens],
+    catalogue: Catalogue,
+    config: Config,
+) -> Scored:
+    def score(group: list[int]) -> list[FloatArray]:
+        rows = [prompts[i] for i in group]
+        with torch.inference_mode(), precision(config.model.dtype, model.device):
+            hidden = model.hidden(collate(rows, model.device))
+            no, yes = noise_logits(model, builder, read_states(hidden, rows)).unbind(-1)
+        flat = (yes - no).cpu().numpy()
+        return np.split(flat, np.cumsum([len(r.read) for r in rows])[:-1])
+
+    return run_batches([len(p) for p in prompts], config.train.batch_tokens, score)
+
+
+def _titles(
+    model: NoiseLM,
+    builder: PromptBuilder,
+    windows: Windows,
+    prompts: list[Tokens],
+    catalogue: Catalogue,
+    config: Config,
+) -> Scored:
+    trees: list[WindowTree] = []
+    columns: list[list[int]] = []  # for each window, the sequence of its tree that stands for each position
+    for i in range(len(prompts)):
+        unique, inverse = np.unique(catalogue.canonical[windows.row(i)], return_inverse=True)
+        none = [builder.titles[builder.no_noise]] if config.task.none else []
+        trees.append(WindowTree.of([builder.titles[r] for r in unique] + none))
+        columns.append(inverse.tolist())
+    sizes = [len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True)]
+
+    def score(group: list[int]) -> list[FloatArray]:
+        first = config.score.mode == "first-token"
+        with precision(config.model.dtype, model.device):
+            log_probs = sequence_log_probs(model, [prompts[i] for i in group], [trees[i] for i in group], first)
+        return [
+            _title_odds(np.array(v), columns[i], bool(config.task.none)) for i, v in zip(group, log_probs, strict=True)
+        ]
+
+    return run_batches(sizes, config.train.batch_tokens // 4, score)  # the tree's mask takes memory too
+
+
+def _title_odds(log_probs: FloatArray, columns: list[int], none: bool) -> FloatArray:
+    """Log-odds per position from log P(title). Positions with the same title share its probability evenly."""
+    log_p = log_probs - np.logaddexp.reduce(log_probs)
+    counts = np.bincount(columns)
+    shared = log_p[columns] - np.log(counts[columns])
+    if none:
+        return np.asarray(shared - log_p[-1])
+    p = np.exp(np.minimum(shared, -1e-9))
+    return np.asarray(shared - np.log1p(-p))

@@ -1,0 +1,76 @@
+"""Save a denoiser to a folder, and load it. No pickle; docs/reference/tables.md lists the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from llm4dsr.config import Config
+from llm4dsr.core.hashing import versions
+from llm4dsr.core.io import write_parquet
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.errors import ModelError
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.prompt import PromptBuilder
+
+FORMAT = 4  # of a saved denoiser; other formats are refused
+CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
+
+
+def save_denoiser(folder: Path, ensemble: Ensemble, facts: dict[str, Any]) -> None:
+    """Write models, catalogue, counts, and a card with configuration, versions and `facts`."""
+    for model, place in zip(ensemble.models, _model_folders(folder, ensemble.config), strict=True):
+        model.save(place)
+    write_parquet(ensemble.catalogue.to_frame(), folder / ITEMS)
+    write_parquet(pl.DataFrame({"hash": ensemble.seen}), folder / USERS)
+    if ensemble.builder.cooccurrence is not None:
+        ensemble.builder.cooccurrence.save(folder)
+    card = {
+        "format": FORMAT,
+        "prompt_hash": ensemble.builder.hash,
+        **facts,
+        "config": ensemble.config.to_dict(),
+        "versions": versions(),
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+
+
+def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
+    """Read what `save_denoiser` wrote.
+
+    Returns
+    -------
+    ensemble : Ensemble
+    card : dict
+        The card, with the facts.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds no denoiser, one of another format, or one that was tuned with another prompt.
+    """
+    if not (folder / CARD).is_file():
+        raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    if card["format"] != FORMAT:
+        raise ModelError(f"{folder} has format {card['format']}; this version reads {FORMAT}. Tune the model again.")
+    config = Config.from_dict(card["config"], str(folder / CARD))
+    seen = pl.read_parquet(folder / USERS, glob=False)["hash"].to_numpy()
+    catalogue = Catalogue.from_frame(pl.read_parquet(folder / ITEMS, glob=False))
+    models = [NoiseLM.load(place, config.model).eval() for place in _model_folders(folder, config)]
+    counted = config.model.item_input == "soft_token" and config.model.cooccurrence
+    counts = CooccurrenceCounts.load(folder) if counted else None
+    builder = PromptBuilder(models[0].tokenizer, catalogue.titles, config.model, config.train.max_tokens, counts)
+    if builder.hash != card["prompt_hash"]:
+        raise ModelError(f"{folder} was tuned with another prompt ({card['prompt_hash']}). Tune the model again.")
+    return Ensemble(models, builder, catalogue, config, seen), card
+
+
+def _model_folders(folder: Path, config: Config) -> list[Path]:
+    folds = config.train.folds
+    return [folder] if folds == 1 else [folder / f"fold_{k}" for k in range(folds)]

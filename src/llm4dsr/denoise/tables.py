@@ -1,0 +1,55 @@
+"""The tables of scores, flags and suggestions: one row per interaction, as they are returned and stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.core.arrays import FloatArray
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.calibrate import Calibrator
+from llm4dsr.denoise.decide import decide, ranks
+from llm4dsr.denoise.suggest import Suggestions
+
+
+def score_table(windows: Windows, log_odds: FloatArray, calibrator: Calibrator, catalogue: Catalogue) -> pl.DataFrame:
+    """Make the table of scores from `log_odds`, [W, L], NaN where a window has no item."""
+    present = windows.present
+    rows, positions = np.nonzero(present)
+    return pl.DataFrame(
+        {
+            c.WINDOW: windows.window_ids[rows],
+            c.POSITION: positions,
+            c.ITEM: catalogue.ids.gather(windows.items[present]),
+            c.LOG_ODDS: log_odds[present],
+            c.NOISE_PROBABILITY: calibrator(log_odds[present]),
+            c.RANK: ranks(log_odds)[present],
+        }
+    )
+
+
+def flagged_rows(scores: pl.DataFrame, policy: str, eta: float, cap: int) -> pl.DataFrame:
+    """Return the rows of a table of scores that count as noise; see `decide.decide`."""
+    ids, rows = np.unique(scores[c.WINDOW].to_numpy(), return_inverse=True)
+    at = (rows, scores[c.POSITION].to_numpy())
+    shape = (len(ids), int(scores[c.POSITION].max() or 0) + 1)  # type: ignore[arg-type]
+    log_odds, probability = np.full(shape, np.nan), np.full(shape, np.nan)
+    log_odds[at], probability[at] = scores[c.LOG_ODDS].to_numpy(), scores[c.NOISE_PROBABILITY].to_numpy()
+    return scores.filter(pl.Series(decide(log_odds, probability, policy, eta, cap)[at]))
+
+
+def suggestion_table(windows: Windows, found: Suggestions, catalogue: Catalogue) -> pl.DataFrame:
+    """Make the table of suggestions, one row per flagged interaction."""
+    return pl.DataFrame(
+        {
+            c.WINDOW: windows.window_ids[found.rows],
+            c.POSITION: found.positions,
+            c.SUGGESTED: catalogue.ids_of(found.items),
+            c.SUGGESTED_TITLE: catalogue.titles_of(found.items),
+            c.GENERATED: pl.Series(found.generated, dtype=pl.String),
+            c.GROUNDING: pl.Series(found.grounding, dtype=pl.String),
+            c.DISTANCE: found.distance,
+        }
+    )

@@ -1,0 +1,352 @@
+"""Tuning: the language model learns the self-supervised task, with noise injected anew in every epoch.
+
+`build_model` makes or loads a model, `pretrain_lm` teaches the embedded one titles, and `tune` trains it on the task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace as with_changes
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.core.arrays import IntArray
+from llm4dsr.core.device import halve_budget, pick_device, precision, run_or_oom, seeded
+from llm4dsr.core.progress import Progress
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.noise_injection import draw_positions, replace
+from llm4dsr.errors import ModelError
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.lm.checkpoint import Checkpoint, Position
+from llm4dsr.lm.collate import collate, token_batches
+from llm4dsr.lm.embedded import embedded_lm
+from llm4dsr.lm.load import add_lora, load_lm
+from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
+from llm4dsr.lm.prompt import PromptBuilder, is_bidirectional
+from llm4dsr.lm.tokens import Tokens
+
+
+def build_model(
+    config: Config,
+    catalogue: Catalogue,
+    windows: Windows,
+    vectors: Any,
+    cooccurrence: CooccurrenceCounts | None,
+    seed: int,
+    progress: Progress | None = None,
+    begun: bool = False,
+) -> tuple[NoiseLM, PromptBuilder]:
+    """Make or load a model that is ready to be tuned, and the builder of its prompts.
+
+    Parameters
+    ----------
+    config : Config
+        All options.
+    catalogue : Catalogue
+        The items.
+    windows : Windows
+        Training windows, for pre-training the embedded model on titles.
+    vectors : array of float or None
+        [N, V] title vectors, for soft tokens.
+    cooccurrence : CooccurrenceCounts or None
+        Counts behind the co-occurrence features.
+    seed : int
+        Seed of the initial weights.
+    progress : Progress, optional
+        Called with (steps done, all steps, what is being done).
+    begun : bool, default False
+        A checkpoint has the weights, so pre-training is skipped.
+
+    Returns
+    -------
+    model : NoiseLM
+    builder : PromptBuilder
+    """
+    if config.model.source == EMBEDDED:
+        lm, tokenizer = embedded_lm(catalogue.titles, config.model, config.train.max_tokens, seed)
+    else:
+        lm, tokenizer = load_lm(config.model.source, config.model)
+    with seeded(seed):
+        model = NoiseLM(lm, tokenizer, vectors, cooccurrence is not None, is_bidirectional(config.model))
+        model = model.to(pick_device())
+        builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens, cooccurrence)
+        if config.model.source == EMBEDDED and config.model.item_input == "title" and not begun:
+            pretrain_lm(model, builder, windows, config, progress)
+        if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
+            model.lm = add_lora(model.lm, config.model)
+    return model, builder
+
+
+NEGATIVES = 512  # random items beside the original in the suggestion loss, shared by a step
+CHECKPOINT_SECONDS = 60.0
+TEMPERATURE = 0.05  # of the cosine similarity in that loss
+
+
+def tune(
+    model: NoiseLM,
+    builder: PromptBuilder,
+    windows: Windows,
+    catalogue: Catalogue,
+    config: Config,
+    progress: Progress | None = None,
+    doing: str = "tune",
+    checkpoint: Checkpoint | None = None,
+) -> list[float]:
+    """Tune a model in place on the self-supervised task.
+
+    From the second epoch on, the fraction `train.small_loss_drop_rate` of a step's unlabeled interactions with the
+    largest loss is left out (readout: per_position). Much of it is noise, which would otherwise be taught as fitting.
+
+    Parameters
+    ----------
+    model : NoiseLM
+        The model.
+    builder : PromptBuilder
+        Its prompts.
+    windows : Windows
+        Training windows, target included.
+    catalogue : Catalogue
+        The items that are injected.
+    config : Config
+        All options.
+    progress : Progress, optional
+        Called with (steps done, all steps, what is being done and the loss).
+    doing : str, default "tune"
+        What is being done, for progress.
+    checkpoint : Checkpoint, optional
+        Written once a minute and at the end; tuning resumes from it.
+
+    Returns
+    -------
+    list of float
+        Mean loss of each epoch.
+
+    Raises
+    ------
+    ModelError
+        If the loss or the weights are no longer finite.
+
+    References
+    ----------
+    LLM4DSR, arXiv 2408.08208, section 4.1. Small-loss selection: co-teaching, Han et al. (2018).
+    """
+    settings, rng = config.train, np.random.default_rng(config.seed)
+    checkpoint = checkpoint or Checkpoint(None, "")
+    rows = np.arange(len(windows))
+    if settings.samples and settings.samples < len(rows):
+        rows = np.sort(rng.choice(rows, settings.samples, replace=False))
+    parameters = model.trainable()
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = -(-len(rows) // settings.batch_windows)
+    total = steps * settings.epochs
+    warmup = min(settings.warmup_steps, max(1, total // 10))
+    half = config.model.dtype == "fp16" and model.device.type == "cuda"
+    scaler = torch.amp.GradScaler("cuda", enabled=half)
+    torch.manual_seed(config.seed)  # dropout
+    model.train()
+    at, saved = checkpoint.load(model, optimizer, scaler, rng), time.monotonic()
+    while at.epoch < settings.epochs:
+        if not len(at.order):
+            at.order = rng.permutation(rows)
+        done = at.epoch * steps + at.step
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min((done + 1) / warmup, max(0.02, 1 - done / max(1, total)))
+        batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])
+        small_loss_drop_rate = settings.small_loss_drop_rate if at.epoch else 0.0
+        budget = at.budget or settings.batch_tokens
+        loss, at.budget = _backward(model, builder, batch, catalogue, config, rng, small_loss_drop_rate, budget, scaler)
+        at.losses.append(loss)
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        at.step += 1
+        if progress:
+            progress(done + 1, total, f"{doing}, loss {np.mean(at.losses):.3f}")
+        if at.step == steps:
+            curve = [*at.curve, float(np.mean(at.losses))]
+            at = Position(at.epoch + 1, curve=curve, budget=at.budget)
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS or at.epoch == settings.epochs:
+            checkpoint.save(model, optimizer, scaler, rng, at)
+            saved = time.monotonic()
+    if not all(torch.isfinite(p).all() for p in parameters):
+        raise ModelError(
+            "The tuned weights are no longer numbers. Lower train.learning_rate, or use dtype: bf16 or fp32."
+        )
+    model.eval()
+    return at.curve
+
+
+def _backward(
+    model: NoiseLM,
+    builder: PromptBuilder,
+    batch: Windows,
+    catalogue: Catalogue,
+    config: Config,
+    rng: np.random.Generator,
+    small_loss_drop_rate: float,
+    budget: int,
+    scaler: Any,
+) -> tuple[float, int]:
+    """Gradients of one step, in passes of `budget` tokens; returns its loss and the budget for the next.
+
+    On out-of-memory the step starts again in smaller passes, with the same draws.
+    """
+    numpy_state, torch_state = rng.bit_generator.state, torch.get_rng_state()
+    cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def passes() -> float:
+        loss = 0.0
+        for part in _losses(model, builder, batch, catalogue, config, rng, small_loss_drop_rate, budget):
+            scaler.scale(part).backward()
+            loss += float(part.detach())
+        return loss
+
+    while (loss := run_or_oom(passes)) is None:
+        budget = halve_budget(budget)
+        model.zero_grad()
+        rng.bit_generator.state = numpy_state
+        torch.set_rng_state(torch_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state)
+    if not np.isfinite(loss):
+        raise ModelError("The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32.")
+    return loss, budget
+
+
+def _losses(
+    model: NoiseLM,
+    builder: PromptBuilder,
+    batch: Windows,
+    catalogue: Catalogue,
+    config: Config,
+    rng: np.random.Generator,
+    small_loss_drop_rate: float,
+    budget: int,
+) -> Iterator[Tensor]:
+    """The loss of a step in parts, one forward pass each, which add up to its mean over the answers."""
+    chosen = draw_positions(batch.lengths, batch.items.shape[1], config.task, rng)
+    corrupted = replace(batch.items, chosen, catalogue, rng)
+    rows = []
+    features = builder.features(with_changes(batch, items=corrupted))
+    for i, n in enumerate(batch.lengths):
+        noisy = np.flatnonzero(chosen[i]).tolist()
+        if config.model.readout == "per_position" and len(noisy) > 1 and config.model.item_input == "title":
+            noisy = [int(rng.choice(noisy))]  # one suggestion per prompt, as when suggesting
+        rows.append(builder.training(corrupted[i, :n].tolist(), noisy, batch.items[i, noisy].tolist(), features[i]))
+    negatives = rng.integers(0, len(catalogue), size=NEGATIVES)
+    counts = {"noise_logits": int(batch.lengths.sum()), "replaced": max(1, int(chosen.sum())),
+              "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
+    for group in token_batches([len(r) for r in rows], budget):
+        with precision(config.model.dtype, model.device):
+            tokens = collate([rows[i] for i in group], model.device)
+            hidden = model.hidden(tokens)  # [B, T, H]
+            yield _loss(
+                model,
+                builder,
+                hidden,
+                tokens.ids,
+                [rows[i] for i in group],
+                with_changes(batch.take(np.array(group)), noise_mask=chosen[group]),
+                negatives,
+                counts,
+                config,
+                small_loss_drop_rate,
+            )
+
+
+def _loss_start(row: Tokens, config: Config) -> int:
+    return 1 if config.task.whole_prompt_loss else row.answer
+
+
+def _loss(
+    model: NoiseLM,
+    builder: PromptBuilder,
+    hidden: Tensor,
+    ids: Tensor,
+    rows: list[Tokens],
+    batch: Windows,
+    negatives: IntArray,
+    counts: dict[str, int],
+    config: Config,
+    small_loss_drop_rate: float,
+) -> Tensor:
+    assert batch.noise_mask is not None
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    position, vector = config.model.readout == "per_position", config.model.item_input == "soft_token"
+    if position:
+        states = read_states(hidden, rows)
+        is_noise = torch.from_numpy(batch.noise_mask[batch.present]).to(hidden.device)
+        answers = noise_logits(model, builder, states)  # [positions, 2]
+        losses = F.cross_entropy(answers, is_noise.long(), reduction="none")
+        if small_loss_drop_rate and not is_noise.all():
+            limit = losses[~is_noise].detach().quantile(1 - small_loss_drop_rate)
+            losses = losses * (is_noise | (losses <= limit))
+        loss = loss + losses.sum() / counts["noise_logits"]
+    if vector:
+        if position:
+            read, truth = states[is_noise], batch.items[batch.noise_mask]
+        else:  # the last token of a prompt that asks for a replacement
+            some = [i for i in range(len(rows)) if batch.noise_mask[i].any()]
+            read = hidden[some, [len(rows[i]) - 1 for i in some]]
+            truth = np.array([batch.items[i][batch.noise_mask[i]][0] for i in some], dtype=np.int64)
+        if len(truth):
+            part = _vector_loss(model, read, truth, negatives) / counts["replaced"]
+            loss = loss + config.train.suggestion_weight * part
+    if not position or not vector or config.task.whole_prompt_loss:
+        spans = [(i, t) for i, r in enumerate(rows) for t in range(_loss_start(r, config), len(r))]
+        if spans:
+            loss = loss + _next_token_loss(model, hidden, ids, spans) / counts["answer"]
+    return loss
+
+
+def _next_token_loss(model: NoiseLM, hidden: Tensor, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+    """Summed cross-entropy of the tokens at (row, column) `spans`, each given what precedes it."""
+    at, col = [i for i, _ in spans], [t for _, t in spans]
+    return F.cross_entropy(model.logits(hidden[at, [t - 1 for t in col]]), ids[at, col], reduction="sum")
+
+
+def _vector_loss(model: NoiseLM, read: Tensor, truth: IntArray, negatives: IntArray) -> Tensor:
+    """Summed cross-entropy of choosing each original's title vector among random items', by cosine."""
+    assert model.vectors is not None
+    predicted = F.normalize(model.out(read.float()), dim=-1)  # [R, V]
+    candidates = torch.from_numpy(np.unique(np.concatenate([truth, negatives]))).to(read.device)
+    label = torch.searchsorted(candidates, torch.from_numpy(truth).to(read.device))
+    similarity = predicted @ F.normalize(model.vectors[candidates], dim=-1).T / TEMPERATURE  # [R, candidates]
+    return F.cross_entropy(similarity, label, reduction="sum")
+
+
+def pretrain_lm(
+    model: NoiseLM, builder: PromptBuilder, windows: Windows, config: Config, progress: Progress | None = None
+) -> None:
+    """Train the embedded model as a language model on the training histories (item_input: title), before the task."""
+    rng = np.random.default_rng(config.seed)
+    optimizer = torch.optim.AdamW(model.trainable(), lr=config.train.learning_rate)
+    size = config.train.batch_windows
+    steps = -(-len(windows) // size)
+    model.train()
+    for epoch in range(config.model.pretrain_epochs):
+        order = rng.permutation(len(windows))
+        for step in range(steps):
+            rows = [builder.prompt(windows.row(i)) for i in order[step * size : (step + 1) * size]]
+            count = sum(len(r) - 1 for r in rows)
+            for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
+                part = [rows[i] for i in group]
+                batch = collate(part, model.device)
+                spans = [(i, t) for i, r in enumerate(part) for t in range(1, len(r))]
+                (_next_token_loss(model, model.hidden(batch), batch.ids, spans) / count).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.trainable(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if progress:
+                progress(
+                    epoch * steps + step + 1, steps * config.model.pretrain_epochs, "warm up on titles and histories"
+                )

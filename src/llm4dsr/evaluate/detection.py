@@ -1,0 +1,74 @@
+"""Detection: how well the known noise is found. Needs a noise mask, so it is for benchmarks, not for use."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr import metrics
+from llm4dsr.core.arrays import BoolArray, FloatArray
+from llm4dsr.data.windows import Windows, to_matrix
+
+
+def detection_metrics(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Windows) -> dict[str, float]:
+    """Measure scores and decisions against the noise mask.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As `Denoiser.score` returns them.
+    decisions : DataFrame
+        The flagged interactions among them.
+    windows : Windows
+        The scored windows, with their noise mask.
+
+    Returns
+    -------
+    dict of str to float
+        `auroc`, `average_precision`, `precision` and `recall` (higher is better); `stated_precision`, the mean
+        probability of the flagged; `flagged` and `noise`, fractions of the scored interactions; `ece` and `ties` (lower
+        is better). All in [0, 1]; NaN where undefined.
+    """
+    assert windows.noise_mask is not None
+    log_odds, probability = to_matrix(scores, windows, c.LOG_ODDS), to_matrix(scores, windows, c.NOISE_PROBABILITY)
+    flagged, scored = to_matrix(decisions, windows, None), np.isfinite(log_odds)
+    truth = windows.noise_mask[scored]
+    stated = float(probability[flagged].mean()) if flagged.any() else math.nan
+    return {
+        **flag_metrics(log_odds[scored], flagged[scored], truth),
+        "stated_precision": stated,
+        "flagged": float(flagged[scored].mean()),
+        "noise": float(truth.mean()),
+        "ece": metrics.expected_calibration_error(probability[scored], truth),
+        "ties": metrics.tie_rate(log_odds, scored),
+    }
+
+
+def flag_metrics(suspicion: FloatArray, flagged: BoolArray | None, truth: BoolArray) -> dict[str, float]:
+    """Measure suspicion scores and flags of the same interactions.
+
+    Parameters
+    ----------
+    suspicion : array of float
+        [n] higher = more likely noise, on any scale.
+    flagged : array of bool or None
+        [n] True where flagged. None: nothing was decided.
+    truth : array of bool
+        [n] True where noise.
+
+    Returns
+    -------
+    dict of str to float
+        `auroc`, `average_precision`, `precision`, `recall`, each in [0, 1], higher is better; NaN where undefined.
+    """
+    precision, recall = (math.nan, math.nan) if flagged is None else metrics.precision_recall(flagged, truth)
+    both = bool(truth.any() and not truth.all())
+    return {
+        "auroc": metrics.auroc(suspicion, truth) if both else math.nan,
+        "average_precision": metrics.average_precision(suspicion, truth) if both else math.nan,
+        "precision": precision,
+        "recall": recall,
+    }

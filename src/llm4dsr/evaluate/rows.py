@@ -1,0 +1,138 @@
+"""Rows of a comparison: the same windows as they are, corrected, and corrected by an oracle that knows the noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.core.arrays import PAD, BoolArray
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.correct import Corrected, apply, correct
+from llm4dsr.denoise.suggest import Suggestions
+
+ORIGINAL = "original"
+ORACLE_DROP, ORACLE_RESTORE = "oracle (drop)", "oracle (restore)"
+Splits = dict[str, Windows]
+
+
+@dataclass
+class DecisionTables:
+    """Decisions and suggestions as their stages wrote them.
+
+    Attributes
+    ----------
+    decisions : dict of str to DataFrame
+        Flagged interactions, by split.
+    suggestions : dict of str to DataFrame
+        Suggestions for them, by split; empty if none were made.
+    """
+
+    decisions: dict[str, pl.DataFrame]
+    suggestions: dict[str, pl.DataFrame]
+
+
+def compared_rows(
+    splits: Splits, tables: DecisionTables, catalogue: Catalogue, actions: tuple[str, ...], train_targets: bool
+) -> dict[str, Splits]:
+    """Return the rows to compare: original, one per action, and the oracles if the truth is known.
+
+    Parameters
+    ----------
+    splits : dict of str to Windows
+        The original windows.
+    tables : DecisionTables
+        What was flagged and suggested.
+    catalogue : Catalogue
+        The items.
+    actions : tuple of str
+        Of "replace", "drop", "downweight".
+    train_targets : bool
+        Targets of training windows may be corrected.
+
+    Returns
+    -------
+    dict of str to dict of str to Windows
+        Row name → the splits that its recommender trains, validates and tests on.
+    """
+    out = {ORIGINAL: splits}
+    for action in actions:
+        out[f"corrected ({action})"] = correct_splits(splits, tables, catalogue, action, train_targets)
+    if all(w.noise_mask is not None for w in splits.values()):
+        out[ORACLE_DROP] = oracle_splits(splits, catalogue, "drop")
+        if all(w.clean_items is not None for w in splits.values()):
+            out[ORACLE_RESTORE] = oracle_splits(splits, catalogue, "replace")
+    return out
+
+
+def correct_splits(
+    splits: Splits, tables: DecisionTables, catalogue: Catalogue, action: str, train_targets: bool
+) -> Splits:
+    """Return the windows of `correct_split` for every split."""
+    return {n: correct_split(n, w, tables, catalogue, action, train_targets).windows for n, w in splits.items()}
+
+
+def oracle_splits(splits: Splits, catalogue: Catalogue, action: str) -> Splits:
+    """Return `oracle_split` for every split; targets of training windows are corrected too."""
+    return {n: oracle_split(w, catalogue, action, n != c.TRAIN) for n, w in splits.items()}
+
+
+def correct_split(
+    name: str, windows: Windows, tables: DecisionTables, catalogue: Catalogue, action: str, train_targets: bool
+) -> Corrected:
+    """Correct one split by its decisions and suggestions.
+
+    Parameters
+    ----------
+    name : str
+        "train", "valid" or "test".
+    windows : Windows
+        Its windows.
+    tables, catalogue, train_targets
+        As in `compared_rows`.
+    action : {"replace", "drop", "downweight"}
+        What is done with flagged interactions.
+    """
+    decisions = tables.decisions[name]
+    if name == c.TRAIN and not train_targets:
+        last = pl.DataFrame({c.WINDOW: windows.window_ids, c.POSITION: windows.lengths - 1})
+        decisions = decisions.join(last, on=[c.WINDOW, c.POSITION], how="anti", maintain_order="left")
+    return apply(windows, decisions, tables.suggestions.get(name), catalogue, action, has_target=name != c.TRAIN)
+
+
+def oracle_split(windows: Windows, catalogue: Catalogue, action: str, has_target: bool) -> Windows:
+    """Correct known noise: the ceiling of what denoising can gain.
+
+    Parameters
+    ----------
+    windows : Windows
+        With their noise mask, and for "replace" with the clean items.
+    catalogue : Catalogue
+        The items.
+    action : {"drop", "replace"}
+        Drop the noise, or restore what stood there. Inserted noise is dropped either way.
+    has_target : bool
+        The last item is an evaluation target and stays as it is in every other row.
+    """
+    assert windows.noise_mask is not None
+    flagged: BoolArray = windows.noise_mask.copy()
+    if has_target:
+        flagged[np.arange(len(windows)), windows.lengths - 1] = False
+    certain = np.ones(flagged.shape)
+    if action == "replace":
+        assert windows.clean_items is not None
+        inserted = flagged & (windows.clean_items == PAD)
+        at = np.nonzero(flagged & ~inserted)
+        size = len(at[0])
+        truth = Suggestions(at[0], at[1], windows.clean_items[at], [None] * size, ["none"] * size, np.zeros(size))
+        windows = correct(windows, flagged & ~inserted, certain, truth, catalogue, "replace", has_target).windows
+        if not inserted.any():
+            return windows
+        flagged = inserted
+    if has_target:  # a history must keep an item, or rows would be tested on different windows
+        lost = flagged.sum(axis=1) >= windows.lengths - 1
+        flagged[lost, 0] = False
+    return correct(windows, flagged, certain, None, catalogue, "drop", has_target).windows

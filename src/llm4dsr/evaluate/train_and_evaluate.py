@@ -1,0 +1,194 @@
+"""Train a recommender on each row of a comparison, and rank the test targets.
+
+Compared rows share the recommender, its loss, negatives, budget and seeds; only the data differ. Choices are made on
+validation, whose targets are the same in every row. Test is read once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+import torch
+from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from llm4dsr import columns as c
+from llm4dsr import metrics
+from llm4dsr.config import EMBEDDED, EvaluateConfig
+from llm4dsr.core.cache import PartCache
+from llm4dsr.core.device import max_workers
+from llm4dsr.core.hashing import digest, versions
+from llm4dsr.core.progress import Progress
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.errors import ModelError
+from llm4dsr.evaluate.rows import Splits
+from llm4dsr.recommenders import fit
+
+
+def train_and_evaluate(
+    compared: dict[str, Splits],
+    catalogue: Catalogue,
+    config: EvaluateConfig,
+    seed: int,
+    progress: Progress | None = None,
+    work: Path | None = None,
+) -> pl.DataFrame:
+    """Train the recommender for each row and seed.
+
+    A small recommender gains little from a second core. So each is trained on one thread, and as many in parallel as
+    there are cores and GPU memory. The numbers do not depend on how many that are.
+
+    Parameters
+    ----------
+    compared : dict of str to dict of str to Windows
+        Row name → splits. Rows with the same windows are trained once.
+    catalogue : Catalogue
+        The items that are ranked.
+    config : EvaluateConfig
+        The recommender, its options, seeds and k.
+    seed : int
+        The first seed.
+    progress : Progress, optional
+        Called with (epochs done, all epochs, names of the rows in training).
+    work : Path, optional
+        Folder of finished recommenders; the same call resumes from it.
+
+    Returns
+    -------
+    DataFrame
+        One line per row and seed: `row, seed`; `ndcg` and `hit_rate` at k on test and `valid_ndcg` (NDCG@20), higher is
+        better; `epochs`; `seconds`; `ranks` of the test targets and `valid_ranks` of the validation targets at the best
+        epoch, 1 = best.
+
+    Raises
+    ------
+    ModelError
+        If memory is too small.
+    """
+    keys = {
+        name: digest(versions(), config.backbone, *shared_options(config), catalogue.titles, *_content(splits))
+        for name, splits in compared.items()
+    }
+    wanted = [(name, seed + s) for s in range(config.seeds) for name in compared]
+    first: dict[tuple[str, int], tuple[str, int]] = {}  # rows with the same windows are one recommender
+    for name, s in wanted:
+        first.setdefault((keys[name], s), (name, s))
+    jobs = list(first.values())
+    pre_trained = config.backbone == "llara" and config.llara.model.source != EMBEDDED
+    workers = max_workers(len(jobs), large=pre_trained)
+    with TemporaryDirectory() as folder, _followed(Path(folder), len(jobs) * config.recommender.epochs, progress):
+        try:
+            lines = Parallel(workers, max_nbytes=None)(
+                delayed(_train_and_test)(
+                    name, s, compared[name], catalogue, config, Path(folder) / str(i), keys[name], work
+                )
+                for i, (name, s) in enumerate(jobs)
+            )
+        except BrokenProcessPool:
+            raise ModelError(
+                "A process that trained a recommender was killed, most likely because memory ran out. Repeat the "
+                "command to resume; with threads: 1 it trains one at a time."
+            ) from None
+        except torch.OutOfMemoryError:
+            raise ModelError(
+                "The GPU has too little memory for the recommenders. Repeat the command to resume; with threads: 1 it "
+                "trains one at a time."
+            ) from None
+    done = {(keys[name], s): line for (name, s), line in zip(jobs, lines, strict=True)}
+    results: pl.DataFrame = pl.concat(done[keys[name], s].with_columns(row=pl.lit(name)) for name, s in wanted)
+    return results
+
+
+def shared_options(config: EvaluateConfig) -> list[object]:
+    """Return the options that compared rows of one recommender must share."""
+    return [config.recommender, config.k, *([config.llara] if config.backbone == "llara" else [])]
+
+
+def _content(splits: Splits) -> list[object]:
+    """All parts of the windows that a recommender reads."""
+    return [part for name in c.SPLITS for part in (splits[name].items, splits[name].lengths, splits[name].weights)]
+
+
+def _train_and_test(
+    name: str,
+    seed: int,
+    splits: Splits,
+    catalogue: Catalogue,
+    config: EvaluateConfig,
+    epochs_done: Path,
+    key: str,
+    work: Path | None,
+) -> pl.DataFrame:
+    """One line of `train_and_evaluate`, in its own process; its progress goes to the file `epochs_done`."""
+    torch.set_num_threads(1)
+
+    def report(epoch: int, epochs: int, doing: str) -> None:
+        _report(epochs_done, f"{epoch * config.recommender.epochs // epochs} {name}")  # llara counts its own epochs
+
+    def train() -> pl.DataFrame:
+        trained = fit(
+            config.backbone,
+            splits[c.TRAIN],
+            splits[c.VALID],
+            catalogue,
+            config.recommender,
+            seed,
+            report,
+            config.llara,
+        )
+        ranks = trained.model.rank(splits[c.TEST].histories(), splits[c.TEST].targets())
+        line = {
+            "row": name,
+            "seed": seed,
+            "ndcg": metrics.ndcg(ranks, config.k),
+            "hit_rate": metrics.hit_rate(ranks, config.k),
+            "valid_ndcg": max(trained.curve),
+            "epochs": len(trained.curve),
+            "seconds": trained.seconds,
+            "ranks": [ranks.astype(np.int32)],
+            "valid_ranks": [trained.valid_ranks.astype(np.int32)],
+        }
+        return pl.DataFrame(line, schema_overrides=dict.fromkeys(("ranks", "valid_ranks"), pl.List(pl.Int32)))
+
+    line: pl.DataFrame = PartCache(work).table((key, seed), train)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the process is reused for the next recommender
+    _report(epochs_done, f"{config.recommender.epochs} ")
+    return line
+
+
+@contextmanager
+def _followed(folder: Path, total: int, progress: Progress | None) -> Iterator[None]:
+    """Add up the epochs that the workers write into `folder`, once a second, and report them."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while progress:
+            last = ended.wait(1.0)
+            reports = [
+                (int(n), name) for n, name in (f.read_text().split(" ", 1) for f in folder.iterdir() if not f.suffix)
+            ]
+            names = sorted({name for _, name in reports if name})
+            progress(total if last else sum(n for n, _ in reports), total, f"recommenders: {', '.join(names)}")
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _report(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)

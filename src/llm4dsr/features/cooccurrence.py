@@ -1,0 +1,256 @@
+"""Co-occurrence counts: which items other users have together. They need no pre-training, and add what titles lack.
+
+A history of model railways may hold a book that no title connects with them. If dozens of other users have both, the
+book belongs there. Such counts leak into their own score: every pair of a history occurs at least once, in that very
+history. So they are **leave-one-out**: a user's own pairs and items are subtracted before the user is scored. Measured
+on real data, such counts alone find noise with AUROC 0.79. Joined with titles they add as much as a pre-trained
+sentence encoder does (docs/concepts/embedded-model.md).
+
+A pair counts once per user, if one window holds both items. Only counts are kept, and 64-bit hashes of which pairs a
+user has; no user id is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
+from llm4dsr.core.hashing import Hashes, digest, user_hashes
+from llm4dsr.core.io import write_parquet
+from llm4dsr.data.windows import Windows
+
+N_FEATURES = 7  # numbers that `CooccurrenceCounts.features` gives for an interaction
+CELLS = 4_000_000  # pairs of positions that are held at once
+_FILE = "cooccurrence_{}.parquet"
+
+
+@dataclass
+class CooccurrenceCounts:
+    """How many users have each item, and each pair of items in one window.
+
+    Attributes
+    ----------
+    pairs : array of int
+        [P] sorted keys of pairs: smaller row · N + larger row.
+    counts : array of int
+        [P] users of each pair.
+    popularity : array of int
+        [N] users of each item.
+    own : array of uint64
+        Sorted hashes of every (user, pair) and (user, item) that was counted.
+    """
+
+    pairs: IntArray
+    counts: IntArray
+    popularity: IntArray
+    own: Hashes
+
+    @classmethod
+    def of(cls, windows: Windows, n_items: int) -> CooccurrenceCounts:
+        """Count windows, each pair of a user once."""
+        none = np.empty(0, np.int64)
+        return cls(none, none, np.zeros(n_items, np.int64), np.empty(0, np.uint64)).add(windows)
+
+    def add(self, windows: Windows) -> CooccurrenceCounts:
+        """Count more windows into a new object; this one is unchanged. What a user was counted for is not counted
+        again.
+
+        Parameters
+        ----------
+        windows : Windows
+            Windows to count.
+        """
+        n_items, users = len(self.popularity), user_hashes(windows.user_ids)
+        keys, owners = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        for part in _parts(windows):
+            key, _, window = _pairs(windows.items[part], windows.lengths[part], n_items)
+            owner = _pair_hash(users[part][window], key)
+            owner, first = np.unique(owner, return_index=True)
+            keys.append(key[first])
+            owners.append(owner)
+        pair_owners, first = np.unique(np.concatenate(owners), return_index=True)
+        new = ~_among(self.own, pair_owners)
+        pair_owners, fresh = pair_owners[new], np.concatenate(keys)[first[new]]
+        pairs, at = np.unique(np.concatenate([self.pairs, fresh]), return_inverse=True)
+        counts = np.bincount(at, weights=np.concatenate([self.counts, np.ones(len(fresh))])).astype(np.int64)
+        rows = windows.items[windows.present]
+        item_owners, first = np.unique(_item_hash(np.repeat(users, windows.lengths), rows), return_index=True)
+        new = ~_among(self.own, item_owners)
+        popularity = self.popularity + np.bincount(rows[first[new]], minlength=n_items)
+        return CooccurrenceCounts(
+            pairs, counts, popularity, np.unique(np.concatenate([self.own, pair_owners, item_owners[new]]))
+        )
+
+    def leave_one_out_counts(self, windows: Windows) -> tuple[FloatArray, FloatArray]:
+        """Count the other users of each pair and item of each window.
+
+        Parameters
+        ----------
+        windows : Windows
+            W windows of up to L items.
+
+        Returns
+        -------
+        pair_counts : array of float
+            [W, L, L] other users who have both items; 0 for padding.
+        item_counts : array of float
+            [W, L] other users who have the item; 0 for padding.
+        """
+        width, n_items = windows.items.shape[1], len(self.popularity)
+        users = user_hashes(windows.user_ids)
+        pair_counts = np.zeros((len(windows), width, width))
+        key, (left, right), window = _pairs(windows.items, windows.lengths, n_items)
+        found = _among(self.pairs, key)
+        key, left, right, window = key[found], left[found], right[found], window[found]
+        count = self.counts[np.searchsorted(self.pairs, key)]
+        count = count - _among(self.own, _pair_hash(users[window], key))
+        pair_counts[window, left, right] = pair_counts[window, right, left] = count
+
+        item_counts = np.zeros(windows.items.shape)
+        present = windows.present
+        rows = windows.items[present]
+        item_counts[present] = self.popularity[rows] - _among(
+            self.own, _item_hash(np.repeat(users, windows.lengths), rows)
+        )
+        return pair_counts, item_counts
+
+    def features(self, windows: Windows) -> npt.NDArray[np.float32]:
+        """Describe each interaction by what other users have.
+
+        Parameters
+        ----------
+        windows : Windows
+            W windows of up to L items.
+
+        Returns
+        -------
+        array of float32
+            [W, L, N_FEATURES], on scales of about 1; 0 for padding. In this order: log of the item's users; whether it
+            has none; the fraction of the window's other items that it occurs with; log of their mean cosine; log of
+            their summed counts; log of their largest count; 0, 1/3, 2/3 or 1 for 0, 1, 2 or more of them.
+        """
+        out = np.zeros((*windows.items.shape, N_FEATURES), dtype=np.float32)
+        for part in _parts(windows):
+            some = windows.take(np.arange(len(windows))[part])
+            pair_counts, item_counts = self.leave_one_out_counts(some)
+            context = np.maximum(some.lengths - 1, 1)[:, None]
+            cosine = pair_counts / np.sqrt((item_counts[:, :, None] + 1) * (item_counts[:, None, :] + 1))
+            known = (pair_counts > 0).sum(axis=2)
+            columns = (
+                np.log1p(item_counts) / 2,
+                item_counts == 0,
+                known / context,
+                np.log1p(10 * cosine.sum(axis=2) / context),
+                np.log1p(pair_counts.sum(axis=2)),
+                np.log1p(pair_counts.max(axis=2, initial=0)),
+                np.minimum(known, 3) / 3,
+            )
+            out[part] = np.stack(columns, axis=2) * some.present[:, :, None]
+        return out
+
+    def neighbor_scores(self, windows: Windows, context: BoolArray) -> FloatArray:
+        """Score every item of the catalogue by how it co-occurs with the items of a window.
+
+        Parameters
+        ----------
+        windows : Windows
+            W windows of up to L items.
+        context : array of bool
+            [W, L] True for the items that count.
+
+        Returns
+        -------
+        array of float
+            [W, N] sum over the context of (other users with both) / √(users of one · users of the other). Higher = fits
+            better.
+        """
+        n_items = len(self.popularity)
+        row, items = np.nonzero(context)[0], windows.items[context]
+        starts, neighbors, counts = self._neighbors
+        sizes = starts[items + 1] - starts[items]
+        at = np.arange(sizes.sum()) + np.repeat(starts[items] - np.cumsum(sizes) + sizes, sizes)
+        row, items, other = np.repeat(row, sizes), np.repeat(items, sizes), neighbors[at]
+        key = _key(items, other, n_items)
+        users = user_hashes(windows.user_ids)
+        count = counts[at] - _among(self.own, _pair_hash(users[row], key))
+        cosine = count / np.sqrt((self.popularity[items] + 1) * (self.popularity[other] + 1))
+        total = np.bincount(row * n_items + other, weights=cosine, minlength=len(windows) * n_items)
+        return np.asarray(total.reshape(len(windows), n_items))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash; equal for equal counts."""
+        return digest(self.pairs, self.counts, self.popularity, self.own)
+
+    @cached_property
+    def _neighbors(self) -> tuple[IntArray, IntArray, IntArray]:
+        """(starts [N + 1], items, counts): the items that each item occurs with, item after item."""
+        n_items = len(self.popularity)
+        left, right = self.pairs // n_items, self.pairs % n_items
+        here, there = np.concatenate([left, right]), np.concatenate([right, left])
+        order = np.argsort(here, kind="stable")
+        starts = np.searchsorted(here[order], np.arange(n_items + 1))
+        return starts, there[order], np.concatenate([self.counts, self.counts])[order]
+
+    def save(self, folder: Path) -> None:
+        """Write the counts as Parquet into a folder."""
+        write_parquet(pl.DataFrame({"pair": self.pairs, "users": self.counts}), folder / _FILE.format("pairs"))
+        write_parquet(pl.DataFrame({"users": self.popularity}), folder / _FILE.format("items"))
+        write_parquet(pl.DataFrame({"hash": self.own}), folder / _FILE.format("own"))
+
+    @classmethod
+    def load(cls, folder: Path) -> CooccurrenceCounts:
+        """Read what `save` wrote."""
+        pairs = pl.read_parquet(folder / _FILE.format("pairs"), glob=False)
+        items = pl.read_parquet(folder / _FILE.format("items"), glob=False)
+        own = pl.read_parquet(folder / _FILE.format("own"), glob=False)
+        return cls(pairs["pair"].to_numpy(), pairs["users"].to_numpy(), items["users"].to_numpy(),
+                   own["hash"].to_numpy())  # fmt: skip
+
+
+def _parts(windows: Windows) -> list[slice]:
+    size = max(1, CELLS // max(1, windows.items.shape[1]) ** 2)
+    return [slice(start, start + size) for start in range(0, len(windows), size)]
+
+
+def _pairs(items: IntArray, lengths: IntArray, n_items: int) -> tuple[IntArray, tuple[IntArray, IntArray], IntArray]:
+    """(keys, (left, right) positions, window) of all pairs of different items, window after window."""
+    left, right = np.triu_indices(items.shape[1], 1)
+    i, j = items[:, left], items[:, right]
+    window, pair = np.nonzero((right[None, :] < lengths[:, None]) & (i != j))
+    i, j = i[window, pair], j[window, pair]
+    return _key(i, j, n_items), (left[pair], right[pair]), window
+
+
+def _key(i: IntArray, j: IntArray, n_items: int) -> IntArray:
+    """One number for two items, whichever comes first."""
+    return np.asarray(np.minimum(i, j) * n_items + np.maximum(i, j))
+
+
+def _pair_hash(users: Hashes, keys: IntArray) -> Hashes:
+    return _mix(users ^ keys.astype(np.uint64))
+
+
+def _item_hash(users: Hashes, rows: IntArray) -> Hashes:
+    return _mix(~users ^ rows.astype(np.uint64))  # the complement keeps items apart from pairs
+
+
+def _among(ordered: npt.NDArray[np.generic], values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """[n] True where a value is in the sorted array."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)  # type: ignore[arg-type]
+    return np.asarray(ordered[at] == values)
+
+
+def _mix(x: Hashes) -> Hashes:
+    """The finishing step of SplitMix64 (Steele et al., 2014): similar inputs get dissimilar hashes."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))

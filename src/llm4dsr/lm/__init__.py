@@ -1,0 +1,1 @@
+"""The language model: prompts, tokens, batches, loading, scoring trees and checkpoints."""

@@ -1,0 +1,184 @@
+"""Load a language model: a hub checkpoint, a local path, or a LoRA adapter. Weights are verified."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from llm4dsr.config import EMBEDDED, ModelConfig
+from llm4dsr.core.device import pick_device
+from llm4dsr.core.hashing import digest
+from llm4dsr.errors import ModelError, first_line, last_line
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+BASE_HASH = "base.json"  # beside an adapter: tells its base from another model of the same shape
+_EXPECTED = (
+    "Give a hub name that can be reached, a local folder with config.json, *.safetensors and a tokenizer, "
+    f"or {EMBEDDED!r}."
+)
+
+
+def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer.
+
+    Parameters
+    ----------
+    source : str
+        A hub name, a local checkpoint, or a local LoRA adapter, whose base is loaded first.
+    config : ModelConfig
+        Precision and quantization.
+    device : str, optional
+        Default: the GPU if there is one.
+
+    Returns
+    -------
+    lm : PreTrainedModel or PeftModel
+    tokenizer : PreTrainedTokenizerBase
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, weights are missing, or the adapter belongs to another base.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = device or pick_device()
+    source = _absolute(source)
+    base, adapter = source, (Path(source) / ADAPTER_CONFIG).is_file()
+    if adapter:
+        base = _base_of(Path(source))
+    elif Path(source).exists() and not (Path(source) / "config.json").is_file():
+        raise ModelError(f"{source} exists but holds no config.json: not a transformers checkpoint or adapter.")
+    elif not Path(source).exists() and (Path(source).is_absolute() or source.startswith(".")):
+        raise ModelError(f"There is no model at {source}. {_EXPECTED}")
+    kwargs: dict[str, Any] = {"dtype": DTYPES[config.dtype], "use_safetensors": True, "trust_remote_code": False}
+    if config.load_in != "full":
+        if device == "cpu":
+            raise ModelError(f"load_in: {config.load_in} needs CUDA, and none is here. Use load_in: full.")
+        from transformers import BitsAndBytesConfig
+
+        kwargs["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{config.load_in}": True})
+        kwargs["device_map"] = {"": 0}
+    try:
+        lm, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
+        has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(
+            source if adapter and has_tokenizer else base, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many kinds; a person needs one line
+        raise ModelError(
+            f"No causal language model could be loaded from {base!r}: {first_line(error)} {_EXPECTED}"
+        ) from None
+    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(report["missing_keys"])
+        raise ModelError(f"{base} lacks {len(missing)} of the model's weights, for example {missing[0]}. {_EXPECTED}")
+    if config.load_in == "full":
+        lm = lm.to(device)
+    if adapter:
+        lm = _with_adapter(lm, source, base)
+    return lm, tokenizer
+
+
+def _absolute(source: str) -> str:
+    """An absolute path for local sources, because an adapter records the path of its base; hub names as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(path) if source.startswith("~") else source
+
+
+def _base_of(adapter: Path) -> str:
+    """The base that a local adapter names."""
+    try:
+        base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{adapter / ADAPTER_CONFIG} does not say of which base it is the adapter. Tune it again.")
+    if (Path(base) / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"The base of the adapter at {adapter} is an adapter, too: {base}. Merge that one into its base."
+        )
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise ModelError(
+            f"The adapter at {adapter} needs its base, and there is nothing at {base}. Put the base back there, or "
+            f"write where it is now into base_model_name_or_path of {adapter / ADAPTER_CONFIG}."
+        )
+    return base
+
+
+def _with_adapter(lm: Any, source: str, base: str) -> Any:
+    from peft import PeftModel, get_peft_model_state_dict
+
+    verify_weights(Path(source))
+    if not (Path(source) / ADAPTER_FILE).is_file():  # peft would take pickled weights then
+        raise ModelError(f"{source} holds no {ADAPTER_FILE}. Only safetensors are read: save the adapter again.")
+    named = {name for name, _ in lm.named_parameters()}
+    stored = {k for path in Path(source).glob("*.safetensors") for k in load_file(path)}
+    targets = {k.removeprefix("base_model.model.").split(".lora_")[0] + ".weight" for k in stored if ".lora_" in k}
+    strangers = sorted(targets - named)
+    try:
+        if strangers:
+            raise ValueError(f"it has weights for {strangers[0]}, which the base lacks.")
+        out = PeftModel.from_pretrained(lm, source, is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"The adapter at {source} does not belong to its base {base!r}: {last_line(error)} "
+            "Use the base that it was tuned on."
+        ) from None
+    missing = sorted(set(get_peft_model_state_dict(out, save_embedding_layers=False)) - stored)
+    if missing:  # peft only warns, and goes on with an adapter that does nothing there
+        raise ModelError(f"The adapter at {source} lacks {len(missing)} weights, for example {missing[0]}. Tune again.")
+    known = Path(source) / BASE_HASH
+    if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("embeddings") != embeddings_hash(lm):
+        raise ModelError(
+            f"The adapter at {source} was tuned on other weights than its base {base!r} has now. Use the base that it "
+            "was tuned on, or tune again."
+        )
+    return out
+
+
+def embeddings_hash(lm: Any) -> str:
+    """Return a hash of the input embeddings, which distinguishes a base from others of the same shape."""
+    return digest(lm.get_input_embeddings().weight.detach().float().cpu().numpy())
+
+
+def verify_weights(folder: Path) -> None:
+    """Raise ModelError if saved weights are missing, empty (a known fault of adapters) or not finite."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} holds no *.safetensors weights.")
+    for path in files:
+        try:
+            tensors = load_file(path)
+        except Exception as error:
+            raise ModelError(f"{path} is not a readable safetensors file: {error}") from None
+        if not tensors or any(t.numel() == 0 for t in tensors.values()):
+            raise ModelError(f"{path} is empty: the weights were not saved. Tune the model again.")
+        bad = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        if bad:
+            raise ModelError(f"{path} holds values that are not finite, in {bad[0]}. Lower train.learning_rate.")
+
+
+def add_lora(lm: Any, config: ModelConfig) -> Any:
+    """Add a new LoRA adapter to a model; all other weights are frozen.
+
+    Raises
+    ------
+    ModelError
+        If the model has no module of a name in `lora_targets`.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    names = {name.rsplit(".", 1)[-1] for name, _ in lm.named_modules()}
+    missing = [t for t in config.lora_targets if t not in names]
+    if missing:
+        raise ModelError(f"lora_targets: the model has no module named {missing[0]!r}; it has {sorted(names)[:12]}.")
+    if config.load_in != "full":
+        lm = prepare_model_for_kbit_training(lm)
+    settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+                          target_modules=list(config.lora_targets), task_type="CAUSAL_LM")  # fmt: skip
+    return get_peft_model(lm, settings)

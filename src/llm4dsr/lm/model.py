@@ -1,0 +1,193 @@
+"""The language model that all stages use, around any causal LM of transformers.
+
+With `item_input: soft_token`, it adds a projector from title vectors into the embedding space, and one back for the
+title vector of a suggested replacement.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llm4dsr.config import ModelConfig
+from llm4dsr.core.hashing import digest
+from llm4dsr.errors import ModelError, last_line
+from llm4dsr.features.cooccurrence import N_FEATURES
+from llm4dsr.lm.collate import Batch
+from llm4dsr.lm.load import BASE_HASH, embeddings_hash, load_lm, verify_weights
+from llm4dsr.lm.prompt import PromptBuilder, is_bidirectional
+from llm4dsr.lm.tokens import Tokens
+
+PROJECTOR_FILE = "projector.safetensors"
+
+
+class NoiseLM(nn.Module):
+    """A causal LM with its tokenizer, and for soft tokens the projectors and title vectors.
+
+    Parameters
+    ----------
+    lm : PreTrainedModel or PeftModel
+        The language model.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    vectors : array of float, optional
+        [N, V] title vectors, for soft tokens.
+    features : bool, default False
+        Soft tokens also carry co-occurrence features.
+    bidirectional : bool, default False
+        Items see each other in both directions.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        tokenizer: Any,
+        vectors: npt.NDArray[np.float32] | None = None,
+        features: bool = False,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lm, self.tokenizer, self.bidirectional = lm, tokenizer, bidirectional
+        self.parts = [] if vectors is None else ["into", "out"]
+        self.register_buffer("vectors", None if vectors is None else torch.from_numpy(vectors), persistent=False)
+        self.vectors: Tensor | None
+        if vectors is not None:
+            hidden, size = self.base.get_input_embeddings().embedding_dim, vectors.shape[1]
+            self.into, self.out = nn.Linear(size, hidden), nn.Linear(hidden, size)
+            # The first soft tokens should be about as long as the model's own embeddings.
+            scale = float(self.base.get_input_embeddings().weight.detach().float().std())
+            nn.init.normal_(self.into.weight, std=scale * (2 / size) ** 0.5)
+            nn.init.zeros_(self.into.bias)
+            if features:
+                self.parts.append("cooccurrence")
+                self.cooccurrence = nn.Linear(N_FEATURES, hidden)
+                nn.init.normal_(self.cooccurrence.weight, std=scale)
+                nn.init.zeros_(self.cooccurrence.bias)
+
+    @property
+    def base(self) -> Any:
+        """The transformers model itself; LoRA layers, if any, are inside it."""
+        return self.lm.get_base_model() if hasattr(self.lm, "peft_config") else self.lm
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return torch.device(self.base.get_input_embeddings().weight.device)
+
+    def embed(self, ids: Tensor, slots: Tensor, features: Tensor | None = None) -> Tensor:
+        """Embed tokens, with title vectors and co-occurrence features where they enter.
+
+        Parameters
+        ----------
+        ids, slots : Tensor
+            [B, T] as in `Batch`.
+        features : Tensor, optional
+            [soft tokens, N_FEATURES] in reading order.
+
+        Returns
+        -------
+        Tensor
+            [B, T, H] input embeddings.
+        """
+        embeds: Tensor = self.base.get_input_embeddings()(ids)
+        if self.vectors is not None:
+            filled = slots >= 0
+            soft = self.into(self.vectors[slots[filled]])  # [filled, H]
+            if features is not None:
+                soft = soft + self.cooccurrence(features)
+            embeds = embeds.index_put(torch.where(filled), soft.to(embeds.dtype), accumulate=True)
+        return embeds
+
+    def hidden(self, batch: Batch, **kwargs: Any) -> Tensor:
+        """Return the last hidden states [B, T, H]. Rows are right-padded, so causal attention needs no mask."""
+        kwargs.setdefault("use_cache", False)
+        embeds = self.embed(batch.ids, batch.slots, batch.features)
+        if self.bidirectional:
+            size = batch.ids.shape[1]
+            seen = torch.arange(size, device=self.device)[None, :] < batch.lengths[:, None]  # [B, T]
+            blocked = torch.zeros(seen.shape, dtype=embeds.dtype, device=self.device)
+            blocked = blocked.masked_fill(~seen, torch.finfo(embeds.dtype).min)
+            kwargs["attention_mask"] = blocked[:, None, None, :].expand(-1, 1, size, -1)  # [B, 1, T, T]
+        state: Tensor = self.base.base_model(inputs_embeds=embeds, **kwargs).last_hidden_state
+        return state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states [..., H] to next-token logits [..., vocabulary], in float32."""
+        out: Tensor = self.base.get_output_embeddings()(hidden)
+        return out.float()
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights; with an adapter, of the adapter and the base's input embeddings."""
+        parts: list[Tensor] = [self.base.get_input_embeddings().weight]
+        whole = not hasattr(self.lm, "peft_config")
+        parts += [p for name, p in self.named_parameters() if whole or "lora" in name or not name.startswith("lm.")]
+        parts += [] if self.vectors is None else [self.vectors]
+        return digest(*(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for p in parts))
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the parameters that are tuned."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def save(self, folder: Path) -> None:
+        """Write the model or its adapter, the tokenizer and the projectors as safetensors, and verify them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lm.save_pretrained(folder / "lm", safe_serialization=True)
+        self.tokenizer.save_pretrained(folder / "lm")
+        if hasattr(self.lm, "peft_config"):
+            (folder / "lm" / BASE_HASH).write_text(json.dumps({"embeddings": embeddings_hash(self.base)}))
+        if self.vectors is not None:
+            own = {f"{name}.{k}": v.contiguous() for name in self.parts
+                   for k, v in getattr(self, name).state_dict().items()}  # fmt: skip
+            save_file({**own, "vectors": self.vectors.contiguous()}, folder / PROJECTOR_FILE)
+            verify_weights(folder)
+        verify_weights(folder / "lm")
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig, device: str | None = None) -> NoiseLM:
+        """Load what `save` wrote.
+
+        Raises
+        ------
+        ModelError
+            If files are missing or do not fit the configuration.
+        """
+        lm, tokenizer = load_lm(str(folder / "lm"), config, device)
+        path = folder / PROJECTOR_FILE
+        if config.item_input != "soft_token":
+            return cls(lm, tokenizer)
+        if not path.is_file():
+            raise ModelError(
+                f"{folder} lacks {PROJECTOR_FILE}, which a model with item_input: soft_token needs. Tune it again."
+            )
+        verify_weights(folder)
+        weights = load_file(path)
+        try:
+            vectors = weights.pop("vectors").numpy()
+            model = cls(lm, tokenizer, vectors, config.cooccurrence, is_bidirectional(config))
+            for name in model.parts:
+                part = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+                getattr(model, name).load_state_dict(part)
+        except (KeyError, RuntimeError) as error:
+            raise ModelError(f"{path} does not fit the model: {last_line(error)}. Tune the model again.") from None
+        return model.to(model.device)
+
+
+def read_states(hidden: Tensor, rows: Sequence[Tokens]) -> Tensor:
+    """Return the hidden states [positions, H] at which noise logits are read, row after row."""
+    at = [(i, t) for i, row in enumerate(rows) for t in row.read]
+    return hidden[[i for i, _ in at], [t for _, t in at]]
+
+
+def noise_logits(model: NoiseLM, builder: PromptBuilder, hidden: Tensor) -> Tensor:
+    """Map hidden states [..., H] to logits [..., 2] of "no, it fits" and "yes, it is noise"."""
+    weight = model.base.get_output_embeddings().weight[[builder.no, builder.yes]]  # [2, H]
+    return F.linear(hidden, weight.to(hidden.dtype)).float()

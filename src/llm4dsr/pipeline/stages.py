@@ -1,0 +1,345 @@
+"""The stages of a run: prepare → train → score → decide → suggest → correct → evaluate.
+
+Each stage reads Parquet from the run folder and writes Parquet into it. How a folder is locked, resumed and described
+is in `run_folder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.core.io import write_parquet, write_text
+from llm4dsr.core.progress import Progress, log
+from llm4dsr.data.dataset import Dataset
+from llm4dsr.data.read import read_data
+from llm4dsr.data.validate import validate
+from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.denoise.decide import VALIDATION, effective_policy
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.errors import DataError, OutputError
+from llm4dsr.evaluate.detection import detection_metrics
+from llm4dsr.evaluate.rate_selection import try_rates
+from llm4dsr.evaluate.report import result_table
+from llm4dsr.evaluate.rows import DecisionTables, Splits, compared_rows, correct_split, correct_splits
+from llm4dsr.evaluate.summary import summarize
+from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
+from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder, origin
+from llm4dsr.recommenders import NAMES
+
+TRIED = "tried.parquet"  # in decisions/: what each correction rate gained on validation, for the policy `validation`
+
+
+class Run(RunFolder):
+    """A run: a run folder with the stages that fill it.
+
+    Examples
+    --------
+    A whole run on the embedded demo data; the same code resumes it after an interruption::
+
+        data = make_demo().data
+        run = Run.begin("runs/demo", Config.from_yaml("demo"), data)
+        for stage in STAGES:
+            if not run.done(stage):
+                run.make(stage, data)
+    """
+
+    def make(self, stage: str, data: str | Path | Dataset, progress: Progress | None = None) -> None:
+        """Run one of STAGES as configured.
+
+        Parameters
+        ----------
+        stage : str
+            One of STAGES.
+        data : str, Path or Dataset
+            What `prepare` reads; other stages ignore it.
+        progress : Progress, optional
+            Called with (steps done, all steps, what is being done).
+        """
+        if stage == "prepare":
+            self.prepare(data)
+        elif stage == "correct":
+            self.correct()
+        else:
+            getattr(self, stage)(progress)
+
+    def prepare(self, data: str | Path | Dataset, overwrite: bool = False) -> None:
+        """Read the data, check them, and write windows/.
+
+        Raises
+        ------
+        DataError
+            If the data cannot be used.
+        """
+        self._origin = origin(data)
+        with self.stage("prepare", overwrite) as (out, facts):
+            loaded = data if isinstance(data, Dataset) else _checked(data, facts)
+            if self.config.limit:
+                limited = {k: limit_windows(w, self.config.limit, self.config.seed) for k, w in loaded.splits.items()}
+                loaded = Dataset(loaded.catalogue, limited, loaded.report)
+            loaded.write(out)
+            facts["items"] = len(loaded.catalogue)
+            facts["dropped"] = loaded.report
+            facts["windows"] = {k: len(w) for k, w in loaded.splits.items()}
+
+    def train(self, progress: Progress | None = None, overwrite: bool = False) -> None:
+        """Tune the language model on training windows, calibrate it on validation, and write model/."""
+        with self.stage("train", overwrite) as (out, facts):
+            data = self.data()
+            denoiser = Denoiser(self.config).fit(
+                data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), progress, self.work("train")
+            )
+            denoiser.save_pretrained(out)
+            facts |= {
+                "loss": denoiser.curve,
+                "prompt_hash": denoiser.builder.hash,
+                "noise_rate_estimate": denoiser.calibrator.noise_rate,
+                "ece_before": denoiser.calibrator.ece_before,
+                "ece_after": denoiser.calibrator.ece_after,
+                "parameters": sum(p.numel() for p in denoiser.model.parameters()),
+                "ranking_weights": asdict(denoiser.ranking_weights),
+            }
+
+    def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
+        """Score every interaction of every split and write scores/."""
+        with self.stage("score", overwrite) as (out, facts):
+            denoiser = Denoiser.from_pretrained(self.path("train"))
+            for name, windows in self._in_time(denoiser):
+                scores = denoiser.score(
+                    windows, progress, has_target=name != c.TRAIN, recalibrate=True, work=self.work("score")
+                )
+                write_parquet(scores, out / f"{name}.parquet")
+                facts[name] = len(scores)
+            facts["train_scores"] = "out of fold" if self.config.train.folds > 1 else "in sample"
+
+    def decide(
+        self,
+        progress: Progress | None = None,
+        policy: str | None = None,
+        eta: float | None = None,
+        cap: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Flag interactions as noise and write decisions/.
+
+        Parameters
+        ----------
+        progress : Progress, optional
+            Called with (steps done, all steps, what is being done).
+        policy, eta, cap : optional
+            Given here, they override `config.decide`. With the policy `validation`, correction rates are tried with a
+            recommender, and the best on validation is used (`rate_selection.py`).
+        overwrite : bool, default False
+            Decide again.
+        """
+        with self.stage("decide", overwrite) as (out, facts):
+            denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
+            policy = effective_policy(policy, eta, self.config.decide.policy)
+            if policy == VALIDATION:
+                tried = self._try_rates(cap, progress)
+                write_parquet(tried, out / TRIED)
+                facts["tried"] = tried.to_dicts()
+                policy, eta = "rate", tried.filter("chosen")["correction_rate"][0]
+            for name, scores in self.scores().items():
+                rule = denoiser.rule(policy, eta, cap, is_train=name == c.TRAIN)
+                flagged = denoiser.decide(scores, *rule)
+                write_parquet(flagged, out / f"{name}.parquet")
+                facts[name] = {
+                    "flagged": len(flagged),
+                    "flagged_rate": len(flagged) / max(1, len(scores)),
+                    "expected_precision": flagged[c.NOISE_PROBABILITY].mean(),
+                    "policy": rule[0],
+                    "eta": rule[1],
+                    "cap": rule[2],
+                }
+
+    def _try_rates(self, cap: int | None, progress: Progress | None) -> pl.DataFrame:
+        """Compare correction rates; parts are left where suggest and evaluate look for them."""
+        config, data, scores = self.config, self.data(), self.scores()
+        work = {stage: self.work("decide" if self.done(stage) else stage) for stage in ("suggest", "evaluate")}
+
+        def correct_at(rate: float) -> Splits:
+            decisions = self.decided("rate", rate, cap, scores)
+            suggestions = {}
+            if config.correct.action == "replace":
+                suggestions = dict(self.suggested(decisions, progress, work["suggest"]))
+            return correct_splits(
+                data.splits,
+                DecisionTables(decisions, suggestions),
+                data.catalogue,
+                config.correct.action,
+                config.correct.train_targets,
+            )
+
+        return try_rates(
+            data.splits, correct_at, data.catalogue, config.evaluate, config.seed, progress, work["evaluate"]
+        )
+
+    def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
+        """Suggest a replacement for each flagged interaction and write suggestions/."""
+        with self.stage("suggest", overwrite) as (out, facts):
+            for name, found in self.suggested(self.decisions(), progress, self.work("suggest")):
+                write_parquet(found, out / f"{name}.parquet")
+                facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
+
+    def correct(self, action: str | None = None, overwrite: bool = False) -> None:
+        """Write corrected/: corrected windows, and one edit per flagged interaction.
+
+        Parameters
+        ----------
+        action : {"replace", "drop", "downweight"}, optional
+            Default: `config.correct.action`.
+        overwrite : bool, default False
+            Correct again.
+        """
+        action = action or self.config.correct.action
+        with self.stage("correct", overwrite) as (out, facts):
+            if action == "replace" and not self.done("suggest"):
+                raise OutputError(
+                    f"{self.folder} has no {FOLDERS['suggest']}/ yet, which replacing needs. "
+                    f"Run:  llm4dsr suggest --run {self.folder}   or correct with --action drop."
+                )
+            data, tables = self.data(), self.tables()
+            for name, windows in data.splits.items():
+                result = correct_split(name, windows, tables, data.catalogue, action, self.config.correct.train_targets)
+                write_parquet(result.windows.to_frame(data.catalogue), out / f"{name}.parquet")
+                write_parquet(result.edits, out / f"{name}_edits.parquet")
+                edits = dict(result.edits[c.ACTION].value_counts().iter_rows())
+                facts[name] = {"windows": len(result.windows), "edits": edits}
+
+    def evaluate(self, progress: Progress | None = None, overwrite: bool = False, seeds: int | None = None) -> str:
+        """Train a recommender on original, corrected and oracle windows, and write evaluation/.
+
+        Corrected windows are those of the configured action, and of dropping.
+
+        Parameters
+        ----------
+        progress : Progress, optional
+            Called with (steps done, all steps, what is being done).
+        overwrite : bool, default False
+            Evaluate again.
+        seeds : int, optional
+            Seeds of the recommender. Default: `config.evaluate.seeds`.
+
+        Returns
+        -------
+        str
+            The result tables as Markdown.
+        """
+        settings = replace(self.config.evaluate, seeds=seeds or self.config.evaluate.seeds)
+        with self.stage("evaluate", overwrite) as (out, facts):
+            data, tables, scores = self.data(), self.tables(), self.scores()
+            actions = dict.fromkeys((self.config.correct.action, "drop"))  # the configured action first
+            if not tables.suggestions:
+                actions.pop("replace", None)
+            found = {
+                name: detection_metrics(scores[name], tables.decisions[name], w)
+                for name, w in data.splits.items()
+                if _has_truth(w)
+            }
+            compared = compared_rows(
+                data.splits, tables, data.catalogue, tuple(actions), self.config.correct.train_targets
+            )
+            results = train_and_evaluate(
+                compared, data.catalogue, settings, self.config.seed, progress, self.work("evaluate")
+            )
+            facts["seconds_of_each"] = results["seconds"].to_list()
+            results = results.drop("seconds", "ranks", "valid_ranks")  # so that the files do not depend on the clock
+            lines = summarize(results)
+            write_parquet(results, out / "results.parquet")
+            write_parquet(lines, out / "summary.parquet")
+            text = result_table(lines, found, NAMES[settings.backbone], settings.k, settings.seeds)
+            write_text(out / "results.md", text)
+            facts |= {"detection": found, "summary": lines.to_dicts(), "recommender": asdict(settings.recommender)}
+        return text
+
+    # -- tables of the stages ----------------------------------------------------------------------------------------
+
+    def data(self) -> Dataset:
+        """Read windows/."""
+        return read_data(self.path("prepare"))
+
+    def scores(self) -> dict[str, pl.DataFrame]:
+        """Read scores/, by split."""
+        return self._by_split("score")
+
+    def decisions(self) -> dict[str, pl.DataFrame]:
+        """Read decisions/, by split."""
+        return self._by_split("decide")
+
+    def tables(self) -> DecisionTables:
+        """Read decisions/, and suggestions/ if there are any."""
+        return DecisionTables(self.decisions(), self._by_split("suggest") if self.done("suggest") else {})
+
+    def decided(
+        self, policy: str, eta: float, cap: int | None = None, scores: dict[str, pl.DataFrame] | None = None
+    ) -> dict[str, pl.DataFrame]:
+        """Return what other decisions than the run's would flag, by split.
+
+        Parameters
+        ----------
+        policy, eta, cap
+            As in `Denoiser.decide`.
+        scores : dict of str to DataFrame, optional
+            Default: the run's own.
+        """
+        denoiser = Denoiser(self.config)
+        scores = self.scores() if scores is None else scores
+        return {n: denoiser.decide(s, policy, eta, cap, is_train=n == c.TRAIN) for n, s in scores.items()}
+
+    def suggested(
+        self, decisions: dict[str, pl.DataFrame], progress: Progress | None = None, work: Path | None = None
+    ) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Yield (split, suggestions of the run's model) for these decisions, the run's own or others.
+
+        Parameters
+        ----------
+        decisions : dict of str to DataFrame
+            Flagged interactions, by split.
+        progress : Progress, optional
+            Called with (steps done, all steps, what is being done).
+        work : Path, optional
+            Folder of finished parts; the same call resumes from it.
+        """
+        denoiser = Denoiser.from_pretrained(self.path("train"))
+        denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
+        for name, windows in self._in_time(denoiser):
+            yield name, denoiser.suggest(windows, decisions[name], progress, has_target=name != c.TRAIN, work=work)
+
+    def _in_time(self, denoiser: Denoiser) -> Iterator[tuple[str, Windows]]:
+        """The splits, oldest first. Validation is counted once it is done; later splits never are."""
+        splits = self.data().splits
+        for name in c.SPLITS:
+            yield name, splits[name]
+            if name == c.VALID:
+                denoiser.update_counts(splits[name])
+
+    def _by_split(self, stage: str) -> dict[str, pl.DataFrame]:
+        return {name: pl.read_parquet(self.path(stage) / f"{name}.parquet", glob=False) for name in c.SPLITS}
+
+
+def _has_truth(windows: Windows) -> bool:
+    """Whether the noise mask of the histories is known and holds both noisy and clean interactions."""
+    if windows.noise_mask is None:
+        return False
+    inner = windows.histories()
+    assert inner.noise_mask is not None
+    known = inner.noise_mask[inner.present]
+    return bool(known.any() and not known.all())
+
+
+def _checked(path: str | Path, facts: dict[str, Any]) -> Dataset:
+    """Read data without errors; warnings are logged, and counted for the run card. Raises DataError."""
+    loaded, report = read_data(path), validate(path, read=False)
+    if report.errors:
+        found = " ".join(f"{finding.text} {finding.advice}" for finding in report.errors[:3])
+        raise DataError(f"{found} For all findings:  llm4dsr data validate {path}")
+    facts["warnings"] = {finding.code: finding.count for finding in report.warnings}
+    if report.warnings:
+        log.warning("%d warning(s) about the data. To see them:  llm4dsr data validate %s", len(report.warnings), path)
+    return loaded

@@ -1,0 +1,317 @@
+"""The benchmark: cells that are kept, rows that differ in their data alone, and tables that can be checked by hand."""
+
+import multiprocessing
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from llm4dsr.bench import tables
+from llm4dsr.bench.cells import DETECTION, RESULTS, bench
+from llm4dsr.bench.datasets import BenchDataset, load_dataset
+from llm4dsr.bench.denoised import BASELINE_RATE, HIGH_RATE, OURS, denoised, names, our_run, usual
+from llm4dsr.bench.studies.study import smaller
+from llm4dsr.config import Config
+from llm4dsr.core.memory import peak_memory_mb
+from llm4dsr.data.dataset import Dataset
+from llm4dsr.errors import ConfigError, DataError, OutputError
+from llm4dsr.pipeline import Run
+
+DATASET = load_dataset("demo", tiny=True)
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "bench"
+CONFIG = smaller(Config())
+SIX = ["none", "llm4dsr (replace)", "llm4dsr (drop)", "random", "tfidf", "oracle (restore)"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    bench(DATASET, folder, ["sasrec"], SIX, CONFIG)
+    return folder
+
+
+def results(out) -> pl.DataFrame:
+    return pl.read_parquet(out / DATASET.name / RESULTS)
+
+
+def test_there_is_a_cell_for_each_denoiser_and_seed(out):
+    found = results(out)
+    assert set(found["denoiser"]) == set(SIX)
+    assert found.group_by("denoiser").len()["len"].to_list() == [2] * 6
+    assert found["ranks"].list.len().unique().to_list() == [len(DATASET.data.splits["test"])]
+    assert found["ranks"].explode().is_between(1, len(DATASET.data.catalogue)).all()
+
+
+def test_finished_cells_are_not_trained_again_and_others_stay(out):
+    before = results(out)
+    again = bench(DATASET, out, ["sasrec"], ["none", "popularity"], CONFIG)
+    kept = again.filter(pl.col("denoiser") == "none").sort("seed")
+    # the seconds that training took are part of a cell: equal to the last digit only where it was not trained again
+    assert kept["seconds"].to_list() == before.filter(pl.col("denoiser") == "none").sort("seed")["seconds"].to_list()
+    assert set(results(out)["denoiser"]) == {*SIX, "popularity"}
+
+
+def test_detection_is_measured_for_each_split(out):
+    found = pl.read_parquet(out / DATASET.name / DETECTION).filter(pl.col("denoiser") == "tfidf")
+    assert found["split"].to_list() == ["test", "train", "valid"]
+    assert found["flagged"].to_list() == pytest.approx([BASELINE_RATE] * 3, abs=0.01)
+    assert (found["memory_mb"] > 50).all()
+    assert found["auroc"].is_between(0.5, 1).all()  # titles of the demo's series share words
+
+
+@pytest.mark.parametrize(("name", "share"), [(name, share) for name, (_, share) in OURS.items() if share is not None])
+def test_ours_is_also_there_with_a_share_of_flags(out, name, share):
+    rows, detection = denoised(DATASET, out / DATASET.name, [name], CONFIG)
+    lines = detection.filter(pl.col("denoiser") == f"llm4dsr ({100 * share:.0f} %)")
+    assert lines["flagged"].to_list() == pytest.approx([share] * 3, abs=0.01)
+    before, after = DATASET.data.splits["train"], rows[name]["train"]
+    if "drop" in name:
+        left = after.lengths.sum() / before.lengths.sum()
+    else:
+        left = (after.items[before.present] == before.items[before.present]).mean()
+    assert left == pytest.approx(1 - share, abs=0.01)
+
+
+def test_two_rows_of_one_share_are_one_line_of_detection(out):
+    rows, detection = denoised(DATASET, out / DATASET.name, ["llm4dsr (replace 20 %)", "llm4dsr (drop 20 %)"], CONFIG)
+    assert {"llm4dsr (replace 20 %)", "llm4dsr (drop 20 %)"} < set(rows)
+    assert not detection.select("denoiser", "split").is_duplicated().any()
+
+
+def test_a_peer_can_drop_a_larger_share_by_the_same_scores(out):
+    rows, detection = denoised(DATASET, out / DATASET.name, ["tfidf", "tfidf (20 %)"], CONFIG)
+    few, more = (detection.filter(pl.col("denoiser") == n) for n in ("tfidf", "tfidf (20 %)"))
+    assert more["flagged"].to_list() == pytest.approx([HIGH_RATE] * 3, abs=0.01)
+    assert more["average_precision"].to_list() == few["average_precision"].to_list()
+    assert rows["tfidf (20 %)"]["train"].lengths.sum() < rows["tfidf"]["train"].lengths.sum()
+
+
+def test_flags_of_a_peer_can_get_our_suggestions(out):
+    """As many interactions as it drops, at the same places: what a gain owes to suggestions alone."""
+    rows, detection = denoised(DATASET, out / DATASET.name, ["random (20 %)", "random (replace 20 %)"], CONFIG)
+    assert detection["denoiser"].unique().to_list() == ["random (20 %)"]
+    for name, before in DATASET.data.splits.items():
+        dropped, replaced = rows["random (20 %)"][name], rows["random (replace 20 %)"][name]
+        assert replaced.lengths.tolist() == before.lengths.tolist()
+        at = {int(w): i for i, w in enumerate(dropped.window_ids)}
+        changed = 0
+        for i, window in enumerate(before.window_ids):
+            old, new = np.array(before.row(i)), np.array(replaced.row(i))
+            changed += (old != new).sum()
+            if int(window) in at:  # a window that lost all but one item is left out
+                assert dropped.row(at[int(window)]) == old[old == new].tolist()
+        assert changed == pytest.approx(detection.filter(split=name)["flagged"][0] * judged(name))
+
+
+def judged(split: str) -> int:
+    windows = DATASET.data.splits[split]
+    return int((windows if split == "train" else windows.histories()).lengths.sum())
+
+
+def test_all_denoisers_are_each_peer_once_and_one_that_rewrites_takes_no_share():
+    assert {"tfidf", "steam", "oracle (drop)"} <= set(usual(DATASET)) < set(names(DATASET))
+    assert "tfidf (20 %)" in set(names(DATASET)) - set(usual(DATASET))
+    assert "tfidf (replace 20 %)" in set(names(DATASET)) - set(usual(DATASET))
+    assert not {"steam (20 %)", "steam (replace 20 %)"} & set(names(DATASET))
+
+
+def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
+    rows, _ = denoised(DATASET, out / DATASET.name, SIX, CONFIG)
+    for splits in rows.values():
+        for name in ("valid", "test"):
+            assert splits[name].targets().tolist() == DATASET.data.splits[name].targets().tolist()
+    train = DATASET.data.splits["train"]
+    assert rows["oracle (restore)"]["train"].items.tolist() == train.clean_items.tolist()
+
+
+def test_a_robust_recommender_learns_from_untouched_windows_alone(out, tmp_path):
+    found = bench(DATASET, tmp_path, ["fmlprec"], ["none", "oracle (drop)"], replace(CONFIG, seed=1))
+    assert found["denoiser"].unique().to_list() == ["none"]
+
+
+def test_natural_windows_are_those_before_the_noise():
+    natural = load_dataset("demo", natural=True, tiny=True)
+    windows, noisy = natural.data.splits["train"], DATASET.data.splits["train"]
+    assert windows.items.tolist() == noisy.clean_items.tolist()
+    assert windows.noise_mask is None
+    assert not any(name.startswith("oracle") for name in names(natural))
+
+
+def test_without_a_known_truth_there_is_nothing_natural(tmp_path):
+    load_dataset("demo", natural=True, tiny=True).data.write(tmp_path / "shop")
+    with pytest.raises(DataError, match="clean_item_ids"):
+        load_dataset(str(tmp_path / "shop"), natural=True)
+
+
+@pytest.mark.parametrize(("backbone", "denoiser"), [("transformer", "none"), ("sasrec", "magic")])
+def test_unknown_names_are_refused_with_those_that_are_known(backbone, denoiser, tmp_path):
+    with pytest.raises(ConfigError, match="Known: "):
+        bench(DATASET, tmp_path, [backbone], [denoiser], CONFIG)
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time(tmp_path):
+    with Run(tmp_path / DATASET.name, CONFIG).locked(), pytest.raises(OutputError, match="in use"):
+        bench(DATASET, tmp_path, ["sasrec"], ["none"], CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset", "why"),
+    [
+        (replace(CONFIG, decide=replace(CONFIG.decide, eta=0.3)), DATASET, "another configuration"),
+        (CONFIG, load_dataset("demo", tiny=True, seed=1), "other windows"),
+    ],
+)
+def test_a_finished_run_of_ours_is_reused_only_for_the_same_configuration_and_windows(out, config, dataset, why):
+    with pytest.raises(ConfigError, match=f"{why}.*Choose another --out"):
+        our_run(dataset.data, out / DATASET.name / "llm4dsr", config, None)
+
+
+def test_scores_of_a_baseline_are_reused_only_for_the_same_windows_and_seed(out):
+    for dataset, config in ((load_dataset("demo", tiny=True, seed=1), CONFIG), (DATASET, replace(CONFIG, seed=1))):
+        with pytest.raises(ConfigError, match=r"tfidf has other windows or another seed\. Choose another --out"):
+            denoised(dataset, out / DATASET.name, ["tfidf"], config)
+
+
+def test_rows_of_one_table_share_the_options_of_their_recommender(out):
+    bce = replace(CONFIG.evaluate, recommender=replace(CONFIG.evaluate.recommender, loss="bce"))
+    with pytest.raises(ConfigError, match="sasrec with other options"):
+        bench(DATASET, out, ["sasrec"], ["none"], replace(CONFIG, evaluate=bce))
+
+
+def test_rows_of_one_table_are_of_the_same_windows(out):
+    """Also where no denoiser is asked for, whose own files would tell."""
+    with pytest.raises(ConfigError, match="other windows"):
+        bench(load_dataset("demo", tiny=True, seed=1), out, ["sasrec"], ["none"], CONFIG)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda t: t.with_columns(device=pl.lit("Some GPU")), "another device"),
+    (lambda t: t.drop("device"), "another version"),
+])  # fmt: skip
+def test_rows_of_one_table_are_of_the_same_device_and_version(out, tmp_path, change, said):
+    folder = tmp_path / DATASET.name
+    folder.mkdir()
+    change(pl.read_parquet(out / DATASET.name / RESULTS)).write_parquet(folder / RESULTS)
+    with pytest.raises(ConfigError, match=said):
+        bench(DATASET, tmp_path, ["sasrec"], ["none"], CONFIG)
+
+
+def test_a_robust_recommender_stands_beside_sasrec_only_with_the_same_options(tmp_path):
+    line = {"denoiser": "none", "seed": 0, "ndcg": 0.5, "hit_rate": 0.5, "valid_ndcg": 0.5, "seconds": 1.0,
+            "device": "CPU", "ranks": [3]}  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    for own, there in (("one", True), ("other", False)):
+        rows = [{"backbone": "sasrec", "recipe": "one", **line}, {"backbone": "fmlprec", "recipe": own, **line}]
+        pl.DataFrame(rows).write_parquet(tmp_path / "toy" / RESULTS)
+        assert ("(fmlprec itself)" in tables.results_markdown(tmp_path)) is there
+
+
+def test_a_mask_alone_is_enough_to_drop_but_not_to_restore():
+    splits = {n: replace(w, clean_items=None) for n, w in DATASET.data.splits.items()}
+    known = names(BenchDataset("masked", Dataset(DATASET.data.catalogue, splits)))
+    assert "oracle (drop)" in known
+    assert "oracle (restore)" not in known
+
+
+@pytest.mark.skipif(not COMMITTED.is_dir(), reason="the results are in the repository alone")
+def test_the_results_that_are_shown_are_made_from_the_cells_that_are_kept():
+    assert (COMMITTED.parents[1] / "RESULTS.md").read_text("utf-8") == tables.results_markdown(COMMITTED)
+
+
+def test_recommenders_may_have_other_options_on_the_same_run_of_ours(out):
+    other = replace(CONFIG, threads=1, evaluate=replace(CONFIG.evaluate, k=10))
+    assert our_run(DATASET.data, out / DATASET.name / "llm4dsr", other, None).done("suggest")
+
+
+def test_memory_of_a_baseline_excludes_the_parent_process():
+    """A child process does not count the memory of its parent."""
+    held = np.ones(100_000_000)  # 800 MB
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(peak_memory_mb).result() < 700 < peak_memory_mb()
+    assert len(held)
+
+
+def test_the_bench_command_writes_tables_and_resumes(tmp_path):
+    """On a folder of windows and with a recipe. The second run trains nothing."""
+    DATASET.data.write(tmp_path / "shop")
+    recipe = {"model": {"hidden_size": 32, "layers": 1, "heads": 2, "vector_size": 32},
+              "train": {"epochs": 1, "folds": 2},
+              "evaluate": {"recommender": {"hidden_size": 16, "epochs": 2}}}  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    command = [Path(sys.executable).with_name("llm4dsr"), "bench", "--dataset", "shop", "--out", "out", "--seeds", "2",
+               "--config", "small.yaml", "--denoisers", "none,llm4dsr (drop),pmi,oracle (drop)"]  # fmt: skip
+    texts = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        texts.append((tmp_path / "out" / "RESULTS.md").read_text("utf-8"))
+    assert texts[0] == texts[1]  # minutes included: they are those of the first run
+    assert "at most 8 recommenders" in " ".join(done.stdout.split())
+    assert texts[0].count("| oracle (drop) |") == 1
+
+
+def test_tables_need_results(tmp_path):
+    with pytest.raises(OutputError, match="no results"):
+        tables.results_markdown(tmp_path)
+
+
+def test_ndcg_of_candidate_lists_against_random_order_by_hand(tmp_path):
+    """Lists of two: one target is second, one is missing. In random order the first has NDCG (1 + .63) / 2."""
+    line = {"backbone": "llara", "denoiser": "none", "seed": 0, "ndcg": 0.3155, "hit_rate": 0.5, "valid_ndcg": 0.5,
+            "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30], "listed": 2}  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    pl.DataFrame([line]).write_parquet(tmp_path / "toy" / RESULTS)
+    text = tables.results_markdown(tmp_path)
+    assert "LLaRA reorders the 2 best items" in text
+    assert "    - none: 2.0, 0.3155 beside 0.4077" in text
+
+
+def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(tmp_path):
+    ndcg = {"none": 0.1, "llm4dsr (replace 20 %)": 0.5, "llm4dsr (drop 20 %)": 0.2, "pmi": 0.3, "tfidf (20 %)": 0.15,
+            "random (replace 20 %)": 0.4}  # fmt: skip
+    lines = [{"backbone": "gru4rec", "denoiser": name, "seed": 0, "ndcg": value, "hit_rate": 0.5, "valid_ndcg": 0.5,
+              "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30]}
+             for name, value in ndcg.items()]  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
+    lines_of_ours = [line for line in tables.results_markdown(tmp_path).splitlines() if " against " in line]
+    said = [line.split(":")[0] for line in lines_of_ours if line.startswith("- llm4dsr")]
+    assert said == [
+        "- llm4dsr (replace 20 %) against none",
+        "- llm4dsr (drop 20 %) against none",
+        "- llm4dsr (replace 20 %) against the best baseline, pmi",
+        "- llm4dsr (replace 20 %) against our suggestions for the flags of random",
+        "- llm4dsr (drop 20 %) against the best baseline, pmi",
+        "- llm4dsr (drop 20 %) against the best baseline that flags 20 %, tfidf (20 %)",
+    ]
+
+
+def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
+    """Two windows, two seeds. none: rank 3 of each (NDCG 1/2); ours: one of the two at rank 1 (NDCG 3/4)."""
+    ranks = {"none": [[3, 3], [3, 3]], "llm4dsr (drop)": [[1, 3], [1, 3]], "pmi": [[30, 3], [3, 30]]}
+    lines = [
+        {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
+         "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
+         "recipe": "one", "device": "CPU", "ranks": r,
+         "valid_ndcg": {"none": 0.4, "llm4dsr (drop)": 0.3, "pmi": 0.9}[name]}
+        for name, of in ranks.items()
+        for seed, r in enumerate(of)
+    ]  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
+    text = tables.results_markdown(tmp_path)
+    assert (
+        "| llm4dsr (drop) | 2 | 0.7500 ± 0.0000 | 1.0000 ± 0.0000 | +50.0 % | < .001 | 0.500 | +0.0 % | 1.0 |" in text
+    )
+    assert "| none | 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  | 1.0 |" in text
+    assert "llm4dsr (drop) against none: +50.0 % NDCG@20, significant over seeds" in text
+    assert "llm4dsr (drop) against the best baseline, pmi: +200.0 % NDCG@20" in text
+    assert "Chosen on validation, of none and ours: none (NDCG@20 0.4000, none 0.4000)" in text
+    assert text.index("llm4dsr (drop) |") < text.index("none |") < text.index("pmi |")  # best first

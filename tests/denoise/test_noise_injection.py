@@ -1,0 +1,122 @@
+"""The self-supervised task: which positions are replaced, and by what."""
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm4dsr.config import TaskConfig
+from llm4dsr.core.arrays import PAD
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.noise_injection import draw_positions, replace
+
+SEEDS = st.integers(0, 2**32 - 1)
+LENGTHS = st.lists(st.integers(1, 11), min_size=1, max_size=20).map(np.array)
+
+
+def catalogue(*titles: str) -> Catalogue:
+    return Catalogue(pl.Series("item_id", range(len(titles))), list(titles))
+
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+@given(LENGTHS, st.integers(1, 4), SEEDS)
+def test_replaced_is_how_many_are_replaced(lengths, replaced, seed):
+    """Exactly so many in a window, but one item always stays; never in the padding."""
+    chosen = draw_positions(lengths, 11, TaskConfig(replaced=replaced), np.random.default_rng(seed))
+    assert chosen.sum(axis=1).tolist() == [min(replaced, n - 1) for n in lengths]
+    assert not (chosen & (np.arange(11) >= lengths[:, None])).any()
+
+
+@given(LENGTHS, st.floats(0, 1), SEEDS)
+def test_rate_leaves_one_item_and_the_padding(lengths, rate, seed):
+    chosen = draw_positions(lengths, 11, TaskConfig(replaced=0, rate=rate), np.random.default_rng(seed))
+    assert (chosen.sum(axis=1) < lengths).all()
+    assert not (chosen & (np.arange(11) >= lengths[:, None])).any()
+
+
+def test_rate_0_and_rate_1():
+    lengths = np.array([1, 3, 5])
+    rng = np.random.default_rng(0)
+    assert draw_positions(lengths, 5, TaskConfig(rate=0.0), rng).sum() == 0
+    assert draw_positions(lengths, 5, TaskConfig(rate=1.0), rng).sum(axis=1).tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("task", [TaskConfig(replaced=1), TaskConfig(replaced=0, rate=0.2)])
+def test_every_position_is_equally_likely(task):
+    """5 positions: each is chosen in a fifth of 20,000 windows; the standard error is 0.0028."""
+    chosen = draw_positions(np.full(20_000, 5), 6, task, np.random.default_rng(1))
+    assert chosen.mean(axis=0) == pytest.approx([0.2] * 5 + [0], abs=0.012)
+
+
+def test_none_is_the_share_of_windows_left_whole():
+    rng = np.random.default_rng(2)
+    lengths = np.full(20_000, 5)
+    assert not draw_positions(lengths, 5, TaskConfig(replaced=1, none=1.0), rng).any()
+    chosen = draw_positions(lengths, 5, TaskConfig(replaced=2, none=0.3), rng)
+    assert set(chosen.sum(axis=1).tolist()) == {0, 2}
+    assert (chosen.sum(axis=1) == 0).mean() == pytest.approx(0.3, abs=0.015)
+
+
+# --- replacements ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    windows=st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=8), min_size=1, max_size=8),
+    rate=st.floats(0, 1),
+    seed=SEEDS,
+)
+def test_replacements_are_foreign_and_nothing_else_changes(windows, rate, seed):
+    """Twelve items of which the rows 9, 10, 11 share the titles of 0, 1 and 2: often few foreign items are left."""
+    names = "abcdefghi"
+    items = catalogue(*names, *"abc")
+    before = Windows.from_lists(windows)
+    rng = np.random.default_rng(seed)
+    chosen = (rng.random(before.items.shape) < rate) & before.present
+    given_items = before.items.copy()
+    after = replace(before.items, chosen, items, rng)
+
+    assert (before.items == given_items).all()  # a copy: what was given is as it was
+    assert (after[~chosen] == before.items[~chosen]).all()
+    assert (after[~before.present] == PAD).all()
+    for w, row in enumerate(windows):
+        held = {items.titles[i] for i in row}
+        drawn = [items.titles[i] for i in after[w][chosen[w]]]
+        assert not held & set(drawn)
+
+
+def test_draws_are_uniform_over_the_foreign_items():
+    """Window a b of the catalogue a b c d and a second "c": c, d and the other c are each drawn a third of the time."""
+    items = catalogue("a", "b", "c", "d", "c")
+    windows = np.tile([0, 1], (30_000, 1))
+    after = replace(windows, windows == 1, items, np.random.default_rng(3))
+    assert (after[:, 0] == 0).all()
+    counts = np.bincount(after[:, 1], minlength=5) / len(after)
+    assert counts == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3], abs=0.015)
+
+
+def test_one_foreign_item_in_a_large_catalogue_of_the_same_title_is_found():
+    """999 items are titled "a"; drawing at random would hardly ever hit the only other one."""
+    items = catalogue(*["a"] * 999, "b")
+    windows = np.tile([0, 5], (50, 1))
+    after = replace(windows, windows == 0, items, np.random.default_rng(4))
+    assert (after == [999, 5]).all()
+
+
+def test_without_a_foreign_item_the_window_stays():
+    items = catalogue("a", "b", "a")
+    windows = np.array([[0, 1, PAD], [2, 1, 0]])
+    chosen = np.array([[True, False, False], [True, True, False]])
+    assert (replace(windows, chosen, items, np.random.default_rng(5)) == windows).all()
+
+
+def test_the_seed_decides():
+    items = catalogue(*(f"title {i}" for i in range(100)))
+    windows = np.arange(40).reshape(4, 10)
+    chosen = windows % 2 == 0
+    one, same, other = (replace(windows, chosen, items, np.random.default_rng(seed)) for seed in (6, 6, 7))
+    assert (one == same).all()
+    assert (one != other).any()

@@ -1,0 +1,113 @@
+"""Rows that differ in their data alone, and a summary that can be checked by hand."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from llm4dsr.config import EvaluateConfig, RecommenderConfig
+from llm4dsr.core.arrays import PAD
+from llm4dsr.core.device import max_workers
+from llm4dsr.data.demo import make_demo
+from llm4dsr.data.windows import Windows
+from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
+from llm4dsr.evaluate.summary import summarize
+from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
+
+DATA = make_demo(size="tiny").data
+QUICK = EvaluateConfig(seeds=2, recommender=RecommenderConfig(hidden_size=16, blocks=1, epochs=2, negatives=32))
+
+
+def known_noise(name: str) -> pl.DataFrame:
+    """The decisions of a detector that knows: as its stage would have written them."""
+    windows = DATA.splits[name]
+    judged = windows if name == "train" else windows.histories()
+    rows, positions = np.nonzero(judged.noise_mask)
+    return pl.DataFrame(
+        {"window_id": judged.window_ids[rows], "position": positions, "noise_probability": np.ones(len(rows))}
+    )
+
+
+TABLES = DecisionTables({name: known_noise(name) for name in DATA.splits}, {})
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return compared_rows(DATA.splits, TABLES, DATA.catalogue, ("drop",), train_targets=True)
+
+
+def test_there_is_a_row_for_each_action_and_for_each_oracle(rows):
+    assert list(rows) == ["original", "corrected (drop)", "oracle (drop)", "oracle (restore)"]
+
+
+def test_a_detector_that_knows_is_the_oracle(rows):
+    for name in DATA.splits:
+        ours, oracle = (rows[row][name] for row in ("corrected (drop)", "oracle (drop)"))
+        same = np.isin(ours.window_ids, oracle.window_ids)
+        assert ours.take(np.flatnonzero(same)).items.tolist() == oracle.items.tolist()
+
+
+def test_all_rows_are_tested_on_the_same_targets(rows):
+    for splits in rows.values():
+        for name in ("valid", "test"):
+            assert splits[name].targets().tolist() == DATA.splits[name].targets().tolist()
+
+
+def test_training_targets_are_kept_on_request():
+    made = correct_split("train", DATA.splits["train"], TABLES, DATA.catalogue, "drop", train_targets=False)
+    kept = made.windows
+    before = DATA.splits["train"].take(np.flatnonzero(np.isin(DATA.splits["train"].window_ids, kept.window_ids)))
+    assert kept.targets().tolist() == before.targets().tolist()
+
+
+def test_the_numbers_do_not_depend_on_how_many_train_at_a_time(rows):
+    threads, tables, seen = torch.get_num_threads(), [], []
+    two = {name: rows[name] for name in ("original", "oracle (restore)")}
+    try:
+        for workers in (1, 2):
+            torch.set_num_threads(workers)
+            tables.append(train_and_evaluate(two, DATA.catalogue, QUICK, 5, lambda *a: seen.append(a)))
+    finally:
+        torch.set_num_threads(threads)
+    assert tables[0].drop("seconds").equals(tables[1].drop("seconds"))
+    assert tables[0].select("row", "seed").rows() == [
+        ("original", 5), ("oracle (restore)", 5), ("original", 6), ("oracle (restore)", 6)]  # fmt: skip
+    assert seen[-1][:2] == (8, 8)  # two rows, two seeds, two epochs
+
+
+@pytest.mark.parametrize(("gib", "large", "at_once"), [(80, False, 6), (9, False, 4), (1, False, 1), (80, True, 1)])
+def test_as_many_share_a_gpu_as_its_memory_has_room_for(gib, large, at_once, monkeypatch):
+    """2 GiB for each small model, one for each of eight cores, six to do; a large model has the GPU to itself."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gib * 2**30, 2 * gib * 2**30))
+    assert max_workers(6, large) == at_once
+
+
+def test_the_summary_by_hand():
+    results = pl.DataFrame(
+        {"row": ["original", "corrected (drop)", "oracle (restore)"] * 2, "seed": [0, 0, 0, 1, 1, 1],
+         "ndcg": [0.10, 0.12, 0.20, 0.10, 0.13, 0.20], "hit_rate": [0.2, 0.2, 0.4, 0.2, 0.2, 0.4]}
+    )  # fmt: skip
+    original, ours, oracle = summarize(results).to_dicts()
+    assert ours["ndcg"] == pytest.approx(0.125)
+    assert ours["ndcg_half_width"] == pytest.approx(12.7062 * 0.005, rel=1e-4)  # t with one degree of freedom · s / √2
+    assert ours["ndcg_gain_percent"] == pytest.approx(25)
+    assert ours["oracle_gain_fraction"] == pytest.approx(0.25)
+    assert oracle["hit_rate_gain_percent"] == pytest.approx(100)
+    assert np.isnan(original["ndcg_p"])
+    assert 0.05 < ours["ndcg_p"] < 0.2  # differences 0.02 and 0.03: t = 5, one degree of freedom, p = 0.126
+
+
+def test_the_oracle_that_restores_drops_what_was_inserted():
+    """Of 0 [5] 2 and the target 3, the 5 was inserted; in 0 [5] 2 [6] it was, and 1 stood where 2 is; 6 is a target."""
+    windows = Windows.from_lists(
+        [[0, 5, 2, 3], [0, 5, 2, 6]],
+        noise_mask=np.array([[0, 1, 0, 0], [0, 1, 1, 0]], dtype=bool),
+        clean_items=np.array([[0, PAD, 2, 3], [0, PAD, 1, 6]]),
+    )
+    splits = dict.fromkeys(("train", "valid", "test"), windows)
+    rows = compared_rows(splits, TABLES, DATA.catalogue, (), train_targets=True)
+    for name in splits:
+        assert rows["oracle (restore)"][name].items.tolist() == [[0, 2, 3], [0, 1, 6]]
+        assert rows["oracle (drop)"][name].items.tolist() == [[0, 2, 3], [0, 6, PAD]]

@@ -1,0 +1,126 @@
+"""What other users have together, with the user's own history left out. Small shops that can be counted by eye."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llm4dsr.core.arrays import PAD
+from llm4dsr.core.hashing import user_hashes
+from llm4dsr.data.demo import make_demo
+from llm4dsr.data.windows import Windows
+from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
+
+TRAIN, TRACK, PAINT, BRUSH, DOLL = range(5)
+HISTORIES = [[TRAIN, TRACK], [TRAIN, TRACK, PAINT], [PAINT, BRUSH], [PAINT, BRUSH, TRAIN]]
+USERS = ["ann", "ben", "cid", "dot"]
+
+
+def windows(histories, users) -> Windows:
+    return Windows.from_lists(histories, user_ids=pl.Series("user_id", users))
+
+
+@pytest.fixture
+def cooccurrence() -> CooccurrenceCounts:
+    return CooccurrenceCounts.of(windows(HISTORIES, USERS), n_items=5)
+
+
+def test_a_stranger_sees_all_users(cooccurrence):
+    pair_counts, item_counts = cooccurrence.leave_one_out_counts(windows([[TRAIN, TRACK, BRUSH]], ["eve"]))
+    assert pair_counts[0].tolist() == [[0, 2, 1], [2, 0, 0], [1, 0, 0]]
+    assert item_counts[0].tolist() == [3, 2, 2]
+
+
+def test_a_users_own_history_is_left_out(cooccurrence):
+    pair_counts, item_counts = cooccurrence.leave_one_out_counts(windows([[TRAIN, TRACK, PAINT]], ["ben"]))
+    assert pair_counts[0].tolist() == [[0, 1, 1], [1, 0, 0], [1, 0, 0]]  # ann has the first pair, dot train and paint
+    assert item_counts[0].tolist() == [2, 1, 2]
+
+
+def test_an_item_put_into_a_history_is_nobodys_own(cooccurrence):
+    """Self-made noise: ben never had the brush, so nothing is subtracted for it."""
+    pair_counts, item_counts = cooccurrence.leave_one_out_counts(windows([[TRAIN, BRUSH]], ["ben"]))
+    assert pair_counts[0].tolist() == [[0, 1], [1, 0]]
+    assert item_counts[0].tolist() == [2, 2]
+
+
+def test_overlapping_windows_of_a_user_count_once():
+    cooccurrence = CooccurrenceCounts.of(
+        windows([[TRAIN, TRACK, PAINT], [TRACK, PAINT, BRUSH]], ["ann", "ann"]), n_items=5
+    )
+    assert cooccurrence.popularity.tolist() == [1, 1, 1, 1, 0]
+    pair_counts, item_counts = cooccurrence.leave_one_out_counts(windows([[TRACK, PAINT]], ["eve"]))
+    assert (pair_counts[0, 0, 1], item_counts[0].tolist()) == (1, [1, 1])
+    pair_counts, item_counts = cooccurrence.leave_one_out_counts(windows([[TRACK, PAINT]], ["ann"]))
+    assert (pair_counts.sum(), item_counts.sum()) == (0, 0)
+
+
+def test_what_was_counted_is_not_counted_again(cooccurrence):
+    """Ann comes back: her old pair stays one, the new ones are added, and all of hers are left out for her."""
+    more = cooccurrence.add(windows([[TRAIN, TRACK, DOLL]], ["ann"]))
+    whole = CooccurrenceCounts.of(windows([*HISTORIES, [TRAIN, TRACK, DOLL]], [*USERS, "ann"]), n_items=5)
+    for name in ("pairs", "counts", "popularity", "own"):
+        assert (getattr(more, name) == getattr(whole, name)).all()
+    pair_counts, item_counts = more.leave_one_out_counts(windows([[TRAIN, TRACK, DOLL]], ["eve"]))
+    assert pair_counts[0].tolist() == [[0, 2, 1], [2, 0, 1], [1, 1, 0]]
+    assert item_counts[0].tolist() == [3, 2, 1]
+
+
+def test_an_item_that_stands_twice_is_no_company_for_itself(cooccurrence):
+    pair_counts, _ = cooccurrence.leave_one_out_counts(windows([[TRAIN, TRAIN, TRACK]], ["eve"]))
+    assert pair_counts[0].tolist() == [[0, 0, 2], [0, 0, 2], [2, 2, 0]]
+
+
+def test_evidence_tells_who_belongs(cooccurrence):
+    features = cooccurrence.features(windows([[TRAIN, TRACK, DOLL], [PAINT]], ["eve", "fay"]))
+    assert features.shape == (2, 3, N_FEATURES)
+    share = features[0, :, 2]  # of the two other items, with how many was it seen?
+    assert share.tolist() == [0.5, 0.5, 0]
+    assert features[0, :, 1].tolist() == [0, 0, 1]  # nobody has the doll
+    assert not features[1, 1:].any()  # padding
+    assert np.isfinite(features).all()
+
+
+def test_support_speaks_for_what_others_bought_with_the_rest(cooccurrence):
+    some = windows([[TRAIN, TRACK, DOLL], [PAINT, BRUSH]], ["eve", "cid"])
+    context = some.present.copy()
+    context[0, 2] = context[1, 1] = False
+    neighbor_scores = cooccurrence.neighbor_scores(some, context)
+    by_hand = [2 / np.sqrt(4 * 3), 2 / np.sqrt(4 * 3), 2 / np.sqrt(4 * 4) + 1 / np.sqrt(3 * 4), 1 / np.sqrt(4 * 3), 0]
+    np.testing.assert_allclose(neighbor_scores[0], by_hand)  # by the train and the track
+    # By the paint, for cid: dot alone has it with the brush, since cid's own pair is left out.
+    np.testing.assert_allclose(neighbor_scores[1], [2 / np.sqrt(4 * 4), 1 / np.sqrt(4 * 3), 0, 1 / np.sqrt(4 * 3), 0])
+
+
+def test_saved_and_loaded_it_counts_the_same(cooccurrence, tmp_path):
+    cooccurrence.save(tmp_path)
+    again, some = CooccurrenceCounts.load(tmp_path), windows(HISTORIES, USERS)
+    assert (again.features(some) == cooccurrence.features(some)).all()
+
+
+def test_no_user_id_is_stored(cooccurrence, tmp_path):
+    cooccurrence.save(tmp_path)
+    columns = [name for path in sorted(tmp_path.glob("*.parquet")) for name in pl.read_parquet(path).columns]
+    assert columns == ["users", "hash", "pair", "users"]
+
+
+def test_users_are_known_by_their_id_as_text():
+    assert (user_hashes(pl.Series([7, 8])) == user_hashes(pl.Series(["7", "8"]))).all()
+    assert user_hashes(pl.Series([None, "7"], dtype=pl.String))[0] == 0
+
+
+@pytest.mark.parametrize("cells", [50, 4_000_000])
+def test_it_is_the_same_in_small_parts(monkeypatch, cells):
+    """A big log is counted a part at a time; the parts must not show."""
+    monkeypatch.setattr("llm4dsr.features.cooccurrence.CELLS", cells)
+    data = make_demo(size="tiny").data
+    some = data.splits["train"]
+    cooccurrence = CooccurrenceCounts.of(some, len(data.catalogue))
+    counts = np.zeros((len(data.catalogue),) * 2, dtype=int)
+    pairs = {(u, *sorted((a, b))) for u, row in zip(some.user_ids, some.items, strict=True)
+             for a in row for b in row if a != b and PAD not in (a, b)}  # fmt: skip
+    for _, a, b in pairs:
+        counts[a, b] += 1
+    left, right = cooccurrence.pairs // len(data.catalogue), cooccurrence.pairs % len(data.catalogue)
+    assert (counts[left, right] == cooccurrence.counts).all()
+    assert counts.sum() == cooccurrence.counts.sum()
+    assert cooccurrence.features(some).shape == (*some.items.shape, N_FEATURES)
