@@ -24,19 +24,23 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm4dsr.batch import collate, pick_device, token_batches
-from llm4dsr.catalogue import Windows
-from llm4dsr.company import Company
 from llm4dsr.config import Config, ModelConfig, TrainConfig
-from llm4dsr.data import Data, limit_windows, read_data, write_text
-from llm4dsr.denoiser import untuned
-from llm4dsr.model import NoiseLM, embedded_lm
-from llm4dsr.prompt import PromptBuilder, Tokens
+from llm4dsr.core.device import pick_device
+from llm4dsr.core.hashing import versions
+from llm4dsr.core.io import write_text
+from llm4dsr.data.dataset import Dataset
+from llm4dsr.data.read import read_data
+from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.denoise.score import score_windows
+from llm4dsr.denoise.train import build_model, tune
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.features.title_vectors import title_vectors
+from llm4dsr.lm.collate import collate, token_batches
+from llm4dsr.lm.embedded import embedded_lm
+from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.prompt import PromptBuilder
+from llm4dsr.lm.tokens import Tokens
 from llm4dsr.recommenders import fit
-from llm4dsr.score import score_windows
-from llm4dsr.shards import versions
-from llm4dsr.tune import tune
-from llm4dsr.vectors import title_vectors
 
 HERE = Path(__file__).parent
 TUNED, SCORED, ASKED, ONE_BY_ONE = 5_000, 2_000, 512, 64  # windows of each measurement
@@ -48,14 +52,14 @@ SHAPES = {  # of Llama 3
 MILLION = 1_000_000
 
 
-def small(data: Data) -> dict[str, float]:
+def small(data: Dataset) -> dict[str, float]:
     """Seconds of each part, on the GPU or else one core, less what a first call sets up."""
     torch.set_num_threads(1)
     config, windows = Config(), limit_windows(data.splits["train"], TUNED, 0)
     model_settings = config.model
     vectors = title_vectors(data.catalogue.titles, windows, model_settings.title_vectors, model_settings.vector_size, 0)
-    company = Company.of(data.splits["train"], len(data.catalogue))
-    model, builder = untuned(config, data.catalogue, windows, vectors, company, 0)
+    cooccurrence = CooccurrenceCounts.of(data.splits["train"], len(data.catalogue))
+    model, builder = build_model(config, data.catalogue, windows, vectors, cooccurrence, 0)
     once = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1))
     histories = limit_windows(data.splits["test"], SCORED, 0).histories()
 
@@ -93,25 +97,27 @@ def on_one_core(data: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, __file__, "--data", data], env=hidden, stdout=subprocess.PIPE)
 
 
-def large(data: Data) -> list[dict[str, Any]]:
+def large(data: Dataset) -> list[dict[str, Any]]:
     """Windows per second of language models in bf16 that read titles as text; one line for each way to ask."""
     titles, lines = data.catalogue.titles, []
-    tokenizer = embedded_lm(titles, ModelConfig(items="text", answer="title", hidden_size=64, layers=1), 1024, 0)[1]
+    tokenizer = embedded_lm(
+        titles, ModelConfig(item_input="title", readout="title", hidden_size=64, layers=1), 1024, 0
+    )[1]
     histories = limit_windows(data.splits["test"], ASKED, 0).histories()
     for name, shape in SHAPES.items():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         lm = random_llama(len(tokenizer), shape)
         model = NoiseLM(lm, tokenizer).eval()
-        for answer in ("position", "title"):
-            settings = ModelConfig(items="text", answer=answer, dtype="bf16")  # type: ignore[arg-type]
+        for answer in ("per_position", "title"):
+            settings = ModelConfig(item_input="title", readout=answer, dtype="bf16")  # type: ignore[arg-type]
             config = Config(model=settings, train=TrainConfig(batch_tokens=32_768, max_tokens=1024))
             builder = PromptBuilder(tokenizer, titles, settings, 1024)
 
             def ask(some: Windows, builder: Any = builder, config: Config = config, model: NoiseLM = model) -> None:
                 score_windows(model, builder, some, data.catalogue, config)
 
-            how = "verdicts, one pass" if answer == "position" else "whole titles, one pass"
+            how = "verdicts, one pass" if answer == "per_position" else "whole titles, one pass"
             lines.append(line(name, how, len(histories), timed(ask, histories.take(np.arange(32)), histories)))
         some = histories.take(np.arange(ONE_BY_ONE))
         each = timed(lambda w, m=model, b=builder: one_by_one(m, b, w), some.take(np.arange(4)), some)

@@ -58,8 +58,8 @@ def make_log(folder: Path, rows: int, users: int, items: int, seed: int = 0) -> 
 
 def run_prepare(log: Path, out: Path) -> dict[str, Any]:
     """What the process of its own does. Seconds are those of reading, preparing and writing, without imports."""
-    from llm4dsr.prepare import prepare
-    from llm4dsr.sources.read import read_source
+    from llm4dsr.data.prepare import prepare
+    from llm4dsr.data.sources.read import read_source
 
     imported, started = peak_mb(), time.monotonic()
     steps: dict[str, float] = {}  # when a step was last heard of

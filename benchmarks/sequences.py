@@ -2,7 +2,7 @@
 
     python benchmarks/sequences.py --items FILE --sequences FILE [FILE …] --out DIR
     llm4dsr noise --data DIR --out DIR-noisy
-    llm4dsr study transfer --suite toys --target DIR-noisy
+    llm4dsr study transfer --dataset toys --target DIR-noisy
 
 The files are Parquet: `item_id, title`, and `user_id, item_ids` with `timestamps` if known. Where there are no times,
 users come one after another in the order of the files, so that a split by time puts other users into test.
@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.data import ITEMS, LOG, write_parquet
+from llm4dsr.core.io import write_parquet
 
 TIMES = "timestamps"
 
@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     given = parser.parse_args()
     log = to_log(pl.concat([pl.read_parquet(path) for path in given.sequences]))
-    write_parquet(pl.read_parquet(given.items).select(c.ITEM, c.TITLE), given.out / f"{ITEMS}.parquet")
-    write_parquet(log, given.out / f"{LOG}.parquet")
+    write_parquet(pl.read_parquet(given.items).select(c.ITEM, c.TITLE), given.out / f"{c.ITEMS_FILE}.parquet")
+    write_parquet(log, given.out / f"{c.LOG_FILE}.parquet")
     print(f"{log[c.USER].n_unique():,} users, {len(log):,} interactions in {given.out}")
 
 

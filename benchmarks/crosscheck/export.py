@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.catalogue import PAD, IntArray, Windows
-from llm4dsr.data import read_data
+from llm4dsr.core.arrays import PAD, IntArray
+from llm4dsr.data.read import read_data
+from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
 
 

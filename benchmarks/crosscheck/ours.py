@@ -15,8 +15,9 @@ import polars as pl
 import torch
 
 from llm4dsr import columns as c
-from llm4dsr.catalogue import Catalogue, Windows
 from llm4dsr.config import RecommenderConfig
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
 from llm4dsr.recommenders import BACKBONES, fit
 
 
