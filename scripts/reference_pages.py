@@ -14,6 +14,7 @@ import click
 import typer
 
 from llm4dsr.cli.main import app
+from llm4dsr.config import Config
 from llm4dsr.config.config import config_schema
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
@@ -29,9 +30,9 @@ def configuration() -> str:
         "The recipes `demo`, `laptop` and `paper` come with the package. `llm4dsr config show` prints the defaults,",
         "`llm4dsr config schema` a JSON schema that editors complete from.",
     ]
-    sections = [("", schema)]
+    sections = [("", schema, Config().to_dict())]
     while sections:
-        name, section = sections.pop(0)
+        name, section, defaults = sections.pop(0)
         about = " ".join(section.get("description", "").split("\n\n")[0].split())
         lines += ["", f"## `{name}`" if name else "## Top level", ""]
         lines += [about, ""] if name else []
@@ -39,10 +40,11 @@ def configuration() -> str:
         for option, facts in section["properties"].items():
             reference = facts.get("$ref", "")
             if reference:
-                below.append((f"{name}.{option}".lstrip("."), schema["$defs"][reference.rsplit("/", 1)[1]]))
+                inner = schema["$defs"][reference.rsplit("/", 1)[1]]
+                below.append((f"{name}.{option}".lstrip("."), inner, defaults[option]))
                 continue
             text = " ".join(facts.get("description", "").split())
-            rows.append(f"| `{option}` | {kind(facts)} | `{shown(facts['default'])}` | {text} |")
+            rows.append(f"| `{option}` | {kind(facts)} | `{shown(defaults[option])}` | {text} |")
         lines += ["| option | values | default | meaning |", "|---|---|---|---|", *rows] if rows else []
         sections = below + sections
     return "\n".join(lines) + "\n"

@@ -162,12 +162,6 @@ def test_a_suggestion_is_never_in_the_window(denoiser, scores):
         assert canonical[DEMO.data.catalogue.index([item])[0]] not in inside
 
 
-def test_what_is_given_goes_before_the_configuration(denoiser):
-    assert denoiser.rule(None, None, None, True) == ("probability", 0.5, 3)
-    assert denoiser.rule("rate", 0.1, 1, False) == ("rate", 0.1, 1)
-    assert denoiser.rule(None, 0.8, None, True) == ("probability", 0.8, 3)
-
-
 def test_an_unknown_policy_is_refused(denoiser, scores):
     with pytest.raises(ConfigError, match="expected one of"):
         denoiser.decide(scores, "best")

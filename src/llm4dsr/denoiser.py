@@ -81,8 +81,6 @@ class Denoiser:
         self.width = 0
         self._ensemble: Ensemble | None = None
 
-    # -- fit ---------------------------------------------------------------------------------------------------------
-
     def fit(
         self,
         histories: Any,
@@ -147,18 +145,11 @@ class Denoiser:
     def update_counts(self, histories: Any) -> Denoiser:
         """Count histories as known: their item pairs are co-occurrence evidence from now on. No weights change.
 
-        For histories that are newer than those of `fit`, which counts its own.
-
-        Returns
-        -------
-        Denoiser
-            Itself.
+        For histories that are newer than those of `fit`, which counts its own. Returns the denoiser.
         """
         if self.builder.cooccurrence is not None:
             self.builder.cooccurrence = self.builder.cooccurrence.add(as_windows(histories, self.catalogue))
         return self
-
-    # -- score, decide, suggest, correct -----------------------------------------------------------------------------
 
     def score(
         self,
@@ -247,12 +238,8 @@ class Denoiser:
         ConfigError
             If the policy is unknown or needs a recommender, or η is out of range.
         """
-        policy, eta, cap = self.rule(policy, eta, cap, is_train)
+        policy, eta, cap = deciding.rule(self.config.decide, policy, eta, cap, is_train)
         return flagged_rows(scores, policy, eta, cap)
-
-    def rule(self, policy: str | None, eta: float | None, cap: int | None, is_train: bool) -> tuple[str, float, int]:
-        """Return (policy, η, cap) in force: arguments override `config.decide`. Raises ConfigError."""
-        return deciding.rule(self.config.decide, policy, eta, cap, is_train)
 
     def suggest(
         self,
@@ -353,8 +340,6 @@ class Denoiser:
             suggestions = self.suggest(windows, decisions, has_target=has_target)
         return correcting.apply(windows, decisions, suggestions, self.catalogue, action, has_target)
 
-    # -- save and load -----------------------------------------------------------------------------------------------
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Save weights (safetensors), tokenizer, catalogue, counts, calibration, configuration and versions."""
         facts = {
@@ -380,8 +365,6 @@ class Denoiser:
         out.calibrator = Calibrator(**card["calibrator"])
         out.ranking_weights = RankingWeights(**card["ranking_weights"])
         return out
-
-    # -- parts -------------------------------------------------------------------------------------------------------
 
     @property
     def ensemble(self) -> Ensemble:

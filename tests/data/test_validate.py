@@ -327,7 +327,7 @@ def test_more_data_than_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "available_memory", lambda: 1000)
     report = validate(tmp_path)
     assert codes(report) == ["memory"]
-    assert f"about {size(report.needed)} of memory, and 0.0 MiB are free" in report.warnings[0].text
+    assert f"about {size(report.needed)} of memory; 0.0 MiB are free" in report.warnings[0].text
     assert "takes about" in report.text()
 
 

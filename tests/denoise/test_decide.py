@@ -6,8 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from llm4dsr.config import Config
-from llm4dsr.denoise.decide import POLICIES, STAND_IN, VALIDATION, configured_rule, decide, effective_policy, ranks
+from llm4dsr.config import Config, DecideConfig
+from llm4dsr.denoise.decide import (
+    POLICIES,
+    STAND_IN,
+    VALIDATION,
+    configured_rule,
+    decide,
+    effective_policy,
+    ranks,
+    rule,
+)
 from llm4dsr.errors import ConfigError
 
 NAN = np.nan
@@ -173,3 +182,11 @@ def test_one_policy_stands_in_for_validation():
     assert STAND_IN in POLICIES
     assert effective_policy(None, None, VALIDATION) == VALIDATION
     assert effective_policy(None, 0.3, "rate") == "rate"
+
+
+def test_arguments_override_the_configuration():
+    """Without a recommender, the default policy `validation` is read as `probability`."""
+    config = DecideConfig()
+    assert rule(config, None, None, None, is_train=True) == ("probability", 0.5, 3)
+    assert rule(config, "rate", 0.1, 1, is_train=False) == ("rate", 0.1, 1)
+    assert rule(config, None, 0.8, None, is_train=True) == ("probability", 0.8, 3)

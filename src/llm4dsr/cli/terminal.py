@@ -107,7 +107,7 @@ class _Step:
         self.started, self.first = time.monotonic(), 0
 
     def update(self, done: int, total: int, doing: str) -> None:
-        if _step(doing) != _step(self.doing):
+        if _step(doing) != _step(self.doing) or done < self.done:
             self.started, self.first = time.monotonic(), done
         self.doing, self.done, self.total = doing, done, total
 

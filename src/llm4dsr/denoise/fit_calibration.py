@@ -12,7 +12,7 @@ import numpy as np
 from llm4dsr.core.arrays import IntArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import user_hashes
-from llm4dsr.core.progress import Progress
+from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.denoise import calibrate
 from llm4dsr.denoise.calibrate import Calibrator, Sample
@@ -123,9 +123,11 @@ def injected_sample(
         The window of each.
     """
     samples, sources = [], []
-    for _ in range(draws):
+    size = len(windows)
+    for draw in range(draws):
+        step = progress and subprogress(progress, draw * size, size, draws * size)
         injected, chosen, source, _ = inject(windows, ensemble.catalogue, rng)
-        sample = Sample.of(injected, ensemble.log_odds(injected, progress, doing, cache))
+        sample = Sample.of(injected, ensemble.log_odds(injected, step, doing, cache))
         samples.append(sample.take(chosen[injected.present]))
         sources.append(source)
     return calibrate.join(samples), np.concatenate(sources)

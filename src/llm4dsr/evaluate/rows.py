@@ -104,7 +104,7 @@ def correct_split(
 
 
 def oracle_split(windows: Windows, catalogue: Catalogue, action: str, has_target: bool) -> Windows:
-    """Correct known noise: the ceiling of what denoising can gain.
+    """Correct known noise: what perfect detection would gain.
 
     Parameters
     ----------

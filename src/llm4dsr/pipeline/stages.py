@@ -21,6 +21,7 @@ from llm4dsr.data.read import read_data
 from llm4dsr.data.validate import validate
 from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.denoise.decide import VALIDATION, effective_policy
+from llm4dsr.denoise.decide import rule as decision_rule
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics
@@ -146,7 +147,7 @@ class Run(RunFolder):
                 facts["tried"] = tried.to_dicts()
                 policy, eta = "rate", tried.filter("chosen")["correction_rate"][0]
             for name, scores in self.scores().items():
-                rule = denoiser.rule(policy, eta, cap, is_train=name == c.TRAIN)
+                rule = decision_rule(self.config.decide, policy, eta, cap, is_train=name == c.TRAIN)
                 flagged = denoiser.decide(scores, *rule)
                 write_parquet(flagged, out / f"{name}.parquet")
                 facts[name] = {

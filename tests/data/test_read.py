@@ -1,22 +1,17 @@
-"""Reading what a user has, and cutting windows from a log. Small cases whose result can be checked by eye."""
+"""Read data folders: logs and ready windows, in every format, and files that cannot be used."""
 
 import dataclasses
-import datetime as dt
 import os
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llm4dsr import columns as c
-from llm4dsr.core.io import write_parquet
 from llm4dsr.data.dataset import Dataset, make_windows
 from llm4dsr.data.read import read_data
-from llm4dsr.data.windows import Windows, limit_windows
-from llm4dsr.errors import DataError, OutputError
+from llm4dsr.data.windows import Windows
+from llm4dsr.errors import DataError
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
 ITEMS = pl.DataFrame({"item_id": LETTERS, "title": [f"Toy {letter}" for letter in LETTERS]})
@@ -41,169 +36,6 @@ def spelled(data: Dataset, split: str = "train") -> list[str]:
 
 def all_windows(data: Dataset) -> pl.DataFrame:
     return pl.concat([windows.to_frame(data.catalogue) for windows in data.splits.values()])
-
-
-# --- windows ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_long_history_gives_a_window_per_step():
-    assert spelled(cut(log(ann="abcdefgh"), history=5)) == ["abcdef", "bcdefg", "cdefgh"]
-
-
-def test_a_short_history_is_one_window_and_a_very_short_one_none():
-    data = cut(log(ann="abcdefg", bob="vwxyz", eve="klmn"))
-    assert spelled(data) == ["abcdefg", "vwxyz"]  # 4 items and a target are enough; 3 and a target are not
-    assert data.report == {"missing_value": 0, "repeated_row": 0, "k_core": 0, "short_history": 4}
-    assert data.splits["train"].user_ids.to_list() == ["ann", "bob"]
-    assert data.splits["train"].timestamps.tolist() == [6, 11]  # when the target was taken
-
-
-def test_ten_items_and_a_target_unless_told_otherwise():
-    assert spelled(cut(log(ann="abcdefghijkl"))) == ["abcdefghijk", "bcdefghijkl"]
-
-
-def test_time_decides_the_order_and_ties_keep_that_of_the_file():
-    shuffled = pl.DataFrame({
-        "user_id": ["ann", "bob", "ann", "ann", "ann", "ann"],
-        "item_id": ["e", "z", "a", "c", "b", "d"],
-        "timestamp": [50, 0, 10, 20, 20, 40],
-    })  # fmt: skip
-    assert spelled(cut(shuffled)) == ["acbde"]
-
-
-@given(st.lists(st.text(LETTERS, min_size=5, max_size=20), min_size=1, max_size=5), st.integers(1, 12))
-def test_windows_laid_end_to_end_are_the_histories(histories, history):
-    """The first window of a user and the targets of the others: nothing lost, nothing made up."""
-    data = cut(log(**{f"user{i}": text for i, text in enumerate(histories)}), history=history)
-    frame = data.splits["train"].to_frame(data.catalogue)
-    for i, text in enumerate(histories):
-        windows = ["".join(w) for w in frame.filter(user_id=f"user{i}").sort("timestamp")[c.ITEMS].to_list()]
-        assert windows[0] + "".join(w[-1] for w in windows[1:]) == text
-        assert all(before[1:] == after[:-1] for before, after in pairwise(windows))
-
-
-def test_split_by_the_time_of_the_target():
-    """20 windows: 16, 2 and 2, in the order in which their targets were taken; the two users take turns."""
-    ann, bob = "abcde" + "fghijklmno", "abcde" + "pqrstuvwxy"
-    both = log(ann=ann, bob=bob).with_columns(timestamp=pl.Series([*range(0, 30, 2), *range(1, 31, 2)]))
-    data = make_windows(both, ITEMS, history=5, k_core=0)
-    assert [len(data.splits[name]) for name in c.SPLITS] == [16, 2, 2]
-    assert [data.splits[name].timestamps.tolist() for name in c.SPLITS[1:]] == [[26, 27], [28, 29]]
-    assert [spelled(data, name) for name in c.SPLITS[1:]] == [["ijklmn", "stuvwx"], ["jklmno", "tuvwxy"]]
-    assert data.splits["test"].window_ids.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(("windows", "sizes"), [(10, [8, 1, 1]), (11, [8, 1, 2]), (19, [15, 2, 2]), (21, [16, 2, 3])])
-def test_split_sizes_round_down(windows, sizes):
-    data = make_windows(log(ann=("ab" * 20)[: windows + 1]), ITEMS, history=1, k_core=0)
-    assert [len(data.splits[name]) for name in c.SPLITS] == sizes
-
-
-def test_truth_is_carried_and_test_targets_are_restored():
-    noisy, clean = "abcdefxhijklmn", "abcdefghijklmn"  # x was put in place of g
-    interactions = log(ann=noisy).with_columns(clean_item_id=pl.Series(list(clean)))
-    data = make_windows(interactions, ITEMS, history=5, k_core=0, ratios=(1, 1, 7))
-    assert spelled(data, "train") == ["abcdef"]
-    assert spelled(data, "valid") == ["bcdefx"]  # a validation target stays as it was
-    assert spelled(data, "test")[0] == "cdefxh"
-    assert data.splits["valid"].noise_mask.tolist() == [[False] * 5 + [True]]
-
-    # Cut so that x is a test target: g again there, though it stays x in the histories of later windows.
-    data = make_windows(interactions, ITEMS, history=5, k_core=0, ratios=(1, 0, 8))
-    assert spelled(data, "test")[:2] == ["bcdefg", "cdefxh"]
-    assert data.splits["test"].noise_mask.tolist()[:2] == [[False] * 6, [False] * 4 + [True, False]]
-
-
-# --- k-core ----------------------------------------------------------------------------------------------------------
-
-
-def test_k_core_goes_on_until_nothing_changes():
-    """3-core: z is taken twice only and leaves; dan then has two left and leaves; now y has two, and leaves too."""
-    data = cut(log(ann="abc", bob="abcz", eve="abcy", joe="aby", dan="zay"), k_core=3, history=2)
-    assert data.catalogue.ids.to_list() == ["a", "b", "c"]
-    assert sorted(spelled(data)) == ["abc", "abc", "abc"]  # joe too: a and b are all that he has left
-    assert data.report["k_core"] == 1 + 1 + 3 + 3  # bob's z, eve's y, all of joe, all of dan
-
-
-def test_k_core_with_short_histories_counts_both_reasons():
-    data = cut(log(ann="abcde", bob="abcde", eve="ab"), k_core=2)
-    assert data.report == {"missing_value": 0, "repeated_row": 0, "k_core": 0, "short_history": 2}
-    assert len(data.catalogue) == 5  # items that nobody took leave the catalogue
-
-
-def test_without_k_core_the_catalogue_stays_whole():
-    assert len(cut(log(ann="abcde"), k_core=0).catalogue) == 26
-
-
-def test_an_empty_core_says_so():
-    with pytest.raises(DataError, match=r"5-core is empty: none of the 10 interactions.*Set a smaller k_core"):
-        make_windows(log(ann="abcde", bob="fghij"), ITEMS)
-
-
-# --- rows that cannot be used ----------------------------------------------------------------------------------------
-
-
-def test_rows_left_out_are_counted():
-    rows = log(ann="abcde")
-    lacking = pl.DataFrame({"timestamp": [None, 9, 9], "user_id": ["ann", None, "ann"], "item_id": ["f", "g", None]})
-    data = cut(pl.concat([rows, rows[:2], lacking], how="diagonal_relaxed"))
-    assert data.report == {"missing_value": 3, "repeated_row": 2, "k_core": 0, "short_history": 0}
-    assert spelled(data) == ["abcde"]
-
-
-def test_repeats_at_another_time_stay():
-    assert spelled(cut(log(ann="abaca"))) == ["abaca"]
-
-
-@pytest.mark.parametrize(
-    "times",
-    [
-        [dt.date(2024, 1, day) for day in (5, 4, 3, 2, 1)],
-        [dt.datetime(2024, 1, 1, 12, 0, 0, micro) for micro in (5, 4, 3, 2, 1)],
-        ["2024-01-05", "2024-01-04", "2024-01-03", "2024-01-02", "2024-01-01"],
-        [f"2024-01-01T0{hour}:00:00" for hour in (5, 4, 3, 2, 1)],
-        [0.5, 0.4, 0.3, 0.2, 0.1],
-    ],
-    ids=["date", "datetime", "text date", "text datetime", "float"],
-)  # fmt: skip
-def test_times_of_any_kind(times):
-    data = cut(log(ann="abcde").with_columns(timestamp=pl.Series(times)))
-    assert spelled(data) == ["edcba"]
-    if not isinstance(times[0], float):
-        assert 1_704_067_200 <= data.splits["train"].timestamps[0] <= 1_704_412_800  # seconds, 1 to 5 January 2024
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d.drop("timestamp"), "'timestamp' is missing"),
-        (lambda d: d.with_columns(timestamp=pl.lit("soon")), "'timestamp' of the interactions is text that is no date"),
-        (lambda d: d.with_columns(timestamp=pl.lit(True)), "type Boolean; expected a number or a date"),
-        (
-            lambda d: d.with_columns(item_id=pl.lit("?")),
-            r"1 item id\(s\) in the interactions are not in the items table",
-        ),
-        (lambda d: d.with_columns(item_id=pl.lit(7)), "of type int; the items table has String"),
-        (
-            lambda d: d.with_columns(noise_mask=pl.lit(2)),
-            r"'noise_mask' of the interactions holds \[2\]; expected 0 or 1",
-        ),
-        (lambda d: d.with_columns(clean_item_id=pl.lit(1)), "cannot be compared.*same type"),
-        (lambda d: d.with_columns(clean_item_id=pl.lit("?")), "in clean_item_id are not in the items table"),
-        (lambda d: d.clear(), r"0 row\(s\)"),
-        (lambda d: d[:4], "No user has the 5 interactions that a window needs"),
-        (lambda d: d, r"1 window\(s\) are too few to split 8:1:1: train, valid would be empty"),
-    ],
-)
-def test_refuses_a_log(change, message):
-    with pytest.raises(DataError, match=message):
-        make_windows(change(log(ann="abcde")), ITEMS, k_core=0)
-
-
-def test_refuses_options_out_of_range():
-    for options in ({"history": 0}, {"ratios": (8, 1)}, {"ratios": (0, 0, 0)}, {"ratios": (8, -1, 1)}):
-        with pytest.raises(DataError, match=r"expected at least 1, and three shares"):
-            cut(log(ann="abcde"), **options)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -427,50 +259,3 @@ def test_broken_text_files(folder):
     (folder / "items.csv").write_bytes(b"item_id,title\n1,\xff\xfe\n")
     with pytest.raises(DataError, match=r"items.csv cannot be read as csv"):
         read_data(folder)
-
-
-# --- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def test_write_parquet_leaves_the_old_file_whole_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "x.parquet"
-    write_parquet(ITEMS, path)
-
-    def disk_full(*_, **__):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(os, "replace", disk_full)
-    with pytest.raises(OutputError, match=r"Cannot write .*x.parquet: No space left on device"):
-        write_parquet(ITEMS[:1], path)
-    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
-    assert pl.read_parquet(path).equals(ITEMS)
-
-
-def test_write_parquet_where_a_file_is_in_the_way(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"Cannot write"):
-        write_parquet(ITEMS, tmp_path / "file" / "x.parquet")
-
-
-def test_limit_windows_is_a_seeded_sample_in_order(tiny_demo):
-    train = tiny_demo.splits["train"]
-    few = limit_windows(train, 20, seed=1)
-    assert len(few) == 20
-    assert (np.diff(few.window_ids) > 0).all()
-    assert few.window_ids.tolist() == limit_windows(train, 20, seed=1).window_ids.tolist()
-    assert few.window_ids.tolist() != limit_windows(train, 20, seed=2).window_ids.tolist()
-    assert (few.items == train.items[few.window_ids]).all()
-    assert limit_windows(train, 0, seed=1) is limit_windows(train, 10**9, seed=1) is train
-
-
-def test_windows_of_text_users_can_be_sampled():
-    data = cut(log(ann="abcdefgh", bob="ijklmnop"), history=4)
-    assert limit_windows(data.splits["train"], 3, seed=0).user_ids.dtype == pl.String
-
-
-def test_catalogue_of_a_core_keeps_shared_titles():
-    """Rows are numbered anew: `canonical` must point into the catalogue that is left."""
-    items = ITEMS.with_columns(title=pl.col("title").replace({"Toy c": "Same", "Toy e": "Same"}))
-    data = make_windows(log(ann="bcdef", bob="bcdef"), items, k_core=2, ratios=(1, 0, 0))
-    assert data.catalogue.ids.to_list() == list("bcdef")
-    assert data.catalogue.canonical.tolist() == [0, 1, 2, 1, 4]

@@ -1,0 +1,55 @@
+"""Write tables atomically."""
+
+import os
+
+import polars as pl
+import pytest
+
+from llm4dsr import columns as c
+from llm4dsr.core.io import write_parquet
+from llm4dsr.data.dataset import Dataset, make_windows
+from llm4dsr.errors import OutputError
+
+LETTERS = [chr(ord("a") + i) for i in range(26)]
+ITEMS = pl.DataFrame({"item_id": LETTERS, "title": [f"Toy {letter}" for letter in LETTERS]})
+
+
+def log(**histories: str) -> pl.DataFrame:
+    """log(ann="abc") - ann took a, b, c, one a second. Later users begin where the one before ended."""
+    rows = [(user, item) for user, items in histories.items() for item in items]
+    return pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").with_row_index("timestamp").cast({
+        "timestamp": pl.Int64
+    })  # fmt: skip
+
+
+def cut(interactions, **options) -> Dataset:
+    """All windows in one split, so that it is easy to look at them."""
+    return make_windows(interactions, ITEMS, **{"k_core": 0, "ratios": (1, 0, 0), **options})
+
+
+def spelled(data: Dataset, split: str = "train") -> list[str]:
+    return ["".join(ids) for ids in data.splits[split].to_frame(data.catalogue)[c.ITEMS].to_list()]
+
+
+def all_windows(data: Dataset) -> pl.DataFrame:
+    return pl.concat([windows.to_frame(data.catalogue) for windows in data.splits.values()])
+
+
+def test_write_parquet_leaves_the_old_file_whole_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "x.parquet"
+    write_parquet(ITEMS, path)
+
+    def disk_full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", disk_full)
+    with pytest.raises(OutputError, match=r"Cannot write .*x.parquet: No space left on device"):
+        write_parquet(ITEMS[:1], path)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
+    assert pl.read_parquet(path).equals(ITEMS)
+
+
+def test_write_parquet_where_a_file_is_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"Cannot write"):
+        write_parquet(ITEMS, tmp_path / "file" / "x.parquet")

@@ -1,0 +1,165 @@
+"""Tables of your own: types of ids and times, part files, tables in memory."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm4dsr.data.sources import Source, from_frames, read_source, source
+from llm4dsr.errors import DataError
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    """As text, or gzipped where the name says so."""
+    data = text.encode() if isinstance(text, str) else text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def as_lines(*records: object) -> str:
+    return "".join(f"{record if isinstance(record, str) else json.dumps(record)}\n" for record in records)
+
+
+def rows(found: Source) -> list[tuple]:
+    return [row for batch in found.batches() for row in batch.rows()]
+
+
+def titles(found: Source) -> dict:
+    return dict(found.items.rows())
+
+
+# --- tables of one's own ---------------------------------------------------------------------------------------------
+
+
+def test_csv_with_a_mapping_and_part_files(tmp_path):
+    write(
+        tmp_path / "interactions" / "part-0.csv.gz",
+        "when,visitor,sku,stars\n2024-05-31,7,a,4\n2024-06-01 10:00:00,8,b,\n",
+    )
+    write(tmp_path / "interactions" / "part-1.csv", 'sku,visitor,when\n"a",9,1717200000000\nb,9,soon\nb\n')
+    write(tmp_path / "interactions" / "_SUCCESS", "")
+    write(tmp_path / "items.tsv", 'sku\tname\na\tBall, 12"\nb\t\n')
+    found = read_source(tmp_path, columns={"user_id": "visitor", "item_id": "sku", "timestamp": "when", "title": "name",
+                                           "rating": "stars"})  # fmt: skip
+    assert titles(found) == {"a": 'Ball, 12"'}
+    assert rows(found) == [(7, "a", 1717113600, 4.0), (8, "b", 1717236000, None), (9, "a", 1717200000, None)]
+    assert found.dropped == {"bad_line": 2}
+    assert found.examples["bad_line"] == ["part-1.csv, line 4", "part-1.csv, timestamp 'soon'"]
+
+
+@pytest.mark.parametrize(
+    ("users", "expected"), [("1,20", [1, 20]), ("01,20", ["01", "20"]), ("1,x", ["1", "x"]), ("1,", [1])]
+)
+def test_ids_of_csv_are_numbers_only_where_nothing_gets_lost(tmp_path, users, expected):
+    one, two = users.split(",")
+    write(tmp_path / "items.csv", "item_id,title\n5,Five\n6,Six\n")
+    write(tmp_path / "interactions.csv", f"user_id,item_id,timestamp\n{one},5,1\n{two},6,2\n")
+    found = read_source(tmp_path)
+    assert [user for user, *_ in rows(found)] == expected
+    assert titles(found) == {5: "Five", 6: "Six"}
+
+
+def test_numbers_and_text_for_the_same_ids_become_text(tmp_path):
+    write(tmp_path / "items.jsonl", as_lines({"item_id": "5", "title": "Five"}, {"item_id": "x", "title": "Ex"}))
+    pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6], "timestamp": [1, 2]}).write_parquet(
+        tmp_path / "interactions.parquet"
+    )
+    found = read_source(tmp_path)
+    assert titles(found) == {"5": "Five", "x": "Ex"}
+    assert rows(found) == [(1, "5", 1), (2, "6", 2)]
+
+
+def test_a_single_table_with_a_title_in_each_row(tmp_path):
+    path = write(tmp_path / "plays.jsonl", as_lines(
+        {"user_id": "u", "item_id": 1, "title": "One", "timestamp": 10.5},
+        {"user_id": "u", "item_id": 2, "timestamp": 11},
+        "{broken", {"user_id": "v", "item_id": 1, "title": "Uno", "timestamp": 12}))  # fmt: skip
+    found = read_source(path)
+    assert titles(found) == {1: "One"}
+    assert rows(found) == [("u", 1, 10), ("u", 2, 11), ("v", 1, 12)]
+    assert found.dropped == {"bad_line": 1}
+
+
+def test_parquet_keeps_what_is_known_of_noise(tmp_path):
+    pl.DataFrame({
+        "user_id": ["u", "u"], "item_id": [1, 2], "timestamp": [dt.datetime(2024, 1, 1), None], "noise_mask": [0, 1],
+        "clean_item_id": [1, 1],
+    }).write_parquet(tmp_path / "interactions.parquet")  # fmt: skip
+    pl.DataFrame({"item_id": [1, 2], "title": ["One", "Two"]}).write_parquet(tmp_path / "items.parquet")
+    (batch,) = read_source(tmp_path).batches()
+    assert batch.rows() == [("u", 1, 1704067200, 0, 1), ("u", 2, None, 1, 1)]
+    assert batch.columns == ["user_id", "item_id", "timestamp", "noise_mask", "clean_item_id"]
+
+
+def test_a_quoted_field_may_hold_line_breaks_and_separators(tmp_path):
+    write(tmp_path / "items.csv", 'item_id,title\na,"Two\nlines, and ""quotes"""\nb,5" tape\n')
+    write(tmp_path / "interactions.csv", "user_id,item_id\nu,a\n")
+    found = read_source(tmp_path)
+    assert titles(found) == {"a": 'Two\nlines, and "quotes"', "b": '5" tape'}
+    assert rows(found) == [("u", "a", None)]
+
+
+def frames() -> tuple[pl.DataFrame, pl.DataFrame]:
+    log = pl.DataFrame({"user_id": ["u", None, "v"], "item_id": [1, 1, 2], "timestamp": ["2024-01-01", "", "noon"]})
+    return log, pl.DataFrame({"item_id": [1, 2, 2], "title": ["One", "Two", "Zwei"]})
+
+
+@pytest.mark.parametrize("convert", [lambda f: f, pl.DataFrame.lazy, pl.DataFrame.to_pandas, pl.DataFrame.to_arrow])
+def test_tables_in_memory(convert):
+    log, items = frames()
+    found = from_frames(convert(log), convert(items))
+    assert titles(found) == {1: "One", 2: "Two"}
+    assert found.dropped_items == {"repeated_item": 1}
+    assert rows(found) == [("u", 1, 1704067200)]
+    assert found.dropped == {"bad_line": 1, "missing_value": 1}
+
+
+def test_pandas_numbers_with_gaps_are_still_numbers():
+    log = pd.DataFrame(
+        {"user_id": [3.0, None], "item_id": pd.Categorical(["a", "b"]), "timestamp": pd.to_datetime(["2024", "2025"])}
+    )
+    found = from_frames(log, pd.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"]}))
+    assert rows(found) == [(3, "a", 1704067200)]
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ([1, 2], "of type list; expected a table of Polars, pandas or Arrow"),
+        (pl.DataFrame({"user_id": [1]}), "'item_id' is missing"),
+        (pl.DataFrame({"user_id": [1.5], "item_id": [1]}), "type Float64; expected ids that are whole numbers or text"),
+        (pl.DataFrame({"user_id": [[1]], "item_id": [1]}), "'user_id' of the interactions has the type List"),
+        (pl.DataFrame({"item_id": [1], "user_id": pl.Series([2**64 - 1], dtype=pl.UInt64)}), "type UInt64"),
+        (pl.DataFrame({"user_id": [1], "item_id": [1], "timestamp": [dt.time(1)]}), "expected a number, a date"),
+        (pa.table({"user_id": [1], "item_id": [1], "rating": [[1]]}), "'rating' of the interactions has the type List"),
+    ],
+)  # fmt: skip
+def test_tables_in_memory_that_cannot_be_used(log, message):
+    with pytest.raises(DataError, match=message):
+        from_frames(log, pl.DataFrame({"item_id": [1], "title": ["One"]}))
+
+
+@given(st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2100, 1, 1)).map(lambda t: t.replace(microsecond=0)))
+def test_a_time_is_the_same_however_it_is_written(time):
+    seconds = int((time - dt.datetime(1970, 1, 1)).total_seconds())
+    texts = [time.isoformat(), time.isoformat(" "), f"{time.isoformat()}Z", f"{time.isoformat()}+00:00", str(seconds),
+             time.strftime("%a %b %d %H:%M:%S +0000 %Y") if time.year >= 1000 else str(seconds)]  # fmt: skip
+    assert source.to_seconds(pl.Series("timestamp", texts), "x").to_list() == [seconds] * len(texts)
+    assert source.to_seconds(pl.Series("timestamp", [time]), "x").to_list() == [seconds]
+
+
+def test_large_numbers_are_milliseconds_and_smaller_units():
+    given = pl.Series(
+        "timestamp", [1_700_000_000, 1_700_000_000_999, 1_700_000_000_999_999, 1_700_000_000_999_999_999, -5]
+    )
+    assert source.to_seconds(given, "x").to_list() == [1_700_000_000] * 4 + [-5]

@@ -1,0 +1,56 @@
+"""Windows and catalogues in memory."""
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.data.dataset import Dataset, make_windows
+from llm4dsr.data.windows import limit_windows
+
+LETTERS = [chr(ord("a") + i) for i in range(26)]
+ITEMS = pl.DataFrame({"item_id": LETTERS, "title": [f"Toy {letter}" for letter in LETTERS]})
+
+
+def log(**histories: str) -> pl.DataFrame:
+    """log(ann="abc") - ann took a, b, c, one a second. Later users begin where the one before ended."""
+    rows = [(user, item) for user, items in histories.items() for item in items]
+    return pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").with_row_index("timestamp").cast({
+        "timestamp": pl.Int64
+    })  # fmt: skip
+
+
+def cut(interactions, **options) -> Dataset:
+    """All windows in one split, so that it is easy to look at them."""
+    return make_windows(interactions, ITEMS, **{"k_core": 0, "ratios": (1, 0, 0), **options})
+
+
+def spelled(data: Dataset, split: str = "train") -> list[str]:
+    return ["".join(ids) for ids in data.splits[split].to_frame(data.catalogue)[c.ITEMS].to_list()]
+
+
+def all_windows(data: Dataset) -> pl.DataFrame:
+    return pl.concat([windows.to_frame(data.catalogue) for windows in data.splits.values()])
+
+
+def test_limit_windows_is_a_seeded_sample_in_order(tiny_demo):
+    train = tiny_demo.splits["train"]
+    few = limit_windows(train, 20, seed=1)
+    assert len(few) == 20
+    assert (np.diff(few.window_ids) > 0).all()
+    assert few.window_ids.tolist() == limit_windows(train, 20, seed=1).window_ids.tolist()
+    assert few.window_ids.tolist() != limit_windows(train, 20, seed=2).window_ids.tolist()
+    assert (few.items == train.items[few.window_ids]).all()
+    assert limit_windows(train, 0, seed=1) is limit_windows(train, 10**9, seed=1) is train
+
+
+def test_windows_of_text_users_can_be_sampled():
+    data = cut(log(ann="abcdefgh", bob="ijklmnop"), history=4)
+    assert limit_windows(data.splits["train"], 3, seed=0).user_ids.dtype == pl.String
+
+
+def test_catalogue_of_a_core_keeps_shared_titles():
+    """Rows are numbered anew: `canonical` must point into the catalogue that is left."""
+    items = ITEMS.with_columns(title=pl.col("title").replace({"Toy c": "Same", "Toy e": "Same"}))
+    data = make_windows(log(ann="bcdef", bob="bcdef"), items, k_core=2, ratios=(1, 0, 0))
+    assert data.catalogue.ids.to_list() == list("bcdef")
+    assert data.catalogue.canonical.tolist() == [0, 1, 2, 1, 4]

@@ -1,0 +1,69 @@
+"""Run folders: one process at a time, and starting again."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from llm4dsr.config import Config
+from llm4dsr.data.demo import make_demo
+from llm4dsr.errors import ConfigError, OutputError
+from llm4dsr.pipeline import Run
+
+CONFIG = Config.from_dict({
+    "threads": 1,
+    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
+    "train": {"epochs": 1, "samples": 30},
+    "decide": {"policy": "probability"},
+    "correct": {"action": "drop"},
+    "evaluate": {"recommender": {"epochs": 1}},
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_demo) -> Run:
+    run = Run.create(tmp_path_factory.mktemp("finished") / "run", CONFIG)
+    run.prepare(tiny_demo)
+    run.train()
+    run.score()
+    run.decide()
+    run.suggest()
+    run.correct()
+    run.evaluate()
+    return run
+
+
+def test_evaluation_compares_the_configured_action(finished):
+    text = (finished.path("evaluate") / "results.md").read_text()
+    assert "| corrected (drop) |" in text
+    assert "| corrected (replace) |" not in text
+
+
+def test_a_finished_run_is_not_resumed(finished, tiny_demo):
+    with pytest.raises(OutputError, match="is finished"):
+        Run.begin(finished.folder, CONFIG, tiny_demo)
+
+
+def test_prepare_with_overwrite_starts_a_finished_run_again(finished, tiny_demo, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    other = make_demo(seed=1, size="tiny").data
+    with pytest.raises(ConfigError, match="other options or data"):
+        Run.begin(tmp_path / "run", CONFIG, other)
+    run = Run.begin(tmp_path / "run", CONFIG, other, overwrite=True)
+    run.prepare(other, overwrite=True)
+    assert run.done("prepare")
+    assert not any(run.done(stage) for stage in ("train", "score", "decide", "suggest", "correct", "evaluate"))
+    assert run.data().splits["train"].items.tolist() == other.splits["train"].items.tolist()
+
+
+def test_a_run_in_use_names_its_process(finished):
+    """The lock holds across processes, and ends with the process."""
+    code = f"from llm4dsr.pipeline import Run; Run({str(finished.folder)!r}).correct(overwrite=True)"
+    with finished.locked():
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "OutputError" in done.stderr
+    assert str(os.getpid()) in done.stderr
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
