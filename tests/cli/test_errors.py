@@ -115,7 +115,7 @@ def with_training_windows_in_test(folder: Path) -> None:
 
 
 BROKEN = [
-    (with_training_windows_in_test, ["3 window(s) of test are training windows", "llm4dsr data validate"]),
+    (with_training_windows_in_test, ["3 window(s) of test are also training windows", "llm4dsr data validate"]),
     (without_a_column, ["train.parquet", "'item_ids' is missing"]),
     (without_a_title, ["1 item(s) have no title", "give each item one"]),
     (with_an_unknown_item, ["test.parquet", "not in the items table", "987654", "Add them to the items table"]),

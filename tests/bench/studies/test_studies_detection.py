@@ -168,9 +168,9 @@ def test_clusters_hold_what_is_alike() -> None:
 def test_grounding_compares_ways_to_suggest_with_chance(context: Context) -> None:
     found = grounding.study(context)
     written, near = found.tables.values()
-    assert set(written["suggested by"]) == {"nearest vector", "text, constrained", "text, free"}
+    assert set(written["suggested by"]) == {"nearest vector", "title, constrained", "title, free"}
     assert written["positions"].to_list() == [16] * 3  # the known noise of the test histories
-    constrained = row(written, **{"suggested by": "text, constrained"})
+    constrained = row(written, **{"suggested by": "title, constrained"})
     assert constrained["written titles that exist"] == 1
     assert constrained["similarity, mean"] == pytest.approx(1, abs=1e-5)
     assert {"random item", "random by popularity"} < set(near["suggested"])
@@ -179,13 +179,13 @@ def test_grounding_compares_ways_to_suggest_with_chance(context: Context) -> Non
     assert oracle["similarity"] == pytest.approx(1, abs=1e-5)
     assert noisy["equal"] == 0
     assert (near["same cluster"] >= near["equal"]).all()
-    assert drawn(found)[0] == "share of suggestions: is the original"
+    assert drawn(found)[0] == "fraction of suggestions: is the original"
 
 
 def test_grounding_makes_noise_where_none_is_known(context: Context) -> None:
     found = grounding.study(without_masks(context))
-    assert any("does not tell its noise" in note for note in found.notes)
-    assert row(found.tables["Nearness to the original"], suggested="the original itself")["equal"] == 1
+    assert any("does not know its noise" in note for note in found.notes)
+    assert row(found.tables["Similarity to the original"], suggested="the original itself")["equal"] == 1
 
 
 # -- threshold --------------------------------------------------------------------------------------------------------
@@ -277,18 +277,18 @@ def test_ranking_by_the_users_of_targets_by_hand() -> None:
     assert math.isnan(ranked["6 to 20"])
 
 
-def test_a_share_is_ranked_beside_its_controls(context: Context) -> None:
+def test_a_correction_rate_is_ranked_beside_its_controls(context: Context) -> None:
     tables = threshold.study(context).tables
     shown = ["original", "20%, the most suspicious", "20%, at random",
              "20%, the most suspicious, popular items instead",
              "20%, the most suspicious, knowing training alone"]  # fmt: skip
-    ranked = tables["Ranking with a share of all interactions replaced"]
+    ranked = tables["Ranking by correction rate"]
     assert ranked["row"].to_list() == shown
     tried = tables["What validation chooses"]
     assert tried["correction_rate"].to_list() == [0.0, 0.2]
     assert tried["chosen"].sum() == 1
     assert tried["valid_ndcg"].to_list() == ranked["valid_ndcg"][:2].to_list()  # the same recommenders
-    assert tables["The same by the target's users in training"]["row"].to_list() == ["test windows", *shown]
+    assert tables["Ranking by the target's users in training"]["row"].to_list() == ["test windows", *shown]
 
 
 def test_ranking_is_that_of_the_original_where_nothing_is_flagged(context: Context) -> None:

@@ -53,7 +53,7 @@ def test_a_page_shows_question_plot_tables_notes_sizes_and_command(context: Cont
     assert UNWRITTEN in text
     assert "![Does it work?](task.png)" in text
     assert f"## At some η!\n\n{markdown(TABLE)}" in text
-    assert "- A note.\n- Suite demo-tiny: 257 train, 32 valid, 33 test windows, 60 items; seed 7." in text
+    assert "- A note.\n- Dataset demo-tiny: 257 train, 32 valid, 33 test windows, 60 items; seed 7." in text
     assert "Took 1.5 minutes" in text
     assert text.endswith("    llm4dsr study task --quick\n")
 
@@ -77,14 +77,14 @@ def test_findings_that_people_wrote_outlive_a_new_page(context: Context, tmp_pat
     assert "- A note." not in again
 
 
-def test_findings_on_one_suite_are_not_put_over_numbers_of_another(context: Context, tmp_path: Path) -> None:
+def test_findings_on_one_dataset_are_not_kept_for_another(context: Context, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     check_page("task", "toys", docs)
     text = write(context, docs)
     check_page("task", "toys", docs)  # nobody has written anything yet
     (docs / "task.md").write_text(text.replace(UNWRITTEN, "It works."), encoding="utf-8")
     check_page("task", "demo-tiny", docs)
-    with pytest.raises(OutputError, match="another suite than toys"):
+    with pytest.raises(OutputError, match="another dataset than toys"):
         check_page("task", "toys", docs)
 
 
