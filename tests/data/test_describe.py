@@ -94,7 +94,7 @@ def test_as_text(log_folder):
         "repeats                 2 interactions (33.3%) with an item that the user had before",
         "titles                  5 items; 2 without a title, 1 with that of an earlier item",
         "title length            4 to 11; median 11, mean 8.7, 95 % up to 11 characters",
-        "items nobody took       3",
+        "items never taken       3",
         "items without an entry  1",
     ]
 

@@ -284,7 +284,7 @@ def test_a_folder_in_use_and_a_path_that_is_a_file(server, tmp_path):
 
 def test_a_damaged_record(server, tmp_path):
     (tmp_path / "checksums.json").write_text("{")
-    with pytest.raises(DataError, match="Delete it: the files are then checked anew"):
+    with pytest.raises(DataError, match="Delete it: the files are then checked again"):
         get(one_file(server), tmp_path)
 
 

@@ -44,7 +44,7 @@ def describe(path: str | Path) -> dict[str, Any]:
           in the
           same window.
         - `titles`: items in the table, those `without_title`, `duplicates`, and the `length` of titles in characters.
-        - `never_taken`, `unknown`: items without interactions, and items of interactions that the table lacks.
+        - `never_taken`, `unknown`: items never taken, and items of interactions that the table lacks.
         - `noise`: the fraction of known noise, of each split or of the log, or None.
 
     Raises
@@ -93,7 +93,7 @@ def describe_text(description: dict[str, Any]) -> str:
         "titles": f"{titles['items']:,} items; {titles['without_title']:,} without a title, "
         f"{titles['duplicates']:,} with that of an earlier item",
         "title length": _spread(titles["length"]) + " characters",
-        "items nobody took": f"{d['never_taken']:,}",
+        "items never taken": f"{d['never_taken']:,}",
         "items without an entry": f"{d['unknown']:,}",
     }  # fmt: skip
     width = max(map(len, lines))

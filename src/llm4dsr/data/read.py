@@ -112,7 +112,7 @@ def to_windows(frame: pl.DataFrame, catalogue: Catalogue, where: str) -> Windows
             raise DataError(f"{frame[name].null_count()} row(s) of {where} have no {name!r}. Fill or remove them.")
     if c.WINDOW in frame.columns and frame[c.WINDOW].is_duplicated().any():
         repeated = frame[c.WINDOW].filter(frame[c.WINDOW].is_duplicated()).unique().sort().head(3).to_list()
-        raise DataError(f"{c.WINDOW!r} must be unique in {where}; repeated: {repeated}. Number the windows anew.")
+        raise DataError(f"{c.WINDOW!r} must be unique in {where}; repeated: {repeated}. Number the windows again.")
     for name in (c.NOISE_MASK, c.WEIGHTS):
         if name in frame.columns:
             low, high = _range(frame[name], f"{name!r} in {where}")

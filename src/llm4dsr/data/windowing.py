@@ -160,7 +160,7 @@ def build_windows(
         part[:] = 2 - np.minimum(np.repeat(counts - 1, windows) - targets, 2)
     part = part[in_time]
     splits = {name: in_time[part == number] for number, name in enumerate(c.SPLITS)}
-    if log.clean_items is not None:  # nobody wanted an inserted item: there is no target to measure on
+    if log.clean_items is not None:  # an inserted item is no target to measure on
         test = splits[c.TEST]
         splits[c.TEST] = test[log.clean_items[rows[starts[test] + lengths[test] - 1]] != PAD]
     empty = [name for name, share in zip(c.SPLITS, ratios, strict=True) if share and not len(splits[name])]

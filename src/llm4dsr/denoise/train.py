@@ -1,4 +1,4 @@
-"""Tuning: the language model learns the self-supervised task, with noise injected anew in every epoch.
+"""Tuning: the language model learns the self-supervised task, with new noise in every epoch.
 
 `build_model` makes or loads a model, `pretrain_lm` teaches the embedded one titles, and `tune` trains it on the task.
 """
@@ -156,6 +156,7 @@ def tune(
         if not len(at.order):
             at.order = rng.permutation(rows)
         done = at.epoch * steps + at.step
+        # Not the linear schedule of transformers: that falls from the end of the warm-up on and ends at 0.
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min((done + 1) / warmup, max(0.02, 1 - done / max(1, total)))
         batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])

@@ -82,7 +82,7 @@ def _raw(scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def _answer(config: Config) -> str:
-    return "its most likely title" if config.model.readout == "title" else 'every verdict "yes", log-odds above 0'
+    return "its most likely title" if config.model.readout == "title" else 'every answer "yes", log-odds above 0'
 
 
 def _of_text(context: Context) -> list[dict[str, Any]]:

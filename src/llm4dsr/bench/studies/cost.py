@@ -33,7 +33,7 @@ SIZES = ((96, 2), (192, 3), (384, 6))  # width and layers of embedded models, sm
 QUICK_SIZES = ((32, 1),)
 WINDOWS, CALLS = 2_000, 300  # histories judged at once, and one by one
 QUICK_WINDOWS, QUICK_CALLS = 33, 10
-TUNED_ON = 2_000  # windows that an untuned model takes its title vectors and company from
+TUNED_ON = 2_000  # windows that an untuned model takes its title vectors and co-occurrence from
 
 
 def speeds(context: Context) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_spli
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.pipeline import Run
 
-ROUNDS = 100  # of drawing items anew where the window holds their title
+ROUNDS = 100  # of drawing items again where the window holds their title
 GROUPS = (5, 20)  # users that have a target in training: up to 5, up to 20, more
 
 

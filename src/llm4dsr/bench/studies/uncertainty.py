@@ -25,7 +25,7 @@ QUESTION = "Do noise probabilities agree with the actual noise?"
 OURS = "this configuration"
 BINS = 10  # of equal width, in the reliability diagram
 SHOWN = 20  # interactions without which a bin is not drawn
-MEASURED = 1_200  # windows of each split: enough to make probabilities anew
+MEASURED = 1_200  # windows of each split: enough to refit probabilities
 # Of embedded models here: to name a title takes more steps to learn than to say yes or no, and titles differ so much in
 # length that small passes, of windows that are alike, take half of the time
 STEPS, BATCH, TOKENS = 900, 128, 1_024

@@ -44,7 +44,7 @@ def noise_folder(data: Path, out: Path, kind: str, rate: float, seed: int = 0, p
     seed : int, default 0
         Seed of the draws.
     per : {"user", "window"}, default "user"
-        Once per user, so that an interaction is noise in every window that holds it; or anew for each ready window.
+        Once per user, so that an interaction is noise in every window that holds it; or separately for each window.
 
     Returns
     -------
@@ -117,8 +117,8 @@ def _untouched(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     known = [k for k in (c.NOISE_MASK, c.CLEAN_ITEM, c.CLEAN_ITEMS, c.WEIGHTS) if k in frame.columns]
     if known:
         raise DataError(
-            f"{name} has the column {known[0]!r}: it is noisy or corrected already, and of noise upon noise nobody "
-            "knows the truth. Start from the clean data, without such columns."
+            f"{name} has the column {known[0]!r}: it is noisy or corrected already, so the truth of new noise "
+            "would be unknown. Start from the clean data, without such columns."
         )
     return frame
 

@@ -334,7 +334,7 @@ def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
             return record
     except ValueError:
         pass
-    raise DataError(f"{path} is not as it was written. Delete it: the files are then checked anew.")
+    raise DataError(f"{path} is not as it was written. Delete it: the files are then checked again.")
 
 
 def _write_record(folder: Path, name: str, entry: dict[str, Any] | None) -> None:
