@@ -330,7 +330,6 @@ def test_cost_is_read_from_cards_and_measured(context: Context) -> None:
     assert (once["peak MB"] > 50).all()
     for call in ("score", "correct"):
         assert (online[f"{call}, median ms"] <= online[f"{call}, p95 ms"]).all()
-    assert (online["correct, median ms"] > online["score, median ms"]).all()  # it scores, too
     assert any("0.05 $ per core-hour" in note for note in found.notes)
     assert drawn(found)[0] == "core-hours for a million histories (log scale)"
     assert "popularity" in markdown(whole)
