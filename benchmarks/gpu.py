@@ -58,7 +58,7 @@ def small(data: Dataset) -> dict[str, float]:
     config, windows = Config(), limit_windows(data.splits["train"], TUNED, 0)
     model_settings = config.model
     vectors = title_vectors(data.catalogue.titles, windows, model_settings.title_vectors, model_settings.vector_size, 0)
-    cooccurrence = CooccurrenceCounts.of(data.splits["train"], len(data.catalogue))
+    cooccurrence = CooccurrenceCounts.fit(data.splits["train"], len(data.catalogue), 0)
     model, builder = build_model(config, data.catalogue, windows, vectors, cooccurrence, 0)
     once = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1))
     histories = limit_windows(data.splits["test"], SCORED, 0).histories()

@@ -30,6 +30,7 @@ SUGGESTED: Final = "suggested_item_id"
 SUGGESTED_TITLE: Final = "suggested_title"
 GENERATED: Final = "generated_text"  # text that the model wrote; null if none
 GROUNDING: Final = "grounding"  # one of GROUNDINGS
+SUGGESTION_PROBABILITY: Final = "suggestion_probability"  # that exactly this item belongs there; NaN for text
 DISTANCE: Final = "distance"  # to the grounded item; 0 for a constrained or exact match
 KEPT: Final = "kept_item_id"  # item in the corrected history; null = dropped
 ACTION: Final = "action"  # replace | drop | downweight | keep

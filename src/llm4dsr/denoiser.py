@@ -36,8 +36,9 @@ from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.ensemble import Ensemble, chunks
 from llm4dsr.denoise.fit_calibration import fit_calibration
 from llm4dsr.denoise.prequential import prequential, score_prequentially
+from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.storage import load_denoiser, save_denoiser
-from llm4dsr.denoise.suggest import NOTHING, RankingWeights, suggest
+from llm4dsr.denoise.suggest import NOTHING, suggest
 from llm4dsr.denoise.tables import flagged_rows, score_table, suggestion_table
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm.model import NoiseLM

@@ -39,9 +39,11 @@ def at(shape: Windows, *flags: tuple[int, int]) -> np.ndarray:
 def suggested(mask: np.ndarray, letters: str) -> Suggestions:
     """One letter for each flag, in order; "-" = nothing was left to suggest."""
     rows, positions = np.nonzero(mask)
-    items = np.array([LETTERS.find(x) for x in letters], dtype=np.int64)
-    how = ["none" if x == "-" else "constrained" for x in letters]
-    return Suggestions(rows, positions, items, [None] * len(rows), how, np.zeros(len(rows)))
+    found = Suggestions.none(rows, positions)
+    found.items = np.array([LETTERS.find(x) for x in letters], dtype=np.int64)
+    found.grounding = ["none" if x == "-" else "constrained" for x in letters]
+    found.distance[:], found.probability[:] = 0.0, 0.5
+    return found
 
 
 def spelled(result: Corrected) -> list[str]:
@@ -187,7 +189,7 @@ def test_the_list_of_edits():
     assert one == {
         "window_id": 0, "user_id": "user0", "position": 2, "item_id": "a", "title": "Toy a", "noise_probability": 0.75,
         "suggested_item_id": "h", "suggested_title": "Toy h", "generated_text": None, "grounding": "constrained",
-        "distance": 0.0, "action": "replace", "kept_item_id": "h",
+        "distance": 0.0, "suggestion_probability": 0.5, "action": "replace", "kept_item_id": "h",
     }  # fmt: skip
     assert (two["user_id"], two["item_id"], two["kept_item_id"]) == ("user1", "c", "g")
 
@@ -204,7 +206,8 @@ def tables() -> tuple[pl.DataFrame, pl.DataFrame]:
     decisions = pl.DataFrame({c.WINDOW: [7, 7], c.POSITION: [2, 0], c.NOISE_PROBABILITY: [0.6, 0.9]})
     suggestions = pl.DataFrame(
         {c.WINDOW: [7, 7], c.POSITION: [0, 2], c.SUGGESTED: ["h", "g"], c.SUGGESTED_TITLE: ["Toy h", "Toy g"],
-         c.GENERATED: ["Toy h", "Toy g"], c.GROUNDING: ["exact", "exact"], c.DISTANCE: [0.0, 0.0]}
+         c.GENERATED: ["Toy h", "Toy g"], c.GROUNDING: ["exact", "exact"], c.DISTANCE: [0.0, 0.0],
+         c.SUGGESTION_PROBABILITY: [0.5, 0.5]}
     )  # fmt: skip
     return decisions, suggestions
 

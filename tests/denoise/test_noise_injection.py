@@ -10,7 +10,7 @@ from llm4dsr.config import TaskConfig
 from llm4dsr.core.arrays import PAD
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.noise_injection import draw_positions, replace
+from llm4dsr.denoise.noise_injection import LONGEST_RUN, draw_noise, draw_positions, replace
 
 SEEDS = st.integers(0, 2**32 - 1)
 LENGTHS = st.lists(st.integers(1, 11), min_size=1, max_size=20).map(np.array)
@@ -52,7 +52,7 @@ def test_every_position_is_equally_likely(task):
     assert chosen.mean(axis=0) == pytest.approx([0.2] * 5 + [0], abs=0.012)
 
 
-def test_none_is_the_share_of_windows_left_whole():
+def test_none_is_the_fraction_of_windows_without_noise():
     rng = np.random.default_rng(2)
     lengths = np.full(20_000, 5)
     assert not draw_positions(lengths, 5, TaskConfig(replaced=1, none=1.0), rng).any()
@@ -120,3 +120,54 @@ def test_the_seed_decides():
     one, same, other = (replace(windows, chosen, items, np.random.default_rng(seed)) for seed in (6, 6, 7))
     assert (one == same).all()
     assert (one != other).any()
+
+
+# --- noise of one training step --------------------------------------------------------------------------------------
+
+
+def two_tastes(size: int, length: int = 10) -> Windows:
+    """Even users have items 0 to 49, odd users 50 to 99."""
+    rng = np.random.default_rng(0)
+    rows = [rng.choice(50, length, replace=False) + 50 * (i % 2) for i in range(size)]
+    return Windows.from_lists(rows, user_ids=pl.Series("user_id", range(size)))
+
+
+WIDE = catalogue(*(f"title {i}" for i in range(1000)))
+
+
+def test_bursts_are_runs_of_another_users_items():
+    windows = two_tastes(4000)
+    items, chosen = draw_noise(windows, WIDE, TaskConfig(rate=0.0, bursts=0.5), np.random.default_rng(0))
+    assert (items[~chosen] == windows.items[~chosen]).all()
+    assert (items[chosen] < 100).all()  # all from other windows, none from the rest of the catalogue
+    size = chosen.sum(axis=1)
+    assert (size > 0).mean() == pytest.approx(0.5, abs=0.04)
+    assert size.max() <= min(LONGEST_RUN, 4)  # less than half of ten
+    foreign = chosen & ((items >= 50) != (windows.items >= 50))
+    runs = size[foreign.any(axis=1)]
+    assert set(runs.tolist()) == {2, 3, 4}
+    for row in np.flatnonzero(foreign.any(axis=1))[:50]:
+        at = np.flatnonzero(chosen[row])
+        assert at[-1] - at[0] == len(at) - 1  # without a gap
+
+
+def test_popular_items_are_drawn_by_their_interactions():
+    """Item 1 is half of all interactions of other windows, so it is half of what is drawn there."""
+    rows = [[0, 2, 3]] * 500 + [[1, 1, 1]] * 500
+    windows = Windows.from_lists(rows)
+    task = TaskConfig(replaced=1, popular=1.0)
+    items, chosen = draw_noise(windows, WIDE, task, np.random.default_rng(0))
+    drawn = items[:500][chosen[:500]]
+    assert (drawn == 1).mean() == pytest.approx(0.5, abs=0.08)
+
+
+@given(LENGTHS, SEEDS)
+def test_injected_items_are_new_to_their_window_and_one_own_item_stays(lengths, seed):
+    rng = np.random.default_rng(seed)
+    windows = Windows.from_lists([rng.choice(1000, n, replace=False) for n in lengths])
+    items, chosen = draw_noise(windows, WIDE, TaskConfig(bursts=0.5, popular=0.5), rng)
+    assert not (chosen & ~windows.present).any()
+    assert (chosen.sum(axis=1) < windows.lengths).all()
+    for before, after, mask in zip(windows.items, items, chosen, strict=True):
+        assert not set(after[mask].tolist()) & set(before.tolist())
+        assert (after[~mask] == before[~mask]).all()

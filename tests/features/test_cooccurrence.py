@@ -21,7 +21,7 @@ def windows(histories, users) -> Windows:
 
 @pytest.fixture
 def cooccurrence() -> CooccurrenceCounts:
-    return CooccurrenceCounts.of(windows(HISTORIES, USERS), n_items=5)
+    return CooccurrenceCounts.fit(windows(HISTORIES, USERS), n_items=5, seed=0)
 
 
 def test_a_stranger_sees_all_users(cooccurrence):
@@ -36,8 +36,8 @@ def test_a_users_own_history_is_left_out(cooccurrence):
     assert item_counts[0].tolist() == [2, 1, 2]
 
 
-def test_an_item_put_into_a_history_is_nobodys_own(cooccurrence):
-    """Self-made noise: ben never had the brush, so nothing is subtracted for it."""
+def test_an_injected_item_is_not_the_users_own(cooccurrence):
+    """Injected noise: ben never had the brush, so nothing is subtracted for it."""
     pair_counts, item_counts = cooccurrence.leave_one_out_counts(windows([[TRAIN, BRUSH]], ["ben"]))
     assert pair_counts[0].tolist() == [[0, 1], [1, 0]]
     assert item_counts[0].tolist() == [2, 2]
@@ -65,12 +65,12 @@ def test_what_was_counted_is_not_counted_again(cooccurrence):
     assert item_counts[0].tolist() == [3, 2, 1]
 
 
-def test_an_item_that_stands_twice_is_no_company_for_itself(cooccurrence):
+def test_a_repeated_item_does_not_co_occur_with_itself(cooccurrence):
     pair_counts, _ = cooccurrence.leave_one_out_counts(windows([[TRAIN, TRAIN, TRACK]], ["eve"]))
     assert pair_counts[0].tolist() == [[0, 0, 2], [0, 0, 2], [2, 2, 0]]
 
 
-def test_evidence_tells_who_belongs(cooccurrence):
+def test_features_by_hand(cooccurrence):
     features = cooccurrence.features(windows([[TRAIN, TRACK, DOLL], [PAINT]], ["eve", "fay"]))
     assert features.shape == (2, 3, N_FEATURES)
     share = features[0, :, 2]  # of the two other items, with how many was it seen?
@@ -80,7 +80,7 @@ def test_evidence_tells_who_belongs(cooccurrence):
     assert np.isfinite(features).all()
 
 
-def test_support_speaks_for_what_others_bought_with_the_rest(cooccurrence):
+def test_neighbor_scores_by_hand(cooccurrence):
     some = windows([[TRAIN, TRACK, DOLL], [PAINT, BRUSH]], ["eve", "cid"])
     context = some.present.copy()
     context[0, 2] = context[1, 1] = False
@@ -114,7 +114,7 @@ def test_it_is_the_same_in_small_parts(monkeypatch, cells):
     monkeypatch.setattr("llm4dsr.features.cooccurrence.CELLS", cells)
     data = make_demo(size="tiny").data
     some = data.splits["train"]
-    cooccurrence = CooccurrenceCounts.of(some, len(data.catalogue))
+    cooccurrence = CooccurrenceCounts.fit(some, len(data.catalogue), seed=0)
     counts = np.zeros((len(data.catalogue),) * 2, dtype=int)
     pairs = {(u, *sorted((a, b))) for u, row in zip(some.user_ids, some.items, strict=True)
              for a in row for b in row if a != b and PAD not in (a, b)}  # fmt: skip

@@ -133,6 +133,7 @@ def _edits(windows, rows, positions, probability, suggestions, kept, taken, cata
                 ["none"] * len(rows) if suggestions is None else suggestions.grounding, dtype=pl.String
             ),
             c.DISTANCE: np.full(len(rows), np.nan) if suggestions is None else suggestions.distance,
+            c.SUGGESTION_PROBABILITY: np.full(len(rows), np.nan) if suggestions is None else suggestions.probability,
             c.ACTION: pl.Series(taken.tolist(), dtype=pl.String),
             c.KEPT: catalogue.ids_of(kept),
         }
@@ -174,5 +175,6 @@ def apply(
         known = ids.is_not_null().to_numpy()
         items[known] = catalogue.index(ids.drop_nulls(), "the suggestions")
         found = Suggestions(rows, positions, items, joined[c.GENERATED].to_list(),
-                            joined[c.GROUNDING].fill_null("none").to_list(), joined[c.DISTANCE].to_numpy())  # fmt: skip
+                            joined[c.GROUNDING].fill_null("none").to_list(), joined[c.DISTANCE].to_numpy(),
+                            joined[c.SUGGESTION_PROBABILITY].to_numpy())  # fmt: skip
     return correct(windows, flagged, probability, found, catalogue, action, has_target)

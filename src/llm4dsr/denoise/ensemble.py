@@ -100,7 +100,9 @@ class Ensemble:
             vectors = title_vectors(
                 catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
             )
-            cooccurrence = CooccurrenceCounts.of(windows, len(catalogue)) if config.model.cooccurrence else None
+            cooccurrence = (
+                CooccurrenceCounts.fit(windows, len(catalogue), config.seed) if config.model.cooccurrence else None
+            )
             if progress:
                 progress(1, 1, "title vectors")
         folds, users = user_folds(windows.user_ids, config.train.folds), user_hashes(windows.user_ids)

@@ -18,7 +18,7 @@ from llm4dsr.denoise import calibrate
 from llm4dsr.denoise.calibrate import Calibrator, Sample
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.noise_injection import inject
-from llm4dsr.denoise.suggest import RankingWeights, fit_ranking_weights
+from llm4dsr.denoise.ranking import RankingWeights, fit_ranking_weights
 
 MIN_WINDOWS = 20  # validation windows below which nothing is calibrated
 MIN_UNSEEN = 200  # validation windows of unseen users that are enough to calibrate on
@@ -86,7 +86,13 @@ def fit_calibration(
     injected, chosen, _, originals = inject(validation, ensemble.catalogue, rng)
     rows = np.concatenate([rows for rows, members in ensemble.assignments(injected) if 0 in members])
     weights = fit_ranking_weights(
-        ensemble.models[0], ensemble.builder, injected.take(rows), chosen[rows], originals[rows], config
+        ensemble.models[0],
+        ensemble.builder,
+        injected.take(rows),
+        chosen[rows],
+        originals[rows],
+        ensemble.catalogue,
+        config,
     )
     return calibrator, weights
 

@@ -1,4 +1,9 @@
-"""Noise injection, the self-supervised task: put random items into windows (arXiv 2408.08208, section 4.1)."""
+"""Noise injection, the self-supervised task: put foreign items into windows (arXiv 2408.08208, section 4.1).
+
+Published is one item per window, drawn uniformly. A model that saw only this takes a run of foreign items for the
+user's own, because they support each other. So some windows get a run of another user's items, and some items are
+drawn by popularity, as real noise is.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,8 @@ from llm4dsr.config import TaskConfig
 from llm4dsr.core.arrays import PAD, BoolArray, IntArray
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
+
+LONGEST_RUN = 5  # items of a run
 
 
 def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.random.Generator) -> BoolArray:
@@ -45,7 +52,72 @@ def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.rand
     return out
 
 
-def replace(items: IntArray, chosen: BoolArray, catalogue: Catalogue, rng: np.random.Generator) -> IntArray:
+def draw_noise(
+    windows: Windows, catalogue: Catalogue, task: TaskConfig, rng: np.random.Generator
+) -> tuple[IntArray, BoolArray]:
+    """Draw the noise of one training step.
+
+    Parameters
+    ----------
+    windows : Windows
+        B windows of up to L items. Runs are drawn from each other, and popular items from all of them.
+    catalogue : Catalogue
+        The items to draw from.
+    task : TaskConfig
+        How much of which noise.
+    rng : Generator
+        Draws.
+
+    Returns
+    -------
+    items : array of int
+        [B, L] catalogue rows with injected items.
+    chosen : array of bool
+        [B, L] True where an item was injected.
+    """
+    chosen = draw_positions(windows.lengths, windows.items.shape[1], task, rng)
+    pool = windows.items[windows.present]
+    popular = pool[rng.integers(0, len(pool), size=chosen.shape)] if task.popular else windows.items
+    popular = np.where(rng.random(chosen.shape) < task.popular, popular, PAD)
+    if task.replaced or not task.bursts:
+        return replace(windows.items, chosen, catalogue, rng, popular), chosen
+    runs, foreign = _runs_of_others(windows, task.bursts, rng)
+    with_run = runs.any(axis=1)
+    chosen[with_run] = False
+    canonical = np.append(catalogue.canonical, PAD)
+    known = (canonical[windows.items][:, :, None] == canonical[foreign][:, None, :]).any(axis=1)
+    runs &= ~known  # an item that the window has anyway is no noise
+    items = replace(windows.items, chosen, catalogue, rng, popular)
+    return np.where(runs, foreign, items), chosen | runs
+
+
+def _runs_of_others(windows: Windows, rate: float, rng: np.random.Generator) -> tuple[BoolArray, IntArray]:
+    """(positions of a run in a fraction `rate` of the windows, items of another user there), [B, L] each.
+
+    A run has 2 to LONGEST_RUN items and less than half of the window, which else could not tell whose it is.
+    """
+    lengths, size = windows.lengths, len(windows)
+    longest = np.minimum(LONGEST_RUN, (lengths - 1) // 2)
+    donor = rng.integers(0, size, size=size)
+    users = windows.user_ids
+    foreign_user = (users.gather(donor) != users).fill_null(True).to_numpy()
+    run = np.minimum(rng.integers(2, LONGEST_RUN + 1, size=size), longest)
+    used = (rng.random(size) < rate) & (longest >= 2) & foreign_user
+    start = (rng.random(size) * (lengths - run + 1)).astype(np.int64)
+    begin = (rng.random(size) * np.maximum(1, lengths[donor] - run + 1)).astype(np.int64)
+    at = np.arange(windows.items.shape[1])[None, :] - start[:, None]
+    inside = used[:, None] & (at >= 0) & (at < run[:, None])
+    taken = (begin[:, None] + np.maximum(at, 0)) % np.maximum(lengths[donor], 1)[:, None]
+    return inside, windows.items[donor[:, None], taken]
+
+
+def replace(
+    items: IntArray,
+    chosen: BoolArray,
+    catalogue: Catalogue,
+    rng: np.random.Generator,
+    first: IntArray | None = None,
+) -> IntArray:
     """Replace items by items drawn uniformly from the catalogue.
 
     A draw with a title that the window already has is drawn again. If no other title exists, the position stays as it
@@ -61,6 +133,8 @@ def replace(items: IntArray, chosen: BoolArray, catalogue: Catalogue, rng: np.ra
         The items to draw from.
     rng : Generator
         Draws.
+    first : array of int, optional
+        [B, L] items to try before a draw; PAD: draw at once.
 
     Returns
     -------
@@ -75,6 +149,8 @@ def replace(items: IntArray, chosen: BoolArray, catalogue: Catalogue, rng: np.ra
         if not len(rows):
             return out
         drawn = rng.integers(0, len(catalogue), size=len(rows))
+        if first is not None:
+            drawn, first = np.where(first[rows, cols] == PAD, drawn, first[rows, cols]), None
         out[rows, cols] = drawn
         clash = (canonical[items[rows]] == canonical[drawn][:, None]).any(axis=1)
         todo = np.zeros_like(chosen)

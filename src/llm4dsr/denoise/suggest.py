@@ -1,18 +1,17 @@
 """Suggesting: a replacement for each flagged interaction, always an item that exists (arXiv 2408.08208, section 4.3).
 
-Never the noisy item, never an item of the window. Items with the same title count as one.
+Never the noisy item, never an item of the window, and never one item twice in a window. Items with the same title
+count as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llm4dsr.config import Config
@@ -21,13 +20,12 @@ from llm4dsr.core.device import precision
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue, clean_title
 from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.ranking import RankingWeights, allowed_items, assign_distinct, ranking_features
 from llm4dsr.lm.collate import collate, run_batches
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prefix_tree import CatalogueTree, decode
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
-
-LOGITS = 30_000_000  # items × flags that are held at once when the blend is fitted
 
 
 @dataclass
@@ -46,6 +44,8 @@ class Suggestions:
         How each item was found; one of columns.GROUNDINGS.
     distance : array of float
         [F] distance to the item; 0 = exact.
+    probability : array of float
+        [F] probability that exactly this item belongs there, in [0, 1]; NaN where titles are generated.
     """
 
     rows: IntArray
@@ -54,40 +54,17 @@ class Suggestions:
     generated: list[str | None]
     grounding: list[str]
     distance: npt.NDArray[np.float64]
+    probability: npt.NDArray[np.float64]
+
+    @classmethod
+    def none(cls, rows: IntArray, positions: IntArray) -> Suggestions:
+        """Make an empty suggestion for each flagged interaction."""
+        n = len(rows)
+        unknown = np.full(n, np.nan)
+        return cls(rows, positions, np.full(n, -1), [None] * n, ["none"] * n, unknown, unknown.copy())
 
 
-NOTHING = Suggestions(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), [], [], np.empty(0))
-
-
-@dataclass
-class RankingWeights:
-    """How suggestions are ranked, for soft tokens.
-
-    score = cosine · cos(title vector, predicted vector) + cooccurrence · log(1 + 10 · neighbor score)
-    + popularity · log(1 + users of the item)
-
-    Attributes
-    ----------
-    cosine, cooccurrence, popularity : float
-        The weights.
-    """
-
-    cosine: float = 1.0
-    cooccurrence: float = 0.0
-    popularity: float = 0.0
-
-    def __call__(self, cosine: Tensor, neighbor_scores: Tensor | None, popularity: Tensor | None) -> Tensor:
-        """Score items [G, N] by cosine and neighbor_scores [G, N] and popularity [N]; the last two may be None."""
-        score = self.cosine * cosine
-        if neighbor_scores is not None and popularity is not None:
-            speaks, known = _logs(neighbor_scores, popularity)
-            score = score + self.cooccurrence * speaks + self.popularity * known
-        return score
-
-
-def _logs(neighbor_scores: Tensor, popularity: Tensor) -> tuple[Tensor, Tensor]:
-    """What `cooccurrence` and `popularity` weigh."""
-    return torch.log1p(10 * neighbor_scores), torch.log1p(popularity)
+NOTHING = Suggestions.none(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def suggest(
@@ -129,19 +106,24 @@ def suggest(
     """
     model.eval()
     rows, positions = np.nonzero(flagged)
-    count = len(rows)
-    out = Suggestions(rows, positions, np.full(count, -1), [None] * count, ["none"] * count, np.full(count, np.nan))
+    count, out = len(rows), Suggestions.none(rows, positions)
     if not count:
         return out
-    state = _Work(model, builder, windows, catalogue, config, out)
     if config.model.item_input == "soft_token":
-        popularity = None if builder.cooccurrence is None else torch.tensor(builder.cooccurrence.popularity)
-        for group, cosine, neighbor_scores in _similarities(model, builder, windows, flagged, config):
-            score = (ranking_weights or RankingWeights())(cosine, neighbor_scores, popularity)
-            state.take(group, -score, "nearest_vector", 1 - cosine)
+        rank = ranking_weights or RankingWeights()
+        for group, evidence in ranking_features(model, builder, windows, flagged, config):
+            barred = torch.from_numpy(~allowed_items(windows.take(rows[group]), catalogue))
+            log_p = torch.log_softmax(rank(evidence).masked_fill(barred, -torch.inf), dim=1).numpy()
+            items, best = assign_distinct(log_p, rows[group])
+            found = group[items >= 0]
+            out.items[found], out.probability[found] = items[items >= 0], np.exp(best[items >= 0])
+            out.distance[found] = 1 - evidence[0].numpy()[items >= 0, items[items >= 0]]
+            for i in found:
+                out.grounding[i] = "nearest_vector"
             if progress:
                 progress(int(group[-1]) + 1, count, "suggest")
         return out
+    state = _Work(model, builder, windows, catalogue, config, out)
     features = builder.features(windows.take(rows))
     prompts = [builder.suggestion_prompt(state.window(i), int(positions[i]), features[i]) for i in range(count)]
     tree = CatalogueTree(builder.titles[: len(catalogue)], catalogue.canonical.tolist())
@@ -152,101 +134,17 @@ def suggest(
             return decode(model, [prompts[i] for i in flags], limit, [state.excluded(i) for i in flags],
                           builder.close, config.suggest.max_new_tokens)  # fmt: skip
 
-    done = 0
-    for flags, written in run_batches([len(p) for p in prompts], config.train.batch_tokens // 4, write):
-        with torch.inference_mode():
-            state.ground(flags, written, tree, constrained=limit is not None)
-        done += len(flags)
-        if progress:
-            progress(done, count, "suggest")
+    done, nth = 0, np.arange(count) - np.searchsorted(rows, rows)  # 0 for the first flag of a window, …
+    for turn in range(int(nth.max()) + 1):  # later flags of a window must not get what earlier ones got
+        turns = np.flatnonzero(nth == turn).tolist()
+        for some, written in run_batches([len(prompts[i]) for i in turns], config.train.batch_tokens // 4,
+                                         lambda part, turns=turns: write([turns[k] for k in part])):  # type: ignore[misc]  # fmt: skip
+            with torch.inference_mode():
+                state.ground([turns[k] for k in some], written, tree, constrained=limit is not None)
+            done += len(some)
+            if progress:
+                progress(done, count, "suggest")
     return out
-
-
-def fit_ranking_weights(
-    model: NoiseLM, builder: PromptBuilder, windows: Windows, chosen: BoolArray, originals: IntArray, config: Config
-) -> RankingWeights:
-    """Fit the ranking weights on injected noise.
-
-    Under the fitted weights, the items that were replaced are the most likely choice among all items outside the window
-    (multinomial logit).
-
-    Parameters
-    ----------
-    model, builder, config
-        As in `suggest`.
-    windows : Windows
-        W windows with one injected item each.
-    chosen : array of bool
-        [W, L] True where an item was replaced; one position in each window.
-    originals : array of int
-        [W] the catalogue rows that stood there.
-
-    Returns
-    -------
-    RankingWeights
-    """
-    if builder.cooccurrence is None:
-        return RankingWeights()
-    assert model.vectors is not None
-    most = max(50, LOGITS // len(model.vectors))
-    popularity = torch.tensor(builder.cooccurrence.popularity)
-    columns, truth, inside = [], [], []
-    for group, cosine, neighbor_scores in _similarities(model, builder, windows, chosen, config):
-        assert neighbor_scores is not None
-        speaks, known = _logs(neighbor_scores, popularity)
-        columns.append(torch.stack([cosine, speaks, known.expand_as(cosine)]))
-        truth.append(torch.from_numpy(originals[group]))
-        here = np.zeros(cosine.shape, dtype=bool)
-        rows, positions = np.nonzero(windows.present[group])
-        here[rows, windows.items[group][rows, positions]] = True
-        here[np.arange(len(group)), originals[group]] = False  # it may stand in the window twice
-        inside.append(torch.from_numpy(here))
-        if sum(len(t) for t in truth) >= most:
-            break
-    features, wanted = torch.cat(columns, dim=1)[:, :most].clone(), torch.cat(truth)[:most]  # [3, n, N], [n]
-    barred = torch.cat(inside)[:most]  # [n, N]
-    weights = torch.tensor([10.0, 1.0, 0.1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=30, line_search_fn="strong_wolfe")
-
-    def loss() -> float:
-        optimizer.zero_grad()
-        value = F.cross_entropy(torch.tensordot(weights, features, dims=1).masked_fill(barred, -torch.inf), wanted)
-        value.backward()  # type: ignore[no-untyped-call]
-        return float(value.detach())
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return RankingWeights(*weights.detach().tolist())
-
-
-def _similarities(
-    model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: BoolArray, config: Config
-) -> Iterator[tuple[IntArray, Tensor, Tensor | None]]:
-    """Yield (flags, in the order of np.nonzero(flagged); [G, N] cosine of every title vector with the predicted
-    one; [G, N] neighbor scores by the items of the window that are not flagged).
-    """
-    assert model.vectors is not None
-    rows, positions = np.nonzero(flagged)
-    vectors = F.normalize(model.vectors, dim=-1)
-    size = max(1, LOGITS // 8 // len(vectors))
-    for start in range(0, len(rows), size):
-        group = np.arange(start, min(start + size, len(rows)))
-        some = windows.take(rows[group])
-        if config.model.readout == "per_position":
-            prompts = builder.prompts(some)
-            reads = [prompt.read[p] for prompt, p in zip(prompts, positions[group], strict=True)]
-        else:
-            features = builder.features(some)
-            prompts = [builder.suggestion_prompt(some.row(i), int(p), features[i])
-                       for i, p in enumerate(positions[group])]  # fmt: skip
-            reads = [len(prompt) - 1 for prompt in prompts]
-        with torch.inference_mode(), precision(config.model.dtype, model.device):
-            hidden = model.hidden(collate(prompts, model.device))[range(len(group)), reads]
-            cosine = F.normalize(model.out(hidden.float()), dim=-1) @ vectors.T
-        neighbor_scores = None
-        if builder.cooccurrence is not None:
-            context = some.present & ~flagged[rows[group]]
-            neighbor_scores = torch.from_numpy(builder.cooccurrence.neighbor_scores(some, context)).float()
-        yield group, cosine.cpu(), neighbor_scores
 
 
 @dataclass
@@ -263,9 +161,10 @@ class _Work:
         return self.windows.row(self.out.rows[i])
 
     def excluded(self, i: int) -> list[int]:
-        """Canonical rows of the window's items, the noisy one among them."""
+        """Canonical rows of the window's items, the noisy one among them, and of what was suggested for others."""
         rows: list[int] = self.catalogue.canonical[self.window(i)].tolist()
-        return rows
+        here = slice(*np.searchsorted(self.out.rows, [self.out.rows[i], self.out.rows[i] + 1]))
+        return rows + [item for item in self.out.items[here].tolist() if item >= 0]
 
     def ground(self, group: list[int], written: list[list[int]], tree: CatalogueTree, constrained: bool) -> None:
         stray = []
@@ -280,19 +179,17 @@ class _Work:
                 stray.append(i)
         if stray:
             texts = self._embed([self.builder.encode(self.out.generated[i] or "") or self.builder.open for i in stray])
-            self.take(stray, torch.cdist(texts, self._titles()), "nearest_embedding")
+            self._take_nearest(stray, torch.cdist(texts, self._titles()))
 
-    def take(self, group: Sequence[int] | IntArray, cost: Tensor, how: str, shown: Tensor | None = None) -> None:
-        """Take the allowed canonical item of the lowest cost [G, N]; `shown` [G, N] goes into the table as distance."""
-        cost = cost.clone()
-        cost[:, torch.from_numpy(self.catalogue.canonical != np.arange(len(self.catalogue)))] = torch.inf
+    def _take_nearest(self, group: list[int], distance: Tensor) -> None:
+        """Take the allowed canonical item of the smallest distance [G, N]."""
+        distance[:, torch.from_numpy(self.catalogue.canonical != np.arange(len(self.catalogue)))] = torch.inf
         for g, i in enumerate(group):
-            cost[g, self.excluded(i)] = torch.inf
-        value, item = cost.min(dim=1)
-        distance = (cost if shown is None else shown).gather(1, item[:, None])[:, 0]
-        for g, i in enumerate(group):
-            if torch.isfinite(value[g]):
-                self.out.items[i], self.out.distance[i], self.out.grounding[i] = int(item[g]), float(distance[g]), how
+            distance[g, self.excluded(i)] = torch.inf
+            value, item = distance[g].min(dim=0)
+            if torch.isfinite(value):
+                self.out.items[i], self.out.distance[i] = int(item), float(value)
+                self.out.grounding[i] = "nearest_embedding"
 
     def _titles(self) -> Tensor:
         if self._title_embeddings is None:

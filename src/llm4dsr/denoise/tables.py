@@ -51,5 +51,6 @@ def suggestion_table(windows: Windows, found: Suggestions, catalogue: Catalogue)
             c.GENERATED: pl.Series(found.generated, dtype=pl.String),
             c.GROUNDING: pl.Series(found.grounding, dtype=pl.String),
             c.DISTANCE: found.distance,
+            c.SUGGESTION_PROBABILITY: found.probability,
         }
     )

@@ -21,7 +21,7 @@ from llm4dsr.core.device import halve_budget, pick_device, precision, run_or_oom
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.noise_injection import draw_positions, replace
+from llm4dsr.denoise.noise_injection import draw_noise
 from llm4dsr.errors import ModelError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.lm.checkpoint import Checkpoint, Position
@@ -234,8 +234,7 @@ def _losses(
     budget: int,
 ) -> Iterator[Tensor]:
     """The loss of a step in parts, one forward pass each, which add up to its mean over the answers."""
-    chosen = draw_positions(batch.lengths, batch.items.shape[1], config.task, rng)
-    corrupted = replace(batch.items, chosen, catalogue, rng)
+    corrupted, chosen = draw_noise(batch, catalogue, config.task, rng)
     rows = []
     features = builder.features(with_changes(batch, items=corrupted))
     for i, n in enumerate(batch.lengths):

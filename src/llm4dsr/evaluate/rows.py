@@ -126,8 +126,8 @@ def oracle_split(windows: Windows, catalogue: Catalogue, action: str, has_target
         assert windows.clean_items is not None
         inserted = flagged & (windows.clean_items == PAD)
         at = np.nonzero(flagged & ~inserted)
-        size = len(at[0])
-        truth = Suggestions(at[0], at[1], windows.clean_items[at], [None] * size, ["none"] * size, np.zeros(size))
+        truth = Suggestions.none(at[0], at[1])
+        truth.items = windows.clean_items[at]
         windows = correct(windows, flagged & ~inserted, certain, truth, catalogue, "replace", has_target).windows
         if not inserted.any():
             return windows

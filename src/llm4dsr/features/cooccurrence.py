@@ -12,7 +12,7 @@ user has; no user id is stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,11 +21,13 @@ import numpy.typing as npt
 import polars as pl
 
 from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
-from llm4dsr.core.hashing import Hashes, digest, user_hashes
+from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
 from llm4dsr.core.io import write_parquet
 from llm4dsr.data.windows import Windows
+from llm4dsr.features.collaborative import GROUPS, N_COSINES, CollaborativeVectors
 
-N_FEATURES = 7  # numbers that `CooccurrenceCounts.features` gives for an interaction
+N_COUNTS = 7  # numbers that `CooccurrenceCounts.features` gives for an interaction, before the cosines
+N_FEATURES = N_COUNTS + N_COSINES
 CELLS = 4_000_000  # pairs of positions that are held at once
 _FILE = "cooccurrence_{}.parquet"
 
@@ -44,12 +46,33 @@ class CooccurrenceCounts:
         [N] users of each item.
     own : array of uint64
         Sorted hashes of every (user, pair) and (user, item) that was counted.
+    vectors : CollaborativeVectors or None
+        Item vectors from the pairs, needed for `features`. They stay as they are when more windows are counted.
     """
 
     pairs: IntArray
     counts: IntArray
     popularity: IntArray
     own: Hashes
+    vectors: CollaborativeVectors | None = None
+
+    @classmethod
+    def fit(cls, windows: Windows, n_items: int, seed: int) -> CooccurrenceCounts:
+        """Count windows and learn item vectors from the counts.
+
+        Parameters
+        ----------
+        windows : Windows
+            Training windows.
+        n_items : int
+            Number of items in the catalogue.
+        seed : int
+            Seed of the vectors.
+        """
+        groups = user_folds(windows.user_ids, GROUPS)
+        parts = [cls.of(windows.take(np.flatnonzero(groups == group)), n_items) for group in range(GROUPS)]
+        vectors = CollaborativeVectors.of([(part.pairs, part.counts) for part in parts], n_items, seed)
+        return replace(cls.of(windows, n_items), vectors=vectors)
 
     @classmethod
     def of(cls, windows: Windows, n_items: int) -> CooccurrenceCounts:
@@ -84,7 +107,11 @@ class CooccurrenceCounts:
         new = ~_among(self.own, item_owners)
         popularity = self.popularity + np.bincount(rows[first[new]], minlength=n_items)
         return CooccurrenceCounts(
-            pairs, counts, popularity, np.unique(np.concatenate([self.own, pair_owners, item_owners[new]]))
+            pairs,
+            counts,
+            popularity,
+            np.unique(np.concatenate([self.own, pair_owners, item_owners[new]])),
+            self.vectors,
         )
 
     def leave_one_out_counts(self, windows: Windows) -> tuple[FloatArray, FloatArray]:
@@ -133,9 +160,12 @@ class CooccurrenceCounts:
         array of float32
             [W, L, N_FEATURES], on scales of about 1; 0 for padding. In this order: log of the item's users; whether it
             has none; the fraction of the window's other items that it occurs with; log of their mean cosine; log of
-            their summed counts; log of their largest count; 0, 1/3, 2/3 or 1 for 0, 1, 2 or more of them.
+            their summed counts; log of their largest count; 0, 1/3, 2/3 or 1 for 0, 1, 2 or more of them; then the
+            cosines of `CollaborativeVectors.features`.
         """
+        assert self.vectors is not None
         out = np.zeros((*windows.items.shape, N_FEATURES), dtype=np.float32)
+        out[:, :, N_COUNTS:] = self.vectors.features(windows)
         for part in _parts(windows):
             some = windows.take(np.arange(len(windows))[part])
             pair_counts, item_counts = self.leave_one_out_counts(some)
@@ -151,7 +181,7 @@ class CooccurrenceCounts:
                 np.log1p(pair_counts.max(axis=2, initial=0)),
                 np.minimum(known, 3) / 3,
             )
-            out[part] = np.stack(columns, axis=2) * some.present[:, :, None]
+            out[part, :, :N_COUNTS] = np.stack(columns, axis=2) * some.present[:, :, None]
         return out
 
     def neighbor_scores(self, windows: Windows, context: BoolArray) -> FloatArray:
@@ -186,7 +216,8 @@ class CooccurrenceCounts:
     @cached_property
     def fingerprint(self) -> str:
         """A hash; equal for equal counts."""
-        return digest(self.pairs, self.counts, self.popularity, self.own)
+        vectors = self.vectors.fingerprint if self.vectors else ""
+        return digest(self.pairs, self.counts, self.popularity, self.own, vectors)
 
     @cached_property
     def _neighbors(self) -> tuple[IntArray, IntArray, IntArray]:
@@ -199,10 +230,12 @@ class CooccurrenceCounts:
         return starts, there[order], np.concatenate([self.counts, self.counts])[order]
 
     def save(self, folder: Path) -> None:
-        """Write the counts as Parquet into a folder."""
+        """Write the counts as Parquet into a folder, and the vectors as safetensors."""
         write_parquet(pl.DataFrame({"pair": self.pairs, "users": self.counts}), folder / _FILE.format("pairs"))
         write_parquet(pl.DataFrame({"users": self.popularity}), folder / _FILE.format("items"))
         write_parquet(pl.DataFrame({"hash": self.own}), folder / _FILE.format("own"))
+        if self.vectors is not None:
+            self.vectors.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> CooccurrenceCounts:
@@ -211,7 +244,7 @@ class CooccurrenceCounts:
         items = pl.read_parquet(folder / _FILE.format("items"), glob=False)
         own = pl.read_parquet(folder / _FILE.format("own"), glob=False)
         return cls(pairs["pair"].to_numpy(), pairs["users"].to_numpy(), items["users"].to_numpy(),
-                   own["hash"].to_numpy())  # fmt: skip
+                   own["hash"].to_numpy(), CollaborativeVectors.load(folder))  # fmt: skip
 
 
 def _parts(windows: Windows) -> list[slice]:

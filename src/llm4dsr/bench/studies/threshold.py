@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -66,7 +67,9 @@ def training_alone(run: Run, tables: DecisionTables, rate: float, context: Conte
     """
     data, work = context.dataset.data, context.folder / "studies" / ".training-alone"
     train, denoiser = data.splits[c.TRAIN], Denoiser.from_pretrained(run.path("train"))
-    denoiser.builder.cooccurrence = CooccurrenceCounts.of(train, len(data.catalogue))
+    assert denoiser.builder.cooccurrence is not None
+    vectors = denoiser.builder.cooccurrence.vectors
+    denoiser.builder.cooccurrence = replace(CooccurrenceCounts.of(train, len(data.catalogue)), vectors=vectors)
     scores = denoiser.score(train, context.progress, work=work)
     decisions = denoiser.decide(scores, "rate", rate)
     suggestions = denoiser.suggest(train, decisions, context.progress, work=work)

@@ -131,7 +131,7 @@ def domain(data: Dataset, config: Config) -> Domain:
         raise DataError("Every user with training windows is in test, too. Transfer needs users of training alone.")
     cooccurrence = None
     if config.model.item_input == "soft_token" and config.model.cooccurrence:
-        cooccurrence = CooccurrenceCounts.of(others, len(data.catalogue)).add(valid)
+        cooccurrence = CooccurrenceCounts.fit(others, len(data.catalogue), config.seed).add(valid)
     return Domain(data.catalogue, limit_windows(others, TUNED, config.seed), test, cooccurrence)
 
 

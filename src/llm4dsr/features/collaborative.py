@@ -1,0 +1,166 @@
+"""Collaborative item vectors, cross-fitted: which items go together beyond the pairs that were counted.
+
+Pair counts are sparse: most pairs of a history occur in no other one. A truncated SVD of their positive PMI [1]_,
+discounted where counts are small [2]_, gives items vectors that are close if they occur with the same items. A history
+must not know itself. So users are split into groups, and each group has vectors learned from the users of all other
+groups.
+
+Vectors of two groups have different bases, so only cosines within one group are used. They are the same in any basis.
+
+References
+----------
+.. [1] Levy and Goldberg (2014), Neural word embedding as implicit matrix factorization.
+.. [2] Pantel and Lin (2002), Discovering word senses from text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from llm4dsr.core.arrays import BoolArray, IntArray
+from llm4dsr.core.hashing import digest, user_folds
+from llm4dsr.data.windows import Windows
+
+GROUPS = 5  # of users; each has vectors from the users of the others
+SIZES = (32, 128)  # leading columns whose cosines are taken: coarse and fine tastes
+N_COSINES = 3 * len(SIZES)  # numbers that `CollaborativeVectors.features` gives for an interaction
+ROWS = 4096  # windows whose vectors are held at once
+FILE = "collaborative.safetensors"
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass
+class CollaborativeVectors:
+    """Item vectors for each group of users, learned without this group.
+
+    Attributes
+    ----------
+    vectors : array of float32
+        [GROUPS, N, V]; columns in order of importance, zero rows for items that no other group has.
+    """
+
+    vectors: Vectors
+
+    @classmethod
+    def of(cls, counts: Sequence[tuple[IntArray, IntArray]], n_items: int, seed: int) -> CollaborativeVectors:
+        """Learn the vectors from the pair counts of each group.
+
+        Parameters
+        ----------
+        counts : sequence of (array of int, array of int)
+            For each group of users, the keys of its pairs (smaller row · N + larger row) and their counts.
+        n_items : int
+            Number N of items in the catalogue.
+        seed : int
+            Seed of the truncated SVD.
+        """
+        import scipy.sparse as sp
+
+        shape = (n_items, n_items)
+        matrices = [sp.csr_matrix((c.astype(np.float64), (k // n_items, k % n_items)), shape=shape) for k, c in counts]
+        total = sum(matrices[1:], start=matrices[0])
+        out = np.zeros((len(counts), n_items, max(SIZES)), np.float32)
+        for group, own in enumerate(matrices):
+            vectors = _ppmi_vectors(total - own, max(SIZES), seed)
+            out[group, :, : vectors.shape[1]] = vectors
+        return cls(out)
+
+    def features(self, windows: Windows) -> Vectors:
+        """Describe each interaction by its cosines with the rest of its window.
+
+        Parameters
+        ----------
+        windows : Windows
+            W windows of up to L items.
+
+        Returns
+        -------
+        array of float32
+            [W, L, N_COSINES]; 0 for padding. For each of SIZES: the cosine with the sum of the other items' unit
+            vectors; the largest cosine with another item; the window's mean of the first.
+        """
+        out = np.zeros((*windows.items.shape, N_COSINES), np.float32)
+        groups, present = user_folds(windows.user_ids, GROUPS), windows.present
+        for k, size in enumerate(SIZES):
+            units = self._unit_vectors[size]
+            for start in range(0, len(windows), ROWS):
+                part = slice(start, start + ROWS)
+                here = present[part]
+                x = units[groups[part, None], windows.items[part]] * here[:, :, None]  # [B, L, V]
+                rest = x.sum(axis=1, keepdims=True) - x
+                norm = np.maximum(np.linalg.norm(rest, axis=2), 1e-9)
+                centroid = (x * rest).sum(axis=2) / norm
+                pairs = x @ x.transpose(0, 2, 1)
+                pairs[:, range(pairs.shape[1]), range(pairs.shape[1])] = -1.0
+                closest = np.where(here[:, None, :], pairs, -1.0).max(axis=2)
+                closest[windows.lengths[part] < 2] = 0.0
+                mean = centroid.sum(axis=1, keepdims=True) / np.maximum(here.sum(axis=1, keepdims=True), 1)
+                columns = np.stack([centroid, closest, np.broadcast_to(mean, centroid.shape)], axis=2)
+                out[part, :, 3 * k : 3 * k + 3] = columns * here[:, :, None]
+        return out
+
+    def similarities(self, windows: Windows, context: BoolArray) -> Vectors:
+        """Return the cosine [W, N] of each catalogue item with the sum of a window's `context` [W, L] items."""
+        units = self._unit_vectors[max(SIZES)]
+        groups = user_folds(windows.user_ids, GROUPS)
+        x = units[groups[:, None], windows.items] * context[:, :, None]
+        total = x.sum(axis=1)
+        total /= np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9)
+        out = np.empty((len(windows), units.shape[1]), np.float32)
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            out[rows] = total[rows] @ units[group].T
+        return out
+
+    @cached_property
+    def _unit_vectors(self) -> dict[int, Vectors]:
+        """Size → [GROUPS, N, size] the leading columns, scaled to length 1; zero rows stay."""
+        out = {}
+        for size in SIZES:
+            leading = self.vectors[:, :, :size]
+            out[size] = leading / np.maximum(np.linalg.norm(leading, axis=2, keepdims=True), 1e-9)
+        return out
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash; equal for equal vectors."""
+        return digest(self.vectors)
+
+    def save(self, folder: Path) -> None:
+        """Write the vectors as safetensors into a folder."""
+        save_file({"vectors": self.vectors}, folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> CollaborativeVectors:
+        """Read what `save` wrote."""
+        return cls(load_file(folder / FILE)["vectors"])
+
+
+def _ppmi_vectors(counts: Any, size: int, seed: int) -> npt.NDArray[Any]:
+    """[N, ≤ size] truncated SVD of the discounted positive PMI of pairs; counts: sparse [N, N], upper triangle."""
+    import scipy.sparse as sp
+    from sklearn.utils.extmath import randomized_svd
+
+    pairs = (counts + counts.T).tocoo()
+    here = pairs.data > 0
+    row, column, count = pairs.row[here], pairs.col[here], pairs.data[here]
+    totals = np.bincount(row, weights=count, minlength=pairs.shape[0])
+    pmi = np.log(count * max(totals.sum(), 1.0) / np.maximum(totals[row] * totals[column], 1.0))
+    rarer = np.minimum(totals[row], totals[column])
+    pmi *= count / (count + 1) * rarer / (rarer + 1)
+    positive = pmi > 0
+    if not positive.any() or pairs.shape[0] < 2:
+        return np.zeros((pairs.shape[0], 1))
+    matrix = sp.csr_matrix((pmi[positive], (row[positive], column[positive])), shape=pairs.shape)
+    left, values, right = randomized_svd(matrix, min(size, pairs.shape[0] - 1), n_iter=4, random_state=seed)
+    # Their sum, not one side alone: items that occur only with each other are then close, too.
+    return np.asarray((left + right.T) / 2 * np.sqrt(values))

@@ -1,0 +1,73 @@
+"""Ranking of suggestions: distinct within a window, evidence never counts against an item."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.ranking import RankingWeights, _fit, allowed_items, assign_distinct
+
+
+def test_the_surest_flag_chooses_first_and_the_other_takes_its_next():
+    scores = np.log([[0.5, 0.4, 0.1], [0.9, 0.06, 0.04], [0.6, 0.3, 0.1]])
+    items, values = assign_distinct(scores, np.array([0, 0, 0]))
+    assert items.tolist() == [2, 0, 1] or items.tolist() == [1, 0, 2]
+    assert items[1] == 0  # 0.9 is the surest
+    assert items.tolist() == [1, 0, 2]  # then 0.4 for item 1 comes before 0.3
+    np.testing.assert_allclose(np.exp(values), [0.4, 0.9, 0.1])
+
+
+def test_other_windows_do_not_compete():
+    scores = np.log([[0.9, 0.1], [0.8, 0.2]])
+    assert assign_distinct(scores, np.array([3, 4]))[0].tolist() == [0, 0]
+
+
+def test_nothing_is_left_for_a_third_flag():
+    scores = np.array([[-1.0, -2.0], [-1.5, -2.5], [-1.2, -np.inf]])
+    items, values = assign_distinct(scores, np.array([0, 0, 0]))
+    assert items.tolist() == [0, 1, -1]
+    assert values[2] == -np.inf
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 6))
+def test_no_item_twice_in_a_window_and_none_that_is_not_allowed(seed, flags, n_items):
+    rng = np.random.default_rng(seed)
+    windows = np.sort(rng.integers(0, 4, flags))
+    scores = np.where(rng.random((flags, n_items)) < 0.3, -np.inf, rng.normal(size=(flags, n_items)))
+    items, values = assign_distinct(scores, windows)
+    for window in np.unique(windows):
+        chosen = items[(windows == window) & (items >= 0)]
+        assert len(set(chosen.tolist())) == len(chosen)
+    found = items >= 0
+    np.testing.assert_allclose(values[found], scores[found, items[found]])
+    for i in np.flatnonzero(~found):  # all that was allowed is taken by others of the window
+        taken = items[(windows == windows[i]) & (items >= 0)]
+        assert set(np.flatnonzero(np.isfinite(scores[i])).tolist()) <= set(taken.tolist())
+
+
+def test_titles_of_the_window_and_doubles_are_not_allowed():
+    catalogue = Catalogue(pl.Series("item_id", range(5)), ["train", "doll", "train", "car", "kite"])
+    allowed = allowed_items(Windows.from_lists([[2, 3], [4]]), catalogue)
+    assert allowed.tolist() == [[False, True, False, False, True], [True, True, False, True, False]]
+
+
+def test_planted_weights_are_found_and_evidence_against_the_truth_gets_none():
+    """Choices drawn from a known model; the second column counts against what was chosen, which no evidence may."""
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(4, 3000, 20, generator=rng)
+    planted = torch.tensor([2.0, -0.3, 0.5, -0.7])
+    chosen = torch.multinomial(torch.tensordot(planted, features, dims=1).softmax(1), 1, generator=rng).squeeze(1)
+    weights, _ = _fit(features, chosen, torch.zeros(3000, 20, dtype=torch.bool))
+    assert weights[0] == pytest.approx(2.0, abs=0.25)
+    assert weights[1] == pytest.approx(0.0, abs=0.02)
+    assert weights[2] == pytest.approx(0.5, abs=0.15)
+    assert weights[3] == pytest.approx(-0.7, abs=0.15)  # popularity alone may count either way
+
+
+def test_without_co_occurrence_the_cosine_ranks():
+    scores = RankingWeights()(torch.tensor([[[0.1, 0.9, 0.5]]]))
+    assert scores.argsort(descending=True).tolist() == [[1, 2, 0]]
