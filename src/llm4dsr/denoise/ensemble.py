@@ -143,7 +143,7 @@ class Ensemble:
         Returns
         -------
         array of float
-            [W, L] mean log-odds of noise, higher = more likely noise; NaN where a window has no item.
+            [W, L] mean log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
         out = np.full(windows.items.shape, np.nan)
         assignments = self.assignments(windows)
