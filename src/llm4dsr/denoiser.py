@@ -172,8 +172,8 @@ class Denoiser:
         progress : Progress, optional
             Called with (windows done, all windows, what is being done).
         has_target : bool, default False
-            The last item of each history is an evaluation target: it is not scored. With timestamps, such histories are
-            scored in order of time, and counted once they are scored. Those without one come first, and are not counted.
+            The last item of each history is an evaluation target: it is not scored. Such histories are scored in order
+            of time, and counted once they are scored. Those without a timestamp come first, and are not counted.
         recalibrate : bool, default False
             Fit the map to probabilities on noise injected into these histories, since tastes and catalogues change.
             Takes several times as long; ignored below 1,000 histories.

@@ -89,6 +89,25 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def derived_seed(seed: int, *parts: int) -> int:
+    """Derive a seed, so that no two combinations share one, as `seed + fold` would.
+
+    Parameters
+    ----------
+    seed : int
+        The seed of the run, at least 0.
+    *parts : int
+        What tells apart, such as the fold; at least 0 each.
+
+    Returns
+    -------
+    int
+        In [0, 2⁶³).
+    """
+    words = np.random.SeedSequence([seed, *parts]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
 def digest(*parts: Any) -> str:
     """Hash arrays, and anything with a complete `repr`: text, numbers, tuples, dataclasses.
 
