@@ -219,6 +219,18 @@ def test_histories_may_be_lists_or_pandas(denoiser):
     assert denoiser.score(frame)["item_id"].equals(denoiser.score(table)["item_id"])
 
 
+def test_a_list_is_scored_like_users_that_training_has_not_seen(denoiser):
+    """Whatever the place in the list, which is also the id of a user in training."""
+    table = TEST.histories().take(np.arange(40)).to_frame(DEMO.data.catalogue)
+    strangers = table.with_columns(pl.format("never seen {}", "window_id").alias("user_id"))
+    lists = table["item_ids"].to_list()
+    listed = denoiser.score([*lists, *lists[::-1]]).partition_by("window_id")
+    expected = denoiser.score(strangers).partition_by("window_id", maintain_order=True)
+    for first, again, one in zip(listed[:40], listed[:39:-1], expected, strict=True):
+        np.testing.assert_allclose(first["log_odds"], one["log_odds"], atol=1e-5)
+        np.testing.assert_allclose(again["log_odds"], one["log_odds"], atol=1e-5)
+
+
 def test_probability_and_position_tables_line_up(denoiser, scores):
     histories = TEST.histories()
     log_odds = to_matrix(scores, histories, "log_odds")

@@ -173,8 +173,8 @@ class Denoiser:
         progress : Progress, optional
             Called with (windows done, all windows, what is being done).
         has_target : bool, default False
-            The last item of each history is an evaluation target: it is not scored. With timestamps, such histories are
-            scored in order of time, and counted once they are scored.
+            The last item of each history is an evaluation target: it is not scored. Such histories are scored in order
+            of time, and counted once they are scored. Those without a timestamp come first, and are not counted.
         recalibrate : bool, default False
             Fit the map to probabilities on noise injected into these histories, since tastes and catalogues change.
             Takes several times as long; ignored below 1,000 histories.
@@ -185,17 +185,17 @@ class Denoiser:
         -------
         DataFrame
             One row per interaction: `window_id`; `position`, 0 = oldest; `item_id`; `log_odds`; `noise_probability` in
-            [0, 1], higher = more likely noise; `rank` in the window, 1 = most suspicious.
+            [0, 1], higher = more likely noise; `rank` in the window, 1 = most suspicious. A history of one item has the
+            log-odds NaN and the estimated noise rate as its probability.
         """
         windows, cache = as_windows(histories, self.catalogue), PartCache(work)
         scored = windows.histories() if has_target else windows
         parts, origin = self._short(scored, self.width)
-        if origin:
-            return merge_scores(self.score(parts, progress, recalibrate=recalibrate, work=work), origin).drop(c.COVER)
         log_odds, calibrator = score_prequentially(
-            self.ensemble, self.calibrator, windows, has_target, recalibrate, progress, cache
+            self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress, cache
         )
-        return score_table(scored, log_odds, calibrator, self.catalogue)
+        scores = score_table(parts, log_odds, calibrator, self.catalogue)
+        return merge_scores(scores, origin).drop(c.COVER) if origin else scores
 
     def _short(self, histories: Windows, width: int | None = None) -> tuple[Windows, Origin | None]:
         """Histories of at most `width` items (default: what fits a prompt); longer ones as overlapping parts."""
@@ -278,23 +278,23 @@ class Denoiser:
         windows = as_windows(histories, self.catalogue)
         scored = windows.histories() if has_target else windows
         parts, origin = self._short(scored, self.width)
-        if origin:
-            here = into_windows(decisions, parts, origin)
-            return out_of_windows(self.suggest(parts, here, progress, work=work), origin)
-        flagged, cache = to_matrix(decisions, scored, None), PartCache(work)
-        tables, done, total = [suggestion_table(scored, NOTHING, self.catalogue)], 0, int(flagged.sum())
-        for part_rows, _ in prequential(self.builder, windows, has_target, None):
-            for assigned, members in self.ensemble.assignments(scored.take(part_rows)):
+        here = into_windows(decisions, parts, origin) if origin else decisions
+        flagged, cache = to_matrix(here, parts, None), PartCache(work)
+        tables, done, total = [suggestion_table(parts, NOTHING, self.catalogue)], 0, int(flagged.sum())
+        for histories_rows, _ in prequential(self.builder, windows, has_target, None, self.width):
+            part_rows = origin.windows_of(histories_rows) if origin else histories_rows
+            for assigned, members in self.ensemble.assignments(parts.take(part_rows)):
                 rows_of = part_rows[assigned]
                 for rows in chunks(rows_of[flagged[rows_of].any(axis=1)]):
                     count = int(flagged[rows].sum())
                     step = progress and subprogress(progress, done, count, total)
-                    tables.append(self._suggestions(scored.take(rows), flagged[rows], members[0], step, cache))
+                    tables.append(self._suggestions(parts.take(rows), flagged[rows], members[0], step, cache))
                     done += count
                     if progress:
                         progress(done, total, "suggest")
-        order = pl.DataFrame({c.WINDOW: windows.window_ids}).with_row_index("order")
-        return pl.concat(tables).join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")
+        order = pl.DataFrame({c.WINDOW: parts.window_ids}).with_row_index("order")
+        table = pl.concat(tables).join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")
+        return out_of_windows(table, origin) if origin else table
 
     def _suggestions(
         self, part: Windows, flagged: BoolArray, member: int, progress: Progress | None, cache: PartCache

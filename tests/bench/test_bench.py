@@ -1,5 +1,6 @@
 """The benchmark: cells that are kept, rows that differ in their data alone, and tables that can be checked by hand."""
 
+import json
 import multiprocessing
 import subprocess
 import sys
@@ -177,6 +178,22 @@ def test_scores_of_a_baseline_are_reused_only_for_the_same_windows_and_seed(out)
     for dataset, config in ((load_dataset("demo", tiny=True, seed=1), CONFIG), (DATASET, replace(CONFIG, seed=1))):
         with pytest.raises(ConfigError, match=r"tfidf has other windows or another seed\. Choose another --out"):
             denoised(dataset, out / DATASET.name, ["tfidf"], config)
+
+
+@pytest.mark.parametrize(("name", "before"), [("torch", "1.0"), ("minilm", "other")])
+def test_scores_of_a_baseline_are_reused_only_for_the_same_versions(out, name, before):
+    """The card is put back, since other tests share the folder."""
+    card = out / DATASET.name / "baselines" / "tfidf" / "card.json"
+    text = card.read_text()
+    made = json.loads(text)
+    made["versions"][name] = before
+    try:
+        card.write_text(json.dumps(made))
+        with pytest.raises(ConfigError, match=rf"tfidf was made with other versions: {name} {before}, now .*Remove"):
+            denoised(DATASET, out / DATASET.name, ["tfidf"], CONFIG)
+    finally:
+        card.write_text(text)
+    denoised(DATASET, out / DATASET.name, ["tfidf"], CONFIG)
 
 
 def test_rows_of_one_table_share_the_options_of_their_recommender(out):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm4dsr.config import Config, TrainConfig
+from llm4dsr.config import Config, LLaRAConfig, RecommenderConfig, TrainConfig
 from llm4dsr.config.config import RECIPES, config_schema
 from llm4dsr.errors import ConfigError
 
@@ -83,3 +83,9 @@ def test_the_schema_describes_every_option():
     ]
     assert not undescribed
     assert sections["DecideConfig"]["properties"]["eta"]["maximum"] == 1
+
+
+@pytest.mark.parametrize("kind", [RecommenderConfig, LLaRAConfig])
+def test_a_recommender_is_trained_for_at_least_one_epoch(kind):
+    with pytest.raises(ConfigError, match=f"{kind.__name__}: epochs = 0; expected a number of at least 1"):
+        kind(epochs=0)

@@ -2,10 +2,14 @@
 
 import numpy as np
 import polars as pl
+import pytest
 
 from llm4dsr import columns as c
+from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset, make_windows
-from llm4dsr.data.windows import limit_windows
+from llm4dsr.data.read import as_windows
+from llm4dsr.data.windows import Windows, limit_windows, to_matrix
+from llm4dsr.errors import DataError
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
 ITEMS = pl.DataFrame({"item_id": LETTERS, "title": [f"Toy {letter}" for letter in LETTERS]})
@@ -54,3 +58,19 @@ def test_catalogue_of_a_core_keeps_shared_titles():
     data = make_windows(log(ann="bcdef", bob="bcdef"), items, k_core=2, ratios=(1, 0, 0))
     assert data.catalogue.ids.to_list() == list("bcdef")
     assert data.catalogue.canonical.tolist() == [0, 1, 2, 1, 4]
+
+
+@pytest.mark.parametrize("position", [-1, 3, 10**6])
+def test_a_position_outside_its_window_is_named(position):
+    windows = Windows.from_lists([[0, 1, 2, 3, 4], [5, 6, 7]], window_ids=np.array([7, 3]))
+    table = pl.DataFrame({c.WINDOW: [7, 3], c.POSITION: [4, position]})
+    with pytest.raises(DataError, match=f"names position {position} of window_id 3, which has the positions 0 to 2"):
+        to_matrix(table, windows, None)
+
+
+def test_the_id_of_a_history_without_a_user_is_its_content():
+    catalogue = Catalogue(pl.Series("item_id", [10, 11, 12]), ["a", "b", "c"])
+    listed = as_windows([[10, 11], [10, 11, 12], [11, 10], [10, 11]], catalogue).user_ids.to_list()
+    assert listed[0] == listed[3]
+    assert len(set(listed)) == 3
+    assert listed == Windows.from_lists([[0, 1], [0, 1, 2], [1, 0], [0, 1]]).user_ids.to_list()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.calibrate import Calibrator, Sample, estimate_noise_rate, fit, injected_noise_ece, join
 from llm4dsr.metrics import expected_calibration_error
 
@@ -82,6 +83,12 @@ def test_a_model_that_knows_nothing_flags_nothing(caplog):
     assert calibrator.noise_rate == 0
     assert calibrator(unlabeled.log_odds).max() == 0
     assert "does not distinguish injected noise from the rest" in caplog.text
+
+
+def test_a_sample_holds_what_was_scored():
+    windows = Windows.from_lists([[5], [1, 2, 3]])
+    sample = Sample.of(windows, np.array([[np.nan, np.nan, np.nan], [1.0, 2.0, 6.0]]))
+    assert (sample.log_odds.tolist(), sample.context.tolist()) == ([1, 2, 6], [4, 3.5, 1.5])
 
 
 def test_samples_are_joined_in_order():

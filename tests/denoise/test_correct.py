@@ -15,7 +15,7 @@ from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.correct import Corrected, apply, correct
 from llm4dsr.denoise.suggest import Suggestions
-from llm4dsr.errors import ConfigError
+from llm4dsr.errors import ConfigError, DataError
 from llm4dsr.evaluate.rows import DecisionTables, correct_split
 from llm4dsr.pipeline import Run
 
@@ -85,9 +85,9 @@ def test_a_test_target_with_the_id_of_a_flagged_item_is_not_changed(action, lett
 
 
 @pytest.mark.parametrize(("action", "letters"), [("replace", "c"), ("drop", None), ("downweight", None)])
-def test_a_flag_on_a_fixed_target_is_a_mistake_of_the_program(action, letters):
+def test_a_flag_on_a_fixed_target_is_refused(action, letters):
     before = windows("abcd", "ab")  # the second target is not in the last column
-    with pytest.raises(AssertionError, match="targets are never touched"):
+    with pytest.raises(DataError, match="Position 1 of window_id 1 is flagged, but it is the target"):
         run(before, at(before, (1, 1)), action, letters, has_target=True)
 
 

@@ -67,6 +67,7 @@ def test_the_numbers_do_not_depend_on_how_many_train_at_a_time(rows):
         for workers in (1, 2):
             torch.set_num_threads(workers)
             tables.append(train_and_evaluate(two, DATA.catalogue, QUICK, 5, lambda *a: seen.append(a)))
+            assert torch.get_num_threads() == workers
     finally:
         torch.set_num_threads(threads)
     assert tables[0].drop("seconds").equals(tables[1].drop("seconds"))
@@ -111,3 +112,29 @@ def test_the_oracle_that_restores_drops_what_was_inserted():
     for name in splits:
         assert rows["oracle (restore)"][name].items.tolist() == [[0, 2, 3], [0, 1, 6]]
         assert rows["oracle (drop)"][name].items.tolist() == [[0, 2, 3], [0, 6, PAD]]
+
+
+@pytest.mark.parametrize(("train_targets", "dropped", "restored"),
+                         [(True, [0, 2], [0, 1, 2, 4]), (False, [0, 2, 3], [0, 1, 2, 3])])  # fmt: skip
+def test_the_oracles_keep_training_targets_on_request(train_targets, dropped, restored):
+    """5 and the target 3 are noise, for 1 and 4."""
+    windows = Windows.from_lists([[0, 5, 2, 3]], noise_mask=np.array([[0, 1, 0, 1]], dtype=bool),
+                                 clean_items=np.array([[0, 1, 2, 4]]))  # fmt: skip
+    splits = dict.fromkeys(("train", "valid", "test"), windows)
+    rows = compared_rows(splits, TABLES, DATA.catalogue, (), train_targets)
+    assert rows["oracle (drop)"]["train"].row(0) == dropped
+    assert rows["oracle (restore)"]["train"].row(0) == restored
+    assert rows["oracle (drop)"]["test"].row(0) == [0, 2, 3]
+    assert rows["oracle (restore)"]["test"].row(0) == [0, 1, 2, 3]
+
+
+def test_evaluating_alone_leaves_the_threads_as_they_were():
+    """One job is trained in this process, on one thread."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        once = EvaluateConfig(seeds=1, recommender=QUICK.recommender)
+        train_and_evaluate({"original": DATA.splits}, DATA.catalogue, once, 0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

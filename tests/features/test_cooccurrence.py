@@ -6,7 +6,9 @@ import pytest
 
 from llm4dsr.core.arrays import PAD
 from llm4dsr.core.hashing import user_hashes
+from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.demo import make_demo
+from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
 
@@ -106,6 +108,26 @@ def test_no_user_id_is_stored(cooccurrence, tmp_path):
 def test_users_are_known_by_their_id_as_text():
     assert (user_hashes(pl.Series([7, 8])) == user_hashes(pl.Series(["7", "8"]))).all()
     assert user_hashes(pl.Series([None, "7"], dtype=pl.String))[0] == 0
+
+
+def test_nothing_is_subtracted_from_a_list_after_counting_integer_users():
+    """Both users 0 and 1 have a and b. The list's first two histories are neither of them."""
+    catalogue = Catalogue(pl.Series("item_id", ["a", "b", "c"]), ["A", "B", "C"])
+    counted = Windows.from_lists([[0, 1], [0, 1, 2]], user_ids=pl.Series("user_id", [0, 1]))
+    cooccurrence = CooccurrenceCounts.of(counted, 3)
+    pair_counts, item_counts = cooccurrence.leave_one_out_counts(as_windows([["a", "b"], ["b", "a", "c"]], catalogue))
+    assert item_counts.tolist() == [[2, 2, 0], [2, 2, 1]]
+    assert pair_counts[0, 0, 1] == 2
+    assert pair_counts[1].tolist() == [[0, 2, 1], [2, 0, 1], [1, 1, 0]]
+
+
+def test_a_counted_list_is_left_out_of_its_own_counts():
+    catalogue = Catalogue(pl.Series("item_id", ["a", "b", "c"]), ["A", "B", "C"])
+    histories = [["a", "b"], ["a", "b", "c"]]
+    cooccurrence = CooccurrenceCounts.of(as_windows(histories, catalogue), 3)
+    pair_counts, item_counts = cooccurrence.leave_one_out_counts(as_windows(histories[::-1], catalogue))
+    assert item_counts.tolist() == [[1, 1, 0], [1, 1, 0]]
+    assert pair_counts[1, 0, 1] == 1
 
 
 @pytest.mark.parametrize("cells", [50, 4_000_000])

@@ -200,3 +200,9 @@ def test_titles_that_a_tokenizer_cannot_tell_apart_are_one():
 def test_only_whole_titles_are_rows():
     tree = CatalogueTree([[1, 9], [1, 2, 9], [1, 9]], [0, 1, 0])
     assert [tree.row(t) for t in ([1, 9], [1, 2, 9], [1], [2], [1, 9, 9], [])] == [0, 1, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("mode", ["whole-title", "first-token"])
+def test_a_single_item_has_no_score(mode):
+    """Its title is the only answer, so its log-odds would be extreme and mean nothing."""
+    assert np.isnan(scored(["Red Train"], mode)).tolist() == [[True]]

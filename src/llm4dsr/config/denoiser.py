@@ -107,7 +107,8 @@ class TrainConfig:
     folds: PositiveInt = 3
     """Models, each tuned without the users of one fold and scoring them out of fold. 1: a single model (published)."""
     small_loss_drop_rate: Fraction = 0.05
-    """Fraction of a step's unlabeled interactions with the largest loss that are left out, from the second epoch on."""
+    """Fraction of unlabeled interactions with the largest loss that is left out, from the second epoch on. The limit is
+    that of the step before."""
 
 
 @options

@@ -34,7 +34,7 @@ class RecommenderConfig:
     """Sampled softmax, full softmax, or binary cross-entropy with one negative."""
     negatives: PositiveInt = 512
     """Negatives that a batch shares, for `loss: sampled`."""
-    epochs: Count = 60
+    epochs: PositiveInt = 60
     """Most passes over the training windows."""
     patience: Count = 10
     """Epochs without a better validation NDCG@20 before training stops."""
@@ -60,7 +60,7 @@ class LLaRAConfig:
     model: ModelConfig = field(default_factory=_small_title_model)
     """The language model. Prompts hold titles and answer with one: item_input, readout, attention, cooccurrence and
     title_vectors are ignored."""
-    epochs: Count = 4
+    epochs: PositiveInt = 4
     """Passes over the windows. An embedded model spends the first `model.pretrain_epochs` on all titles of a window."""
     samples: Count = 4000
     """Windows drawn once for tuning. 0: all."""

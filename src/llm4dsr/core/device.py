@@ -22,8 +22,26 @@ def pick_device() -> str:
 
 
 def use_threads(threads: int = 0) -> None:
-    """Let torch use so many CPU threads; 0: all."""
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    """Let torch use so many CPU threads; 0: one for each core that this process may use."""
+    torch.set_num_threads(threads or available_cpus())
+
+
+def available_cpus() -> int:
+    """Count the CPU cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "process_cpu_count"):  # from Python 3.13
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """Let torch use one thread inside the block and restore the caller's number after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

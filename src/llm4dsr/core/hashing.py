@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from llm4dsr.columns import USER
 from llm4dsr.core.arrays import IntArray
 
 Hashes = npt.NDArray[np.uint64]
@@ -37,6 +39,33 @@ def user_hashes(user_ids: pl.Series) -> Hashes:
     return out
 
 
+def history_ids(histories: Sequence[npt.NDArray[Any] | Sequence[int]]) -> pl.Series:
+    """Make user ids for histories that come without any: each content is a user of its own.
+
+    The same history gets the same id wherever it stands. So it has one fold, and after fitting on it, its own counts
+    are subtracted. No id of real users looks like one, so it gets neither the fold nor the counts of another user.
+
+    Parameters
+    ----------
+    histories : sequence of array of int
+        W histories of catalogue rows.
+
+    Returns
+    -------
+    Series
+        [W] text: `history-` and a 128-bit hash.
+
+    Examples
+    --------
+    >>> first, second, again = history_ids([[1, 2], [2, 1], [1, 2]])
+    >>> first == again, first == second
+    (True, False)
+    """
+    contents = (np.asarray(history, dtype="<i8").tobytes() for history in histories)
+    ids = [f"history-{hashlib.blake2b(content, digest_size=16).hexdigest()}" for content in contents]
+    return pl.Series(USER, ids, dtype=pl.String)
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Versions that a result depends on.
 
@@ -58,6 +87,25 @@ def versions(*packages: str) -> dict[str, str]:
         if torch.cuda.is_available():
             found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def derived_seed(seed: int, *parts: int) -> int:
+    """Derive a seed, so that no two combinations share one, as `seed + fold` would.
+
+    Parameters
+    ----------
+    seed : int
+        The seed of the run, at least 0.
+    *parts : int
+        What tells apart, such as the fold; at least 0 each.
+
+    Returns
+    -------
+    int
+        In [0, 2⁶³).
+    """
+    words = np.random.SeedSequence([seed, *parts]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
 
 
 def digest(*parts: Any) -> str:

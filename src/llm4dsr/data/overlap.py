@@ -34,6 +34,12 @@ class Origin:
     window_ids: IntArray
     offsets: IntArray
 
+    def windows_of(self, histories: IntArray) -> IntArray:
+        """Return the rows of the overlapping windows of the histories at these rows, history after history."""
+        starts = np.flatnonzero(self.offsets == 0)  # only the first window of a history begins with it
+        sizes = np.diff(starts, append=len(self.offsets))[histories]
+        return np.asarray(np.arange(sizes.sum()) + np.repeat(starts[histories] - np.cumsum(sizes) + sizes, sizes))
+
 
 def overlapping(histories: Windows, width: int, stride: int) -> tuple[Windows, Origin]:
     """Cut histories into windows of at most `width` items that together hold every item.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
+from llm4dsr.core.hashing import history_ids
 from llm4dsr.core.io import FORMATS, as_data_error, as_frame, read_table
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset, make_windows
@@ -139,6 +141,7 @@ def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
     ----------
     histories : Windows, table or list of lists
         A table of Polars, pandas or Arrow has `window_id, user_id, item_ids`; lists hold item ids, oldest first.
+        Histories of a list have no user, so each content is a user of its own (`history_ids`).
     catalogue : Catalogue
         The items.
 
@@ -153,5 +156,6 @@ def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
         size = len(histories)
         lists = pl.Series(c.ITEMS, histories, dtype=pl.List(catalogue.ids.dtype), strict=False)
         frame = pl.DataFrame({c.WINDOW: np.arange(size), c.USER: np.arange(size), c.ITEMS: lists})
-        return to_windows(frame, catalogue, "the histories")
+        windows = to_windows(frame, catalogue, "the histories")
+        return replace(windows, user_ids=history_ids([windows.row(i) for i in range(size)]))
     return to_windows(as_frame(histories, "The histories"), catalogue, "the histories")

@@ -12,6 +12,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, IntArray, pad
+from llm4dsr.core.hashing import history_ids
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.errors import DataError
 
@@ -93,12 +94,14 @@ class Windows:
 
     @classmethod
     def from_lists(cls, rows: Sequence[npt.NDArray[Any] | Sequence[int]], **columns: Any) -> Windows:
-        """Make windows from ragged rows of catalogue rows; ids default to 0, 1, 2, …"""
+        """Make windows from ragged rows of catalogue rows.
+
+        Window ids default to 0, 1, 2, …, and user ids to those of `history_ids`, which no real user has.
+        """
         lengths = np.array([len(r) for r in rows], dtype=np.int64)
         size = len(rows)
         defaults: dict[str, Any] = {
-            "window_ids": np.arange(size), "user_ids": pl.Series(c.USER, np.arange(size)),
-            "timestamps": np.full(size, -1),
+            "window_ids": np.arange(size), "user_ids": history_ids(rows), "timestamps": np.full(size, -1),
         }  # fmt: skip
         return cls(pad(rows, PAD), lengths, **{**defaults, **columns})
 
@@ -215,15 +218,25 @@ def to_matrix(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
     Raises
     ------
     DataError
-        If the table names an unknown window.
+        If the table names an unknown window, or a position outside its window.
     """
     row = {int(w): i for i, w in enumerate(windows.window_ids)}
     try:
-        at = ([row[w] for w in table[c.WINDOW].to_list()], table[c.POSITION].to_numpy())
+        at = (
+            np.array([row[w] for w in table[c.WINDOW].to_list()], dtype=np.int64),
+            table[c.POSITION].cast(pl.Int64).to_numpy(),
+        )
     except KeyError as missing:
         raise DataError(
             f"The table names {c.WINDOW} {missing.args[0]}, which is not among the histories given."
         ) from None
+    beyond = np.flatnonzero((at[1] < 0) | (at[1] >= windows.lengths[at[0]]))
+    if len(beyond):
+        window, position = table.row(int(beyond[0]), named=True)[c.WINDOW], int(at[1][beyond[0]])
+        raise DataError(
+            f"The table names position {position} of {c.WINDOW} {window}, which has the positions 0 to "
+            f"{windows.lengths[row[window]] - 1}. Give the table and the histories of the same run."
+        )
     if column is None:
         mask: BoolArray = np.zeros(windows.items.shape, dtype=bool)
         mask[at] = True

@@ -64,8 +64,8 @@ class Sample:
 
     @classmethod
     def of(cls, windows: Windows, log_odds: Floats) -> Sample:
-        """Take all interactions of windows, in the order of np.nonzero(windows.present). log_odds: [W, L]."""
-        present = windows.present
+        """Take all scored interactions of windows, in the order of np.nonzero(windows.present). log_odds: [W, L]."""
+        present = windows.present & ~np.isnan(log_odds)
         total = np.where(present, log_odds, 0.0).sum(axis=1, keepdims=True)
         context = (total - log_odds) / np.maximum(windows.lengths - 1, 1)[:, None]
         return cls(log_odds[present], context[present])
@@ -93,6 +93,8 @@ class Calibrator:
     ece_before, ece_after : float
         Expected calibration error of distinguishing injected noise from unlabeled interactions, before and after the
         map, on the half of the validation windows that the map was not fitted on.
+    uncalibrated : str
+        Why there is no map; empty if there is one.
     """
 
     knots: list[float] = field(default_factory=list)
@@ -100,10 +102,11 @@ class Calibrator:
     noise_rate: float = float("nan")
     ece_before: float = float("nan")
     ece_after: float = float("nan")
+    uncalibrated: str = ""
 
     def __call__(self, log_odds: npt.NDArray[Any]) -> Floats:
         """Same shape as `log_odds`, in [0, 1], not decreasing in it; NaN stays NaN."""
-        if not self.knots:  # calibration: off
+        if not self.knots:
             return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))), dtype=np.float64)
         out = np.interp(log_odds, self.knots, self.values)
         return np.where(np.isnan(log_odds), np.nan, out)

@@ -12,7 +12,7 @@ from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, pad
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows, to_matrix
 from llm4dsr.denoise.suggest import Suggestions
-from llm4dsr.errors import ConfigError
+from llm4dsr.errors import ConfigError, DataError
 
 
 @dataclass
@@ -67,6 +67,8 @@ def correct(
     ------
     ConfigError
         If the action is unknown, or suggestions are missing.
+    DataError
+        If a target of an evaluation window is flagged.
     """
     if action not in c.ACTIONS:
         raise ConfigError(f"correct.action = {action!r}; expected one of {', '.join(c.ACTIONS)}.")
@@ -76,7 +78,11 @@ def correct(
         )
     rows, positions = np.nonzero(flagged)
     if has_target and (positions == windows.lengths[rows] - 1).any():
-        raise AssertionError("a target of an evaluation window was flagged; targets are never touched")
+        at = int(np.flatnonzero(positions == windows.lengths[rows] - 1)[0])
+        raise DataError(
+            f"Position {positions[at]} of {c.WINDOW} {windows.window_ids[rows[at]]} is flagged, but it is the target "
+            "of an evaluation window, which is never changed. Remove it from the decisions."
+        )
     items, lengths, weights = windows.items.copy(), windows.lengths.copy(), windows.weights
     kept = items[rows, positions].copy()
     taken = np.full(len(rows), action, dtype=object)
@@ -162,6 +168,11 @@ def apply(
     Returns
     -------
     Corrected
+
+    Raises
+    ------
+    ConfigError, DataError
+        As in `correct`; also if the tables name a window or position that is not among the windows.
     """
     flagged = to_matrix(decisions, windows, None)
     probability = np.nan_to_num(to_matrix(decisions, windows, c.NOISE_PROBABILITY))

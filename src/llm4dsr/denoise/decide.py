@@ -7,6 +7,8 @@
 | precision   | as many as possible while their mean probability is at least η, the expected precision |
 | rate        | the fraction η of the split's interactions, most suspicious first                  |
 
+Interactions without log-odds (NaN, a history of one item) are never flagged and not among the split's interactions.
+
 A run has a fifth policy, `validation`: a recommender chooses the rate (evaluate/rate_selection.py).
 """
 
@@ -32,7 +34,7 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
     Parameters
     ----------
     log_odds, probability : array of float
-        [W, L] scores, higher = more likely noise; NaN where a window has no item.
+        [W, L] scores, higher = more likely noise; log-odds are NaN where a window has no item, or only one.
     policy : str
         One of POLICIES; see the table above.
     eta : float

@@ -6,7 +6,7 @@ other user is scored by the mean of all models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.core.cache import PartCache
-from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes, versions
+from llm4dsr.core.hashing import Hashes, derived_seed, digest, user_folds, user_hashes, versions
 from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
@@ -119,12 +119,15 @@ class Ensemble:
                 )
             of = f" {fold + 1} of {config.train.folds}" if config.train.folds > 1 else ""
             checkpoint = Checkpoint(work and work / f"fold_{fold}.safetensors", f"{key} {fold}")
+            # Folds share neither initial weights nor noise and dropout: other users are scored by the mean of all
+            # models, which is better the less their errors have in common.
+            own = replace(config, seed=derived_seed(config.seed, fold))
             model, builder = build_model(
-                config, catalogue, part, vectors, cooccurrence, config.seed + fold, progress, checkpoint.exists
+                own, catalogue, part, vectors, cooccurrence, own.seed, progress, checkpoint.exists
             )
             if config.model.source != EMBEDDED:  # the key has the name; the weights behind it may have changed
                 checkpoint.key += model.fingerprint()
-            curve += tune(model, builder, part, catalogue, config, progress, f"tune{of}", checkpoint)
+            curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
             models.append(model)
         return cls(models, builder, catalogue, config, np.unique(users)), curve
 
@@ -145,7 +148,7 @@ class Ensemble:
         Returns
         -------
         array of float
-            [W, L] mean log-odds of noise, higher = more likely noise; NaN where a window has no item.
+            [W, L] mean log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
         out = np.full(windows.items.shape, np.nan)
         assignments = self.assignments(windows)

@@ -12,7 +12,7 @@ import numpy as np
 from llm4dsr.core.arrays import IntArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import user_hashes
-from llm4dsr.core.progress import Progress, subprogress
+from llm4dsr.core.progress import Progress, log, subprogress
 from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.denoise import calibrate
 from llm4dsr.denoise.calibrate import Calibrator, Sample
@@ -20,7 +20,7 @@ from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.noise_injection import inject
 from llm4dsr.denoise.ranking import RankingWeights, fit_ranking_weights
 
-MIN_WINDOWS = 20  # validation windows below which nothing is calibrated
+MIN_WINDOWS = 20  # validation windows of two items below which nothing is calibrated
 MIN_UNSEEN = 200  # validation windows of unseen users that are enough to calibrate on
 MAX_INJECTED = 20_000  # most windows that noise is injected into
 
@@ -50,12 +50,19 @@ def fit_calibration(
     Returns
     -------
     calibrator : Calibrator
+        Without a map, and with the reason in `uncalibrated`, if calibration is off or validation too small. The latter
+        is logged as a warning.
     ranking_weights : RankingWeights
         The defaults, where titles are generated.
     """
     config = ensemble.config
-    if config.score.calibration == "off" or len(validation) < MIN_WINDOWS:
-        return Calibrator(), RankingWeights()
+    if config.score.calibration == "off":
+        return Calibrator(uncalibrated="score.calibration is off"), RankingWeights()
+    windows, validation = with_context(windows), with_context(validation)
+    if len(validation) < MIN_WINDOWS:
+        why = f"{len(validation)} validation histories of at least two items; {MIN_WINDOWS} are needed"
+        log.warning("Noise probabilities are uncalibrated: %s. They are the logistic function of the log-odds.", why)
+        return Calibrator(uncalibrated=why), RankingWeights()
     out_of_fold = len(ensemble.models) > 1
     if not out_of_fold:
         new = np.flatnonzero(~np.isin(user_hashes(validation.user_ids), ensemble.seen))
@@ -95,6 +102,11 @@ def fit_calibration(
         config,
     )
     return calibrator, weights
+
+
+def with_context(windows: Windows) -> Windows:
+    """Return the windows of at least two items. In a single item, nothing tells noise from the rest."""
+    return windows.take(np.flatnonzero(windows.lengths >= 2))
 
 
 def injected_sample(

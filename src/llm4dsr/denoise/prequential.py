@@ -9,14 +9,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llm4dsr.core.arrays import FloatArray, IntArray
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
 from llm4dsr.core.cache import PartCache
-from llm4dsr.core.progress import Progress, subprogress
+from llm4dsr.core.hashing import user_hashes
+from llm4dsr.core.progress import Progress, log, subprogress
+from llm4dsr.data.overlap import Origin, overlapping
 from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.denoise import calibrate
 from llm4dsr.denoise.calibrate import Calibrator, Sample
 from llm4dsr.denoise.ensemble import Ensemble
-from llm4dsr.denoise.fit_calibration import MAX_INJECTED, injected_sample
+from llm4dsr.denoise.fit_calibration import MAX_INJECTED, injected_sample, with_context
 from llm4dsr.lm.prompt import PromptBuilder
 
 PARTS = 10  # of a split, in order of time
@@ -24,12 +26,15 @@ MIN_TO_RECALIBRATE = 1_000  # windows below which probabilities keep the map of 
 
 
 def prequential(
-    builder: PromptBuilder, windows: Windows, has_target: bool, progress: Progress | None
+    builder: PromptBuilder, windows: Windows, has_target: bool, progress: Progress | None, width: int | None = None
 ) -> Iterator[tuple[IntArray, Progress | None]]:
     """Yield parts of the windows in order of time, with the counts known before each.
 
     While a part is being scored, `builder.cooccurrence` holds what was known before it. At the end, the counts are
     those from before the call. Without counts, targets, or any timestamp, all windows are one part.
+
+    Windows without a timestamp are the first part. They are not counted, because they may be newer than any other.
+    Histories that are too long are a part beside those of their time. So neither changes the parts of other windows.
 
     Parameters
     ----------
@@ -41,6 +46,8 @@ def prequential(
         The last item of each window is an evaluation target.
     progress : Progress or None
         Of all windows.
+    width : int, optional
+        Histories of more items are too long, and scored in overlapping windows. Default: none is.
 
     Yields
     ------
@@ -50,25 +57,49 @@ def prequential(
         Of the part, reported as progress of all windows.
     """
     before = builder.cooccurrence
-    if before is None or not has_target or (windows.timestamps < 0).any():
+    if before is None or not has_target or (windows.timestamps < 0).all():
         yield np.arange(len(windows)), progress
         return
+    is_long = np.zeros(len(windows), dtype=bool) if width is None else windows.lengths - 1 > width
     done = 0
     try:
-        for rows in np.array_split(np.argsort(windows.timestamps, kind="stable"), PARTS):
-            if len(rows):
+        for parts, is_counted in _in_time(windows.timestamps, is_long):
+            for rows in parts:
                 yield rows, progress and subprogress(progress, done, len(rows), len(windows))
-                assert builder.cooccurrence is not None
-                builder.cooccurrence = builder.cooccurrence.add(windows.take(rows))
                 done += len(rows)
+            if is_counted:
+                known = windows.take(np.concatenate(parts))
+                if width is not None and is_long.any():
+                    known, _ = overlapping(known, width + 1, max(1, width // 2))
+                assert builder.cooccurrence is not None
+                builder.cooccurrence = builder.cooccurrence.add(known)
     finally:
         builder.cooccurrence = before
+
+
+def _in_time(timestamps: IntArray, is_long: BoolArray) -> Iterator[tuple[list[IntArray], bool]]:
+    """Yield (rows that are scored with the same counts: the usual, then the long; whether they are counted then)."""
+    if (timestamps < 0).any():
+        yield [np.flatnonzero(timestamps < 0)], False
+    order = np.argsort(timestamps, kind="stable")
+    order = order[timestamps[order] >= 0]
+    usual, long = order[~is_long[order]], order[is_long[order]]
+    if not len(usual):
+        usual, long = long, usual
+    parts = np.array_split(usual, min(PARTS, len(usual)))
+    newest = np.array([timestamps[part[-1]] for part in parts])
+    # A long history belongs to the first part that ends no earlier: earlier parts hold nothing newer than it.
+    home = np.minimum(np.searchsorted(newest, timestamps[long]), len(parts) - 1)
+    for i, part in enumerate(parts):
+        yield [rows for rows in (part, long[home == i]) if len(rows)], True
 
 
 def score_prequentially(
     ensemble: Ensemble,
     calibrator: Calibrator,
     windows: Windows,
+    parts: Windows,
+    origin: Origin | None,
     has_target: bool,
     recalibrate: bool,
     progress: Progress | None,
@@ -84,10 +115,15 @@ def score_prequentially(
         The map to probabilities that `fit` made.
     windows : Windows
         W windows, with their targets if there are any.
+    parts : Windows
+        P windows that are scored: the histories, those that are too long as overlapping windows.
+    origin : Origin or None
+        Where the parts come from. None: they are the histories.
     has_target : bool
-        The last item of each window is an evaluation target: it is not scored.
+        The last item of each window is an evaluation target: it is not among the parts.
     recalibrate : bool
-        Fit a new map, on noise injected into these windows. Ignored below MIN_TO_RECALIBRATE windows.
+        Fit a new map, on noise injected into these windows. Ignored below MIN_TO_RECALIBRATE windows. If `fit` has
+        estimated no noise rate, it is estimated here, or the map is kept where models score users they were tuned on.
     progress : Progress or None
         Called with (windows done, all windows, what is being done).
     cache : PartCache
@@ -96,24 +132,46 @@ def score_prequentially(
     Returns
     -------
     log_odds : array of float
-        [W, L] higher = more likely noise; NaN where a history has no item.
+        [P, L] higher = more likely noise; NaN as in `score_windows`.
     calibrator : Calibrator
         The map to use for them.
     """
     config = ensemble.config
-    histories = windows.histories() if has_target else windows
+    untimed = int((windows.timestamps < 0).sum())
+    if has_target and ensemble.builder.cooccurrence is not None and 0 < untimed < len(windows):
+        log.warning(
+            "%d of %d windows have no timestamp. They are scored with what was known before all others, and are not "
+            "counted for them.", untimed, len(windows),
+        )  # fmt: skip
     method = config.score.calibration
     recalibrate = recalibrate and len(windows) >= MIN_TO_RECALIBRATE
-    draws = max(1, min(config.score.calibration_draws, MAX_INJECTED // max(1, len(windows))))
+    draws = max(1, min(config.score.calibration_draws, MAX_INJECTED // max(1, len(parts))))
     rng = np.random.default_rng(config.seed + 2)
-    log_odds, samples = np.full(histories.items.shape, np.nan), []
-    for rows, step in prequential(ensemble.builder, windows, has_target, progress):
-        part = histories.take(rows)
+    log_odds, samples = np.full(parts.items.shape, np.nan), []
+    for histories, step in prequential(ensemble.builder, windows, has_target, progress, parts.items.shape[1]):
+        rows = histories if origin is None else origin.windows_of(histories)
+        part = parts.take(rows)
         log_odds[rows] = ensemble.log_odds(part, step, "score", cache)
-        if recalibrate and method != "off":
-            some = limit_windows(part, MAX_INJECTED, config.seed)
+        some = limit_windows(with_context(part), MAX_INJECTED, config.seed)
+        if recalibrate and method != "off" and len(some):
             samples.append(injected_sample(ensemble, some, draws, rng, step, "score: injected noise", cache)[0])
     if samples and method != "off":
-        noise, unlabeled = calibrate.join(samples), Sample.of(histories, log_odds)
-        calibrator = calibrate.fit(noise, unlabeled, method, calibrator.noise_rate)
+        noise, unlabeled = calibrate.join(samples), Sample.of(parts, log_odds)
+        if not np.isnan(rate := _noise_rate(ensemble, calibrator, windows, noise, unlabeled)):
+            calibrator = calibrate.fit(noise, unlabeled, method, rate)
     return log_odds, calibrator
+
+
+def _noise_rate(
+    ensemble: Ensemble, calibrator: Calibrator, windows: Windows, noise: Sample, unlabeled: Sample
+) -> float:
+    """The rate that `fit` has estimated, else one of these windows; NaN where models have memorized their noise."""
+    if not np.isnan(calibrator.noise_rate):
+        return calibrator.noise_rate
+    if len(ensemble.models) == 1 and np.isin(user_hashes(windows.user_ids), ensemble.seen).any():
+        log.warning(
+            "Noise probabilities stay uncalibrated (%s): a single model scores users that it was tuned on, so their "
+            "noise rate cannot be estimated. Use train.folds of 2 or more.", calibrator.uncalibrated or "no noise rate",
+        )  # fmt: skip
+        return float("nan")
+    return calibrate.estimate_noise_rate([(noise, unlabeled)], ensemble.config.score.atypical_rate)

@@ -53,10 +53,11 @@ def score_windows(
     Returns
     -------
     array of float
-        [W, L] log-odds of noise, higher = more likely noise; NaN where a window has no item. With readout:
-        per_position, noise logits read at all positions in one pass. With readout: title, from the probability of each
-        title of the window as the answer: its odds against "no item" if the model was tuned on windows without injected
-        noise, which makes windows comparable, else against the other titles.
+        [W, L] log-odds of noise, higher = more likely noise; NaN where a window has no item, and in windows of a single
+        item, where nothing tells what belongs. With readout: per_position, noise logits read at all positions in one
+        pass. With readout: title, from the probability of each title of the window as the answer: its odds against "no
+        item" if the model was tuned on windows without injected noise, which makes windows comparable, else against the
+        other titles.
     """
     out = np.full(windows.items.shape, np.nan)
     model.eval()
@@ -67,6 +68,7 @@ def score_windows(
         done += len(group)
         if progress:
             progress(done, len(windows), doing)
+    out[windows.lengths < 2] = np.nan  # a model still gives numbers there, and extreme ones
     return out
 
 

@@ -15,8 +15,12 @@ from llm4dsr.denoise.suggest import Suggestions
 
 
 def score_table(windows: Windows, log_odds: FloatArray, calibrator: Calibrator, catalogue: Catalogue) -> pl.DataFrame:
-    """Make the table of scores from `log_odds`, [W, L], NaN where a window has no item."""
+    """Make the table of scores from `log_odds`, [W, L], as `score_windows` returns them.
+
+    Where nothing is known (NaN), the noise probability is the estimated noise rate, or NaN without one.
+    """
     present = windows.present
+    probability = calibrator(log_odds[present])
     rows, positions = np.nonzero(present)
     return pl.DataFrame(
         {
@@ -24,7 +28,7 @@ def score_table(windows: Windows, log_odds: FloatArray, calibrator: Calibrator, 
             c.POSITION: positions,
             c.ITEM: catalogue.ids.gather(windows.items[present]),
             c.LOG_ODDS: log_odds[present],
-            c.NOISE_PROBABILITY: calibrator(log_odds[present]),
+            c.NOISE_PROBABILITY: np.where(np.isnan(probability), calibrator.noise_rate, probability),
             c.RANK: ranks(log_odds)[present],
         }
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace as with_changes
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm4dsr.config import EMBEDDED, Config
-from llm4dsr.core.arrays import IntArray
+from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.core.device import halve_budget, pick_device, precision, run_or_oom, seeded
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
@@ -101,8 +102,10 @@ def tune(
 ) -> list[float]:
     """Tune a model in place on the self-supervised task.
 
-    From the second epoch on, the fraction `train.small_loss_drop_rate` of a step's unlabeled interactions with the
-    largest loss is left out (readout: per_position). Much of it is noise, which would otherwise be taught as fitting.
+    From the second epoch on, unlabeled interactions with a large loss are left out (readout: per_position). Much of
+    them is noise, which would otherwise be taught as fitting. The limit is the loss that the fraction
+    `train.small_loss_drop_rate` of the unlabeled interactions of the step before exceeded. So about that fraction is
+    left out, and it does not depend on how a step is split into forward passes.
 
     Parameters
     ----------
@@ -146,7 +149,7 @@ def tune(
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = -(-len(rows) // settings.batch_windows)
     total = steps * settings.epochs
-    warmup = min(settings.warmup_steps, max(1, total // 10))
+    warmup = max(1, min(settings.warmup_steps, total // 10))
     half = config.model.dtype == "fp16" and model.device.type == "cuda"
     scaler = torch.amp.GradScaler("cuda", enabled=half)
     torch.manual_seed(config.seed)  # dropout
@@ -160,10 +163,12 @@ def tune(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min((done + 1) / warmup, max(0.02, 1 - done / max(1, total)))
         batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])
-        small_loss_drop_rate = settings.small_loss_drop_rate if at.epoch else 0.0
+        limit = at.loss_limit if at.epoch and settings.small_loss_drop_rate else math.inf
         budget = at.budget or settings.batch_tokens
-        loss, at.budget = _backward(model, builder, batch, catalogue, config, rng, small_loss_drop_rate, budget, scaler)
+        loss, unlabeled, at.budget = _backward(model, builder, batch, catalogue, config, rng, limit, budget, scaler)
         at.losses.append(loss)
+        if len(unlabeled):
+            at.loss_limit = float(np.quantile(unlabeled, 1 - settings.small_loss_drop_rate))
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         scaler.step(optimizer)
@@ -174,7 +179,7 @@ def tune(
             progress(done + 1, total, f"{doing}, loss {np.mean(at.losses):.3f}")
         if at.step == steps:
             curve = [*at.curve, float(np.mean(at.losses))]
-            at = Position(at.epoch + 1, curve=curve, budget=at.budget)
+            at = Position(at.epoch + 1, curve=curve, budget=at.budget, loss_limit=at.loss_limit)
         if time.monotonic() - saved >= CHECKPOINT_SECONDS or at.epoch == settings.epochs:
             checkpoint.save(model, optimizer, scaler, rng, at)
             saved = time.monotonic()
@@ -193,34 +198,35 @@ def _backward(
     catalogue: Catalogue,
     config: Config,
     rng: np.random.Generator,
-    small_loss_drop_rate: float,
+    loss_limit: float,
     budget: int,
     scaler: Any,
-) -> tuple[float, int]:
-    """Gradients of one step, in passes of `budget` tokens; returns its loss and the budget for the next.
+) -> tuple[float, FloatArray, int]:
+    """Gradients of one step, in passes of `budget` tokens; its loss, those of unlabeled interactions, the next budget.
 
     On out-of-memory the step starts again in smaller passes, with the same draws.
     """
     numpy_state, torch_state = rng.bit_generator.state, torch.get_rng_state()
     cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
-    def passes() -> float:
-        loss = 0.0
-        for part in _losses(model, builder, batch, catalogue, config, rng, small_loss_drop_rate, budget):
+    def passes() -> tuple[float, FloatArray]:
+        loss, unlabeled = 0.0, [np.empty(0)]
+        for part, of_unlabeled in _losses(model, builder, batch, catalogue, config, rng, loss_limit, budget):
             scaler.scale(part).backward()
             loss += float(part.detach())
-        return loss
+            unlabeled.append(of_unlabeled.cpu().double().numpy())
+        return loss, np.concatenate(unlabeled)
 
-    while (loss := run_or_oom(passes)) is None:
+    while (found := run_or_oom(passes)) is None:
         budget = halve_budget(budget)
         model.zero_grad()
         rng.bit_generator.state = numpy_state
         torch.set_rng_state(torch_state)
         if cuda_state is not None:
             torch.cuda.set_rng_state(cuda_state)
-    if not np.isfinite(loss):
+    if not np.isfinite(found[0]):
         raise ModelError("The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32.")
-    return loss, budget
+    return *found, budget
 
 
 def _losses(
@@ -230,10 +236,10 @@ def _losses(
     catalogue: Catalogue,
     config: Config,
     rng: np.random.Generator,
-    small_loss_drop_rate: float,
+    loss_limit: float,
     budget: int,
-) -> Iterator[Tensor]:
-    """The loss of a step in parts, one forward pass each, which add up to its mean over the answers."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loss of a step in parts, one forward pass each, which add up to its mean over the answers; see `_loss`."""
     corrupted, chosen = draw_noise(batch, catalogue, config.task, rng)
     rows = []
     features = builder.features(with_changes(batch, items=corrupted))
@@ -259,7 +265,7 @@ def _losses(
                 negatives,
                 counts,
                 config,
-                small_loss_drop_rate,
+                loss_limit,
             )
 
 
@@ -277,19 +283,20 @@ def _loss(
     negatives: IntArray,
     counts: dict[str, int],
     config: Config,
-    small_loss_drop_rate: float,
-) -> Tensor:
+    loss_limit: float,
+) -> tuple[Tensor, Tensor]:
+    """(the loss of a pass, the noise losses of its unlabeled interactions before any is left out)."""
     assert batch.noise_mask is not None
     loss = hidden.new_zeros((), dtype=torch.float32)
+    unlabeled = loss.new_empty(0)
     position, vector = config.model.readout == "per_position", config.model.item_input == "soft_token"
     if position:
         states = read_states(hidden, rows)
         is_noise = torch.from_numpy(batch.noise_mask[batch.present]).to(hidden.device)
         answers = noise_logits(model, builder, states)  # [positions, 2]
         losses = F.cross_entropy(answers, is_noise.long(), reduction="none")
-        if small_loss_drop_rate and not is_noise.all():
-            limit = losses[~is_noise].detach().quantile(1 - small_loss_drop_rate)
-            losses = losses * (is_noise | (losses <= limit))
+        unlabeled = losses[~is_noise].detach()
+        losses = losses * (is_noise | (losses <= loss_limit))
         loss = loss + losses.sum() / counts["noise_logits"]
     if vector:
         if position:
@@ -305,7 +312,7 @@ def _loss(
         spans = [(i, t) for i, r in enumerate(rows) for t in range(_loss_start(r, config), len(r))]
         if spans:
             loss = loss + _next_token_loss(model, hidden, ids, spans) / counts["answer"]
-    return loss
+    return loss, unlabeled
 
 
 def _next_token_loss(model: NoiseLM, hidden: Tensor, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:

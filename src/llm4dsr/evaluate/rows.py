@@ -51,7 +51,7 @@ def compared_rows(
     actions : tuple of str
         Of "replace", "drop", "downweight".
     train_targets : bool
-        Targets of training windows may be corrected.
+        Targets of training windows may be corrected, by the oracles too.
 
     Returns
     -------
@@ -62,9 +62,9 @@ def compared_rows(
     for action in actions:
         out[f"corrected ({action})"] = correct_splits(splits, tables, catalogue, action, train_targets)
     if all(w.noise_mask is not None for w in splits.values()):
-        out[ORACLE_DROP] = oracle_splits(splits, catalogue, "drop")
+        out[ORACLE_DROP] = oracle_splits(splits, catalogue, "drop", train_targets)
         if all(w.clean_items is not None for w in splits.values()):
-            out[ORACLE_RESTORE] = oracle_splits(splits, catalogue, "replace")
+            out[ORACLE_RESTORE] = oracle_splits(splits, catalogue, "replace", train_targets)
     return out
 
 
@@ -75,9 +75,9 @@ def correct_splits(
     return {n: correct_split(n, w, tables, catalogue, action, train_targets).windows for n, w in splits.items()}
 
 
-def oracle_splits(splits: Splits, catalogue: Catalogue, action: str) -> Splits:
-    """Return `oracle_split` for every split; targets of training windows are corrected too."""
-    return {n: oracle_split(w, catalogue, action, n != c.TRAIN) for n, w in splits.items()}
+def oracle_splits(splits: Splits, catalogue: Catalogue, action: str, train_targets: bool) -> Splits:
+    """Return `oracle_split` for every split; train_targets as in `compared_rows`."""
+    return {n: oracle_split(w, catalogue, action, n != c.TRAIN, not train_targets) for n, w in splits.items()}
 
 
 def correct_split(
@@ -103,7 +103,9 @@ def correct_split(
     return apply(windows, decisions, tables.suggestions.get(name), catalogue, action, has_target=name != c.TRAIN)
 
 
-def oracle_split(windows: Windows, catalogue: Catalogue, action: str, has_target: bool) -> Windows:
+def oracle_split(
+    windows: Windows, catalogue: Catalogue, action: str, has_target: bool, keep_target: bool = False
+) -> Windows:
     """Correct known noise: what perfect detection would gain.
 
     Parameters
@@ -116,10 +118,12 @@ def oracle_split(windows: Windows, catalogue: Catalogue, action: str, has_target
         Drop the noise, or restore what stood there. Inserted noise is dropped either way.
     has_target : bool
         The last item is an evaluation target and stays as it is in every other row.
+    keep_target : bool, default False
+        The last item stays as it is, evaluation target or not.
     """
     assert windows.noise_mask is not None
     flagged: BoolArray = windows.noise_mask.copy()
-    if has_target:
+    if has_target or keep_target:
         flagged[np.arange(len(windows)), windows.lengths - 1] = False
     certain = np.ones(flagged.shape)
     if action == "replace":

@@ -22,7 +22,7 @@ from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.config import EMBEDDED, EvaluateConfig
 from llm4dsr.core.cache import PartCache
-from llm4dsr.core.device import max_workers
+from llm4dsr.core.device import max_workers, single_thread
 from llm4dsr.core.hashing import digest, versions
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
@@ -115,6 +115,7 @@ def _content(splits: Splits) -> list[object]:
     return [part for name in c.SPLITS for part in (splits[name].items, splits[name].lengths, splits[name].weights)]
 
 
+@single_thread()
 def _train_and_test(
     name: str,
     seed: int,
@@ -125,8 +126,7 @@ def _train_and_test(
     key: str,
     work: Path | None,
 ) -> pl.DataFrame:
-    """One line of `train_and_evaluate`, in its own process; its progress goes to the file `epochs_done`."""
-    torch.set_num_threads(1)
+    """One line of `train_and_evaluate`, in any process; its progress goes to the file `epochs_done`."""
 
     def report(epoch: int, epochs: int, doing: str) -> None:
         _report(epochs_done, f"{epoch * config.recommender.epochs // epochs} {name}")  # llara counts its own epochs

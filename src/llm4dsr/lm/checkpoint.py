@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ class Position:
         Mean loss of each finished epoch.
     budget : int
         Tokens per forward pass; 0 before the first step.
+    loss_limit : float
+        Loss above which the next step leaves unlabeled interactions out.
     """
 
     epoch: int = 0
@@ -44,6 +47,7 @@ class Position:
     losses: list[float] = field(default_factory=list)
     curve: list[float] = field(default_factory=list)
     budget: int = 0
+    loss_limit: float = math.inf
 
 
 class Checkpoint:

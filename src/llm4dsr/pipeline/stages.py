@@ -99,6 +99,7 @@ class Run(RunFolder):
             facts |= {
                 "loss": denoiser.curve,
                 "prompt_hash": denoiser.builder.hash,
+                "calibration": denoiser.calibrator.uncalibrated or self.config.score.calibration,
                 "noise_rate_estimate": denoiser.calibrator.noise_rate,
                 "ece_before": denoiser.calibrator.ece_before,
                 "ece_after": denoiser.calibrator.ece_after,

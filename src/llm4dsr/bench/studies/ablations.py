@@ -68,6 +68,7 @@ def study(context: Context) -> Found:
 def answers(scores: pl.DataFrame, config: Config, is_train: bool) -> pl.DataFrame:
     """Flag the model's answers, however sure it is: positive noise logits, or the most likely title."""
     if config.model.readout == "title":
+        scores = scores.filter(pl.col(c.LOG_ODDS).is_not_nan())  # to Polars, NaN > 0
         return scores.filter((pl.col(c.RANK) == 1) & ((pl.col(c.LOG_ODDS) > 0) | (config.task.none == 0)))
     return Denoiser(config).decide(_raw(scores), "probability", 0.5, is_train=is_train)
 

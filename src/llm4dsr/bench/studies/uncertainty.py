@@ -108,7 +108,7 @@ def reliability(probability: npt.NDArray[np.float64], noise: npt.NDArray[np.bool
 def _pair(scores: pl.DataFrame, windows: Windows) -> Pair:
     """([n] probability, [n] whether it is noise)."""
     probability = to_matrix(scores, windows, c.NOISE_PROBABILITY)
-    at = np.isfinite(probability)
+    at = np.isfinite(to_matrix(scores, windows, c.LOG_ODDS))
     assert windows.noise_mask is not None
     return probability[at], windows.noise_mask[at]
 

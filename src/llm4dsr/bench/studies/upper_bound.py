@@ -76,9 +76,9 @@ def rows(data: Dataset, ours: DecisionTables, knowing: DecisionTables, train_tar
         found[split] = _restored(windows, flagged, data, split != c.TRAIN)
     return {
         NONE: splits,
-        BOUND: oracle_splits(splits, catalogue, "replace"),
-        ORACLE_OURS: correct_splits(splits, knowing, catalogue, "replace", True),
-        ORACLE_DROP: oracle_splits(splits, catalogue, "drop"),
+        BOUND: oracle_splits(splits, catalogue, "replace", train_targets),
+        ORACLE_OURS: correct_splits(splits, knowing, catalogue, "replace", train_targets),
+        ORACLE_DROP: oracle_splits(splits, catalogue, "drop", train_targets),
         OURS_ORACLE: found,
         OURS: correct_splits(splits, ours, catalogue, "replace", train_targets),
         OURS_DROP: correct_splits(splits, ours, catalogue, "drop", train_targets),

@@ -1,0 +1,80 @@
+"""Tuning: what a step leaves out does not depend on its passes, it resumes exactly, and each fold has a seed."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from llm4dsr.config import Config
+from llm4dsr.core.hashing import derived_seed
+from llm4dsr.denoise.ensemble import Ensemble
+
+EPOCHS, STEPS = 3, 3  # of one model
+
+
+def config(**train) -> Config:
+    return Config.from_dict({
+        "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16, "dropout": 0.0},
+        "train": {"epochs": EPOCHS, "folds": 1, "batch_windows": 50, "small_loss_drop_rate": 0.3, **train},
+    })  # fmt: skip
+
+
+def tuned(data, work=None, progress=None, seed=0, **train) -> tuple[list[torch.Tensor], list[float]]:
+    """(weights of all folds, loss curve) on 150 windows."""
+    windows = data.splits["train"].take(np.arange(50 * STEPS))
+    ensemble, curve = Ensemble.fit(windows, data.catalogue, replace(config(**train), seed=seed), progress, work)
+    return [p.detach().clone() for model in ensemble.models for p in model.trainable()], curve
+
+
+def test_what_is_left_out_does_not_depend_on_the_passes(tiny_demo):
+    """150 tokens: about ten passes a step. A limit of each pass would leave out other interactions."""
+    weights, curve = tuned(tiny_demo)
+    small, small_curve = tuned(tiny_demo, batch_tokens=150)
+    assert small_curve == pytest.approx(curve, rel=1e-4)
+    for a, b in zip(weights, small, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_large_losses_are_left_out_from_the_second_epoch_on(tiny_demo):
+    (_, without), (_, with_drop) = tuned(tiny_demo, small_loss_drop_rate=0.0), tuned(tiny_demo)
+    assert with_drop[0] == without[0]
+    assert with_drop[1] < 0.95 * without[1]
+
+
+@pytest.mark.parametrize("stop", [4, 5, 7])
+def test_an_interrupted_tuning_resumes_exactly(tiny_demo, tmp_path, monkeypatch, stop):
+    """Also in the middle of the second epoch, where the limit is that of the step before the interruption."""
+    monkeypatch.setattr("llm4dsr.denoise.train.CHECKPOINT_SECONDS", 0.0)
+
+    def interrupt(done: int, total: int, doing: str) -> None:
+        if doing.startswith("tune") and done == stop:
+            raise KeyboardInterrupt
+
+    weights, curve = tuned(tiny_demo)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(tiny_demo, tmp_path, interrupt)
+    resumed, again = tuned(tiny_demo, tmp_path)
+    assert again == curve
+    assert all(torch.equal(a, b) for a, b in zip(weights, resumed, strict=True))
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate(tiny_demo):
+    """warmup_steps: 0 is the same as 1: no step has a lower rate."""
+    (none, curve), (one, same) = (tuned(tiny_demo, warmup_steps=steps) for steps in (0, 1))
+    assert curve == same
+    assert all(torch.equal(a, b) for a, b in zip(none, one, strict=True))
+
+
+def test_no_two_folds_of_any_seeds_start_alike(tiny_demo):
+    """Fold f of seed s used to start with the weights of fold f - 1 of seed s + 1."""
+    starts = []
+    for seed in (0, 1, 2):
+        weights, _ = tuned(tiny_demo, seed=seed, epochs=0, folds=3)
+        size = len(weights) // 3
+        starts += [torch.cat([p.flatten() for p in weights[i * size : (i + 1) * size]]) for i in range(3)]
+    assert len(starts) == 9
+    assert not any(torch.equal(a, b) for a, b in combinations(starts, 2))
+    seeds = {derived_seed(seed, fold) for seed in range(300) for fold in range(10)}
+    assert len(seeds) == 3000
