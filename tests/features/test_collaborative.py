@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 
+from llm4dsr.core.hashing import user_folds
 from llm4dsr.data.windows import Windows
 from llm4dsr.features.collaborative import GROUPS, N_COSINES, SIZES, CollaborativeVectors, _ppmi_vectors
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
@@ -63,11 +64,11 @@ def test_the_cosine_with_the_centroid_by_hand():
     table = np.zeros((GROUPS, 3, max(SIZES)), np.float32)
     table[:, 0, 0] = table[:, 2, 0] = 5.0  # lengths do not matter
     table[:, 1, 1] = 2.0
-    features = CollaborativeVectors(table).features(histories([0, 1, 2]))[0]
+    features = CollaborativeVectors(table, np.empty(0, np.uint64)).features(histories([0, 1, 2]))[0]
     np.testing.assert_allclose(features[:, 0], [1 / np.sqrt(2), 0, 1 / np.sqrt(2)], atol=1e-6)
     np.testing.assert_allclose(features[:, 1], [1, 0, 1], atol=1e-6)
     context = np.array([[False, True, True]])
-    found = CollaborativeVectors(table).similarities(histories([0, 1, 2]), context)
+    found = CollaborativeVectors(table, np.empty(0, np.uint64)).similarities(histories([0, 1, 2]), context)
     np.testing.assert_allclose(found[0], np.array([1, 1, 1]) / np.sqrt(2), atol=1e-6)
 
 
@@ -80,8 +81,16 @@ def test_a_history_does_not_know_itself():
     assert vectors is not None
     own = vectors.features(histories([18, 19], users=["odd"]))[0]
     assert not own[:, :2].any()
-    known = [vectors.features(histories([18, 19], users=[f"new{i}"]))[0, 0, 0] for i in range(20)]
-    assert max(known) > 0.99
+    groups = user_folds(pl.Series(users), GROUPS)
+    of_group = {g: u for g, u in zip(groups.tolist(), users, strict=True)}
+    others = [u for g, u in of_group.items() if g != user_folds(pl.Series(["odd"]), GROUPS)[0]]
+    known = vectors.features(histories(*[[18, 19]] * len(others), users=others))
+    assert (known[:, 0, 0] > 0.99).all()
+
+
+def test_all_users_that_were_not_learned_from_are_alike(vectors):
+    features = vectors.features(histories(*[[0, 1, 13]] * 20))
+    assert (features == features[0]).all()
 
 
 def test_ppmi_of_pairs_by_hand():

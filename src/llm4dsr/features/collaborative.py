@@ -26,7 +26,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from llm4dsr.core.arrays import BoolArray, IntArray
-from llm4dsr.core.hashing import digest, user_folds
+from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
 from llm4dsr.data.windows import Windows
 
 GROUPS = 5  # of users; each has vectors from the users of the others
@@ -46,18 +46,25 @@ class CollaborativeVectors:
     ----------
     vectors : array of float32
         [GROUPS, N, V]; columns in order of importance, zero rows for items that no other group has.
+    users : array of uint64
+        Sorted hashes of the users that they were learned from. All others share the vectors of one group.
     """
 
     vectors: Vectors
+    users: Hashes
 
     @classmethod
-    def of(cls, counts: Sequence[tuple[IntArray, IntArray]], n_items: int, seed: int) -> CollaborativeVectors:
+    def of(
+        cls, counts: Sequence[tuple[IntArray, IntArray]], users: Hashes, n_items: int, seed: int
+    ) -> CollaborativeVectors:
         """Learn the vectors from the pair counts of each group.
 
         Parameters
         ----------
         counts : sequence of (array of int, array of int)
             For each group of users, the keys of its pairs (smaller row · N + larger row) and their counts.
+        users : array of uint64
+            Hashes of the users of all groups.
         n_items : int
             Number N of items in the catalogue.
         seed : int
@@ -72,7 +79,7 @@ class CollaborativeVectors:
         for group, own in enumerate(matrices):
             vectors = _ppmi_vectors(total - own, max(SIZES), seed)
             out[group, :, : vectors.shape[1]] = vectors
-        return cls(out)
+        return cls(out, np.unique(users))
 
     def features(self, windows: Windows) -> Vectors:
         """Describe each interaction by its cosines with the rest of its window.
@@ -89,7 +96,7 @@ class CollaborativeVectors:
             vectors; the largest cosine with another item; the window's mean of the first.
         """
         out = np.zeros((*windows.items.shape, N_COSINES), np.float32)
-        groups, present = user_folds(windows.user_ids, GROUPS), windows.present
+        groups, present = self._groups(windows), windows.present
         for k, size in enumerate(SIZES):
             units = self._unit_vectors[size]
             for start in range(0, len(windows), ROWS):
@@ -111,7 +118,7 @@ class CollaborativeVectors:
     def similarities(self, windows: Windows, context: BoolArray) -> Vectors:
         """Return the cosine [W, N] of each catalogue item with the sum of a window's `context` [W, L] items."""
         units = self._unit_vectors[max(SIZES)]
-        groups = user_folds(windows.user_ids, GROUPS)
+        groups = self._groups(windows)
         x = units[groups[:, None], windows.items] * context[:, :, None]
         total = x.sum(axis=1)
         total /= np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9)
@@ -120,6 +127,11 @@ class CollaborativeVectors:
             rows = np.flatnonzero(groups == group)
             out[rows] = total[rows] @ units[group].T
         return out
+
+    def _groups(self, windows: Windows) -> IntArray:
+        """[W] the group whose vectors do not know the user."""
+        is_known = np.isin(user_hashes(windows.user_ids), self.users)
+        return np.where(is_known, user_folds(windows.user_ids, GROUPS), 0)
 
     @cached_property
     def _unit_vectors(self) -> dict[int, Vectors]:
@@ -133,16 +145,17 @@ class CollaborativeVectors:
     @cached_property
     def fingerprint(self) -> str:
         """A hash; equal for equal vectors."""
-        return digest(self.vectors)
+        return digest(self.vectors, self.users)
 
     def save(self, folder: Path) -> None:
         """Write the vectors as safetensors into a folder."""
-        save_file({"vectors": self.vectors}, folder / FILE)
+        save_file({"vectors": self.vectors, "users": self.users.view(np.int64)}, folder / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> CollaborativeVectors:
         """Read what `save` wrote."""
-        return cls(load_file(folder / FILE)["vectors"])
+        loaded = load_file(folder / FILE)
+        return cls(loaded["vectors"], loaded["users"].view(np.uint64))
 
 
 def _ppmi_vectors(counts: Any, size: int, seed: int) -> npt.NDArray[Any]:

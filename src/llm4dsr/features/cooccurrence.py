@@ -71,7 +71,9 @@ class CooccurrenceCounts:
         """
         groups = user_folds(windows.user_ids, GROUPS)
         parts = [cls.of(windows.take(np.flatnonzero(groups == group)), n_items) for group in range(GROUPS)]
-        vectors = CollaborativeVectors.of([(part.pairs, part.counts) for part in parts], n_items, seed)
+        vectors = CollaborativeVectors.of(
+            [(part.pairs, part.counts) for part in parts], user_hashes(windows.user_ids), n_items, seed
+        )
         return replace(cls.of(windows, n_items), vectors=vectors)
 
     @classmethod
