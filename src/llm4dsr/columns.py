@@ -36,7 +36,8 @@ KEPT: Final = "kept_item_id"  # item in the corrected history; null = dropped
 ACTION: Final = "action"  # replace | drop | downweight | keep
 
 GROUNDINGS: Final = ("constrained", "exact", "nearest_embedding", "nearest_vector", "none")
-ACTIONS: Final = ("replace", "drop", "downweight")
+ACTIONS: Final = ("replace", "drop", "mixed", "downweight")
+WITH_SUGGESTIONS: Final = ("replace", "mixed")  # actions that need suggestions
 
 TRAIN: Final = "train"
 VALID: Final = "valid"

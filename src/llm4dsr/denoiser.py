@@ -323,7 +323,7 @@ class Denoiser:
             The histories.
         decisions, suggestions : DataFrame, optional
             As `decide` and `suggest` return them.
-        action : {"replace", "drop", "downweight"}, optional
+        action : {"replace", "drop", "mixed", "downweight"}, optional
             Default: `config.correct.action`.
         has_target : bool, default False
             The last item of each history is an evaluation target: it is neither scored nor changed.
@@ -337,7 +337,7 @@ class Denoiser:
         action = action or self.config.correct.action
         if decisions is None:
             decisions = self.decide(self.score(windows, has_target=has_target), is_train=not has_target)
-        if suggestions is None and action == "replace":
+        if suggestions is None and action in c.WITH_SUGGESTIONS:
             suggestions = self.suggest(windows, decisions, has_target=has_target)
         return correcting.apply(windows, decisions, suggestions, self.catalogue, action, has_target)
 

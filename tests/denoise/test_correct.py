@@ -173,10 +173,21 @@ def test_without_flags_nothing_changes(action):
 
 def test_unknown_actions_and_missing_suggestions_are_refused():
     before = windows("abc")
-    with pytest.raises(ConfigError, match="'remove'; expected one of replace, drop, downweight"):
+    with pytest.raises(ConfigError, match="'remove'; expected one of replace, drop, mixed, downweight"):
         run(before, at(before, (0, 0)), "remove")
     with pytest.raises(ConfigError, match="needs suggestions: run the suggest stage"):
         run(before, at(before, (0, 0)), "replace")
+
+
+def test_mixed_replaces_the_surer_half_and_drops_the_rest():
+    before = windows("abcd", "efg")
+    mask = at(before, (0, 0), (0, 2), (1, 1), (1, 2))
+    found = suggested(mask, "hhh-")
+    found.probability[:] = [0.9, 0.1, 0.5, np.nan]
+    result = correct(before, mask, np.full(mask.shape, 0.75), found, CATALOGUE, "mixed", has_target=False)
+    assert spelled(result) == ["hbd", "eh"]
+    assert result.edits[c.ACTION].to_list() == ["replace", "drop", "replace", "drop"]
+    assert result.edits[c.KEPT].to_list() == ["h", None, "h", None]
 
 
 # --- edits and tables ------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def suggest(run: RunFolder, overwrite: Overwrite = False) -> None:
 def correct(
     run: RunFolder,
     action: Annotated[
-        str | None, typer.Option("--action", "-a", help="replace, drop or downweight; default: as configured.")
+        str | None, typer.Option("--action", "-a", help="replace, drop, mixed or downweight; default: as configured.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -160,7 +160,8 @@ class SuggestConfig:
 class CorrectConfig:
     """What is done with flagged interactions."""
 
-    action: Literal["replace", "drop", "downweight"] = "replace"
-    """Replace by the suggestion, drop, or keep with the weight 1 - noise probability."""
+    action: Literal["replace", "drop", "mixed", "downweight"] = "replace"
+    """Replace by the suggestion; drop; replace the half with the most probable suggestions and drop the rest; or keep
+    with the weight 1 - noise probability."""
     train_targets: bool = True
     """Targets of training windows may be corrected too (published)."""

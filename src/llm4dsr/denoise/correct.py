@@ -54,8 +54,9 @@ def correct(
         In the order of np.nonzero(flagged); needed to replace.
     catalogue : Catalogue
         The items.
-    action : {"replace", "drop", "downweight"}
-        Replace by the suggestion (kept if there is none), drop, or keep with the weight 1 - probability.
+    action : {"replace", "drop", "mixed", "downweight"}
+        Replace by the suggestion (kept if there is none); drop; replace the half of the flags whose suggestions are
+        most probable, and drop the rest; or keep with the weight 1 - probability.
     has_target : bool
         The last item of each window is an evaluation target. It must not be flagged, which is checked.
 
@@ -72,9 +73,9 @@ def correct(
     """
     if action not in c.ACTIONS:
         raise ConfigError(f"correct.action = {action!r}; expected one of {', '.join(c.ACTIONS)}.")
-    if action == "replace" and suggestions is None:
+    if action in c.WITH_SUGGESTIONS and suggestions is None:
         raise ConfigError(
-            "correct.action = 'replace' needs suggestions: run the suggest stage, or use drop or downweight."
+            f"correct.action = {action!r} needs suggestions: run the suggest stage, or use drop or downweight."
         )
     rows, positions = np.nonzero(flagged)
     if has_target and (positions == windows.lengths[rows] - 1).any():
@@ -87,29 +88,41 @@ def correct(
     kept = items[rows, positions].copy()
     taken = np.full(len(rows), action, dtype=object)
     keep = np.arange(len(windows))
-    if action == "replace":
+    if action in c.WITH_SUGGESTIONS:
         assert suggestions is not None
         found = suggestions.items >= 0
+        if action == "mixed":
+            found &= _most_probable_half(suggestions)
         kept = np.where(found, suggestions.items, kept)
-        taken[~found] = "keep"
+        taken[:] = np.where(found, "replace", "keep" if action == "replace" else "drop")
         items[rows, positions] = kept
     elif action == "downweight":
         weights = np.ones(items.shape) if weights is None else weights.copy()
         weights[rows, positions] *= 1 - probability[rows, positions]
-    else:
-        kept[:] = PAD
-        stay = windows.present & ~flagged
+    dropped = taken == "drop"
+    truth_fits = action != "drop" and not dropped.any()
+    if not truth_fits:
+        kept[dropped] = PAD
+        stay = windows.present.copy()
+        stay[rows[dropped], positions[dropped]] = False
         items = pad([items[w][stay[w]] for w in range(len(windows))], PAD)
         lengths = stay.sum(axis=1)
         if weights is not None:
             weights = _left(weights, stay, items.shape[1])
         keep = np.flatnonzero(lengths >= 2)  # a training window that lost its target now ends in the item before
-    truth_fits = action != "drop"
     out = Windows(
         items, lengths, windows.window_ids, windows.user_ids, windows.timestamps,
         windows.noise_mask if truth_fits else None, windows.clean_items if truth_fits else None, weights,
     ).take(keep)  # fmt: skip
     return Corrected(out, _edits(windows, rows, positions, probability, suggestions, kept, taken, catalogue))
+
+
+def _most_probable_half(suggestions: Suggestions) -> BoolArray:
+    """[F] True for the half of the flags whose suggestions are most probable. Text has no probability: all, then."""
+    known = suggestions.probability[np.isfinite(suggestions.probability)]
+    return (
+        np.asarray(suggestions.probability >= np.median(known)) if len(known) else np.ones(len(suggestions.rows), bool)
+    )
 
 
 def _left(values: FloatArray, stay: BoolArray, width: int) -> FloatArray:
@@ -177,7 +190,7 @@ def apply(
     flagged = to_matrix(decisions, windows, None)
     probability = np.nan_to_num(to_matrix(decisions, windows, c.NOISE_PROBABILITY))
     found = None
-    if suggestions is not None and action == "replace":
+    if suggestions is not None and action in c.WITH_SUGGESTIONS:
         rows, positions = np.nonzero(flagged)
         at = pl.DataFrame({c.WINDOW: windows.window_ids[rows], c.POSITION: positions})
         joined = at.join(suggestions, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")

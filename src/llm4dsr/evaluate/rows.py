@@ -49,7 +49,7 @@ def compared_rows(
     catalogue : Catalogue
         The items.
     actions : tuple of str
-        Of "replace", "drop", "downweight".
+        Of "replace", "drop", "mixed", "downweight".
     train_targets : bool
         Targets of training windows may be corrected, by the oracles too.
 
@@ -93,7 +93,7 @@ def correct_split(
         Its windows.
     tables, catalogue, train_targets
         As in `compared_rows`.
-    action : {"replace", "drop", "downweight"}
+    action : {"replace", "drop", "mixed", "downweight"}
         What is done with flagged interactions.
     """
     decisions = tables.decisions[name]

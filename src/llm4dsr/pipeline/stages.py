@@ -168,7 +168,7 @@ class Run(RunFolder):
         def correct_at(rate: float) -> Splits:
             decisions = self.decided("rate", rate, cap, scores)
             suggestions = {}
-            if config.correct.action == "replace":
+            if config.correct.action in c.WITH_SUGGESTIONS:
                 suggestions = dict(self.suggested(decisions, progress, work["suggest"]))
             return correct_splits(
                 data.splits,
@@ -194,14 +194,14 @@ class Run(RunFolder):
 
         Parameters
         ----------
-        action : {"replace", "drop", "downweight"}, optional
+        action : {"replace", "drop", "mixed", "downweight"}, optional
             Default: `config.correct.action`.
         overwrite : bool, default False
             Correct again.
         """
         action = action or self.config.correct.action
         with self.stage("correct", overwrite) as (out, facts):
-            if action == "replace" and not self.done("suggest"):
+            if action in c.WITH_SUGGESTIONS and not self.done("suggest"):
                 raise OutputError(
                     f"{self.folder} has no {FOLDERS['suggest']}/ yet, which replacing needs. "
                     f"Run:  llm4dsr suggest --run {self.folder}   or correct with --action drop."
@@ -238,7 +238,7 @@ class Run(RunFolder):
             data, tables, scores = self.data(), self.tables(), self.scores()
             actions = dict.fromkeys((self.config.correct.action, "drop"))  # the configured action first
             if not tables.suggestions:
-                actions.pop("replace", None)
+                actions = {action: None for action in actions if action not in c.WITH_SUGGESTIONS}
             found = {
                 name: detection_metrics(scores[name], tables.decisions[name], w)
                 for name, w in data.splits.items()
