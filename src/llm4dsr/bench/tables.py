@@ -13,7 +13,8 @@ from llm4dsr.bench.cells import DETECTION, RESULTS
 from llm4dsr.bench.denoised import BASELINE_RATE, DROPPERS, HIGH_RATE, NONE, ORACLES, OURS, REPLACED
 from llm4dsr.errors import OutputError
 from llm4dsr.evaluate.summary import Difference
-from llm4dsr.metrics import mean_interval, ndcg_of_each
+from llm4dsr.intervals import mean_interval
+from llm4dsr.metrics import ndcg_of_each
 from llm4dsr.recommenders import ROBUST
 from llm4dsr.recommenders.training import VALIDATION_K
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from llm4dsr import metrics
+from llm4dsr import intervals, metrics
 from llm4dsr.config import EvaluateConfig
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
@@ -82,7 +82,7 @@ def best_rate(cells: pl.DataFrame) -> pl.DataFrame:
         True for the rate with the largest gain among those whose interval is above 0, else for rate 0.
     """
     each = metrics.ndcg_of_each(np.stack(cells["valid_ranks"].to_list()), VALIDATION_K)  # [rates, windows]
-    gain, half_width = np.array([metrics.paired_difference(of, each[0])[:2] for of in each]).T
+    gain, half_width = np.array([intervals.paired_difference(of, each[0])[:2] for of in each]).T
     best = np.argmax(np.where(gain > half_width, gain, 0.0))
     return cells.select(
         correction_rate=pl.col("row").cast(pl.Float64),

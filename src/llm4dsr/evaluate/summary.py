@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from llm4dsr import metrics
+from llm4dsr import intervals, metrics
 from llm4dsr.evaluate.rows import ORACLE_DROP, ORACLE_RESTORE, ORIGINAL
 
 
@@ -43,10 +43,10 @@ class Difference:
         if not seeds:
             return cls(*[math.nan] * 5)
         a, b = (rows.filter(pl.col("seed").is_in(seeds)).sort("seed") for rows in (a, b))
-        gain, half, over_seeds = metrics.paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())
+        gain, half, over_seeds = intervals.paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())
         of_windows = (metrics.ndcg_of_each(np.stack(rows["ranks"].to_list()), k).mean(axis=0) for rows in (a, b))
         percent = 100 * gain / max(float(np.mean(b["ndcg"].to_list())), 1e-12)
-        return cls(gain, percent, half, over_seeds, metrics.paired_difference(*of_windows)[2])
+        return cls(gain, percent, half, over_seeds, intervals.paired_difference(*of_windows)[2])
 
 
 def summarize(results: pl.DataFrame) -> pl.DataFrame:
@@ -74,9 +74,9 @@ def summarize(results: pl.DataFrame) -> pl.DataFrame:
         row = results.filter(pl.col("row") == name)
         line: dict[str, object] = {"row": name}
         for metric in ("ndcg", "hit_rate"):
-            mean, half = metrics.mean_interval(row[metric].to_list())
+            mean, half = intervals.mean_interval(row[metric].to_list())
             several = len(row) > 1 and name != ORIGINAL
-            p = metrics.paired_difference(row[metric].to_list(), base[metric].to_list())[2] if several else math.nan
+            p = intervals.paired_difference(row[metric].to_list(), base[metric].to_list())[2] if several else math.nan
             line[metric] = mean
             line[f"{metric}_half_width"] = half
             line[f"{metric}_gain_percent"] = 100 * (mean / max(_mean(base[metric]), 1e-12) - 1)
