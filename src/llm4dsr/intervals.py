@@ -174,9 +174,9 @@ def select_candidate(
 ) -> Selection:
     """Choose the best of C candidates, or none of them if none is better than doing nothing.
 
-    If no candidate gains, one is chosen with probability of at most `level`, however many there are: the familywise
-    error. The bounds come from a bootstrap over users of the largest t statistic among the candidates, so candidates
-    that are alike cost little.
+    If no candidate gains, one is chosen with a probability of about `level` at most, however many there are: the
+    familywise error. The bounds come from a bootstrap over users of the largest t statistic among the candidates, so
+    candidates that are alike cost little.
 
     - Each draw takes as many users as there are, with replacement, all their windows with them. It divides what the
       mean of each candidate moved by the cluster-robust error of the drawn users. The 1 - `level` quantile of the
@@ -184,6 +184,9 @@ def select_candidate(
     - With several seeds, a draw takes new seeds too. A few seeds are too few to resample. So they are drawn from a
       normal distribution whose variance between seeds is pooled over the candidates. A gain is the difference of two
       trainings, one of which all candidates share. The variance between seeds is part of the error, too.
+
+    In simulations without a gain, 4 to 6 % of the choices at `level` 0.05 were wrong. Where seeds differ far more than
+    users do, 6 to 8 % were.
 
     Parameters
     ----------
