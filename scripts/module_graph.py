@@ -18,7 +18,7 @@ BEGIN, END = "<!-- module graph -->", "<!-- end of module graph -->"
 # From the command line down, as the import contract in pyproject.toml has them
 LAYERS = (
     "cli", "bench", "pipeline", "denoiser", "evaluate", "recommenders", "denoise", "lm", "features", "data", "core",
-    "metrics", "config", "columns", "errors",
+    "intervals", "metrics", "config", "columns", "errors",
 )  # fmt: skip
 
 

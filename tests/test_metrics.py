@@ -96,38 +96,3 @@ def test_ties_count_within_a_window_and_not_in_padding() -> None:
     assert metrics.tie_rate(scores, present) == 3 / 6  # the 0.5 of the second window has no equal there
     assert metrics.tie_rate(scores) == 5 / 8  # two zeros more, where the padding counts
     assert math.isnan(metrics.tie_rate(scores, np.zeros_like(present)))
-
-
-def test_mean_interval_is_students() -> None:
-    # s = √(Σ(v - 3)² / 4) = √2.5; t with 4 degrees of freedom at 97.5 % = 2.776445
-    assert metrics.mean_interval([1, 2, 3, 4, 5]) == pytest.approx((3, 2.776445 * math.sqrt(2.5 / 5)), rel=1e-6)
-    _, narrow = metrics.mean_interval([1, 2, 3, 4, 5], confidence=0.5)
-    assert narrow == pytest.approx(0.740697 * math.sqrt(0.5), rel=1e-5)
-    mean, half = metrics.mean_interval([7])
-    assert mean == 7
-    assert math.isnan(half)
-
-
-def test_paired_difference() -> None:
-    # differences 1, 2, 3: mean 2, error 1/√3, t = 2√3; with 2 degrees of freedom p = 1 - t / √(t² + 2) = 1 - √(12/14)
-    mean, half, p = metrics.paired_difference([3, 5, 7], [2, 3, 4])
-    assert (mean, half) == pytest.approx((2, 4.302653 / math.sqrt(3)), rel=1e-6)
-    assert p == pytest.approx(1 - math.sqrt(12 / 14))
-
-
-def test_paired_difference_goes_by_pairs_and_by_sign() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.normal(0, 10, 20)  # the seeds differ far more than the two methods
-    better = base + 0.1 + rng.normal(0, 0.01, 20)
-    mean, _, p = metrics.paired_difference(better, base)
-    assert mean == pytest.approx(0.1, abs=0.01)
-    assert p < 1e-6
-    assert metrics.paired_difference(base, better)[0] == -mean
-
-
-def test_paired_difference_without_doubt_or_without_data() -> None:
-    assert metrics.paired_difference([1, 2, 3], [1, 2, 3]) == (0, 0, 1)
-    assert metrics.paired_difference([2, 3, 4], [1, 2, 3]) == (1, 0, 0)
-    assert math.isnan(metrics.paired_difference([1], [0])[2])
-    with pytest.raises(DataError):
-        metrics.paired_difference([1, 2], [1])

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from llm4dsr.metrics import hit_rate, ndcg, ndcg_of_each, paired_difference
+from llm4dsr.intervals import paired_difference
+from llm4dsr.metrics import hit_rate, ndcg, ndcg_of_each
 
 RESULTS = Path(__file__).parent / "results.json"
 K = 20

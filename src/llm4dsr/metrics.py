@@ -1,9 +1,10 @@
-"""Metrics of noise detection and of ranking, and confidence intervals of their means.
+"""Metrics of noise detection and of ranking.
 
 - Detection: `auroc`, `average_precision`, `precision_recall`, `expected_calibration_error`, `tie_rate`. Arrays have any
   shape, with one entry per interaction.
 - Ranking: `hit_rate`, `ndcg`. Ranks start at 1 = best, and each window has one relevant item.
-- Uncertainty: `mean_interval`, `paired_difference`, with Student's t distribution.
+
+Confidence intervals and tests are in `intervals.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from llm4dsr.errors import DataError
@@ -245,75 +245,6 @@ def tie_rate(scores: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = N
     edge = np.zeros((len(scores), 1), dtype=bool)
     tied = np.hstack([edge, same]) | np.hstack([same, edge])
     return float(tied.sum() / here.sum())
-
-
-def mean_interval(values: Numbers, confidence: float = 0.95) -> tuple[float, float]:
-    """Compute the mean of n values and the half width of its interval: t_{n-1} · s / √n, with Student's t.
-
-    Parameters
-    ----------
-    values : array of float
-        The values, for example one per seed.
-    confidence : float, default 0.95
-        Confidence level of the interval, in (0, 1).
-
-    Returns
-    -------
-    mean : float
-        NaN without values.
-    half_width : float
-        At least 0; NaN if n < 2.
-
-    Examples
-    --------
-    >>> mean, half = mean_interval([1.0, 2.0, 3.0])  # t = 4.3027, s = 1
-    >>> mean, round(half, 4)
-    (2.0, 2.4841)
-    """
-    v = np.asarray(values, dtype=np.float64).ravel()
-    if v.size < 2:
-        return (float(v[0]) if v.size else math.nan), math.nan
-    # Not stats.t.interval: it is NaN for equal values, whose half width is 0.
-    return float(v.mean()), float(stats.t.ppf((1 + confidence) / 2, v.size - 1) * v.std(ddof=1) / math.sqrt(v.size))
-
-
-def paired_difference(a: Numbers, b: Numbers, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Compute the mean of a - b, its interval and its paired t test. a[i] and b[i] share a seed or a window.
-
-    Parameters
-    ----------
-    a, b : array of float
-        n values each.
-    confidence : float, default 0.95
-        Confidence level of the interval, in (0, 1).
-
-    Returns
-    -------
-    mean : float
-        Mean of a - b; positive if a is larger. NaN without values.
-    half_width : float
-        Half width of its interval, as in `mean_interval`; NaN if n < 2.
-    p : float
-        Two-sided p value in [0, 1], the probability of such a difference by chance; NaN if n < 2.
-
-    Raises
-    ------
-    DataError
-        If a and b differ in size.
-
-    Examples
-    --------
-    >>> [round(x, 4) for x in paired_difference([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])]  # differences 1, 2, 3: t = 2 √3
-    [2.0, 2.4841, 0.0742]
-    """
-    x, y = _pair(a, b, float)
-    d = x - y
-    mean, half = mean_interval(d, confidence)
-    if d.size < 2:
-        return mean, math.nan, math.nan
-    if not d.std():  # equal differences: ttest_rel warns, and its p is NaN if they are 0
-        return mean, half, 1.0 if mean == 0 else 0.0
-    return mean, half, float(stats.ttest_rel(x, y).pvalue)
 
 
 def _pair(a: Numbers, b: Numbers, kind: type) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

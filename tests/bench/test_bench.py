@@ -316,7 +316,7 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     lines = [
         {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
          "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
-         "recipe": "one", "device": "CPU", "ranks": r,
+         "recipe": "one", "device": "CPU", "ranks": r, "users": [0, 1],
          "valid_ndcg": {"none": 0.4, "llm4dsr (drop)": 0.3, "pmi": 0.9}[name]}
         for name, of in ranks.items()
         for seed, r in enumerate(of)
@@ -324,11 +324,10 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     (tmp_path / "toy").mkdir()
     pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
     text = tables.results_markdown(tmp_path)
-    assert (
-        "| llm4dsr (drop) | 2 | 0.7500 ± 0.0000 | 1.0000 ± 0.0000 | +50.0 % | < .001 | 0.500 | +0.0 % | 1.0 |" in text
-    )
+    means, gain = "0.7500 ± 0.0000 | 1.0000 ± 0.0000", "+50.0 ± 635.3 % | < .001 | 0.500"  # t = 12.706, error ⅛
+    assert f"| llm4dsr (drop) | 2 | {means} | {gain} | +0.0 % | 1.0 |" in text
     assert "| none | 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  | 1.0 |" in text
-    assert "llm4dsr (drop) against none: +50.0 % NDCG@20, significant over seeds" in text
-    assert "llm4dsr (drop) against the best baseline, pmi: +200.0 % NDCG@20" in text
+    assert "llm4dsr (drop) against none: +50.0 ± 635.3 % NDCG@20, significant over seeds" in text
+    assert "llm4dsr (drop) against the best baseline, pmi: +200.0 ± " in text
     assert "Chosen on validation, of none and ours: none (NDCG@20 0.4000, none 0.4000)" in text
     assert text.index("llm4dsr (drop) |") < text.index("none |") < text.index("pmi |")  # best first

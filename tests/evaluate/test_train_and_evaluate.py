@@ -1,5 +1,7 @@
 """Rows that differ in their data alone, and a summary that can be checked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,9 +12,10 @@ from llm4dsr.core.arrays import PAD
 from llm4dsr.core.device import max_workers
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.windows import Windows
+from llm4dsr.evaluate.report import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
-from llm4dsr.evaluate.summary import summarize
-from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
+from llm4dsr.evaluate.summary import Difference, summarize
+from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate, user_codes
 
 DATA = make_demo(size="tiny").data
 QUICK = EvaluateConfig(seeds=2, recommender=RecommenderConfig(hidden_size=16, blocks=1, epochs=2, negatives=32))
@@ -73,6 +76,13 @@ def test_the_numbers_do_not_depend_on_how_many_train_at_a_time(rows):
     assert tables[0].drop("seconds").equals(tables[1].drop("seconds"))
     assert tables[0].select("row", "seed").rows() == [
         ("original", 5), ("oracle (restore)", 5), ("original", 6), ("oracle (restore)", 6)]  # fmt: skip
+    for column, name in (("users", "test"), ("valid_users", "valid")):
+        users = DATA.splits[name].user_ids
+        codes = np.stack(tables[0][column].to_list())
+        assert codes.shape == (4, len(users))
+        assert (codes == codes[0]).all()
+        pairs = set(zip(users.to_list(), codes[0].tolist(), strict=True))
+        assert len(pairs) == users.n_unique() == len(set(codes[0].tolist()))
     assert seen[-1][:2] == (8, 8)  # two rows, two seeds, two epochs
 
 
@@ -88,9 +98,11 @@ def test_as_many_share_a_gpu_as_its_memory_has_room_for(gib, large, at_once, mon
 def test_the_summary_by_hand():
     results = pl.DataFrame(
         {"row": ["original", "corrected (drop)", "oracle (restore)"] * 2, "seed": [0, 0, 0, 1, 1, 1],
-         "ndcg": [0.10, 0.12, 0.20, 0.10, 0.13, 0.20], "hit_rate": [0.2, 0.2, 0.4, 0.2, 0.2, 0.4]}
+         "ndcg": [0.10, 0.12, 0.20, 0.10, 0.13, 0.20], "hit_rate": [0.2, 0.2, 0.4, 0.2, 0.2, 0.4],
+         "ranks": [[1, 30, 30]] * 6}
     )  # fmt: skip
-    original, ours, oracle = summarize(results).to_dicts()
+    original, ours, oracle = summarize(results, 20).to_dicts()
+    assert np.isnan(ours["ndcg_gain_half_width"])  # users are unknown
     assert ours["ndcg"] == pytest.approx(0.125)
     assert ours["ndcg_half_width"] == pytest.approx(12.7062 * 0.005, rel=1e-4)  # t with one degree of freedom · s / √2
     assert ours["ndcg_gain_percent"] == pytest.approx(25)
@@ -98,6 +110,39 @@ def test_the_summary_by_hand():
     assert oracle["hit_rate_gain_percent"] == pytest.approx(100)
     assert np.isnan(original["ndcg_p"])
     assert 0.05 < ours["ndcg_p"] < 0.2  # differences 0.02 and 0.03: t = 5, one degree of freedom, p = 0.126
+
+
+def test_gains_over_users_by_hand():
+    """Of windows of users 0, 0, 1, 2 the first three rise from the third to the first rank: gains ½, ½, ½, 0.
+
+    Mean ⅜; sums less the mean ¼, ⅛, -⅜; error √(3 / 2) · √(7 / 32) / 4 = 0.1432; t = 4.3027 with 2 degrees of freedom.
+    """
+    t, ranks = 0.375 / 0.143205, {"original": [3, 3, 3, 3], "corrected (drop)": [1, 1, 1, 3]}
+    for seeds in (1, 2):
+        results = pl.DataFrame(
+            [{"row": row, "seed": seed, "ndcg": {1: 0.875, 3: 0.5}[of[0]], "hit_rate": 1.0, "ranks": of,
+              "users": [5, 5, 7, 6]} for row, of in ranks.items() for seed in range(seeds)])  # fmt: skip
+        original, ours = summarize(results, 20).to_dicts()
+        assert ours["ndcg_gain_percent"] == pytest.approx(75)
+        assert ours["ndcg_gain_half_width"] == pytest.approx(100 * 4.302653 * 0.143205 / 0.5, rel=1e-5)
+        assert ours["hit_rate_gain_half_width"] == 0
+        assert np.isnan(original["ndcg_gain_half_width"])
+        found = Difference.between(*(results.filter(row=row) for row in ("corrected (drop)", "original")), 20)
+        assert found.user_half_width_percent == pytest.approx(ours["ndcg_gain_half_width"])
+        assert found.p_users == pytest.approx(1 - t / (t**2 + 2) ** 0.5, rel=1e-5)
+        text = result_table(summarize(results, 20), {}, "SASRec", 20, seeds)
+        assert "| corrected (drop) | 0.8750" in text
+        assert "+75.0 ± 123.2 %" in text
+
+
+def test_users_are_those_of_the_windows():
+    windows = DATA.splits["test"].take(np.arange(4))
+    named = replace(windows, user_ids=pl.Series(["b", "a", None, "b"]))
+    codes = user_codes(named).tolist()
+    assert codes[0] == codes[3]
+    assert len(set(codes)) == 3
+    unknown = replace(windows, user_ids=pl.Series([None] * 4, dtype=pl.String))
+    assert len(set(user_codes(unknown).tolist())) == 4  # who knows
 
 
 def test_the_oracle_that_restores_drops_what_was_inserted():

@@ -74,14 +74,16 @@ def test_a_run_chooses_on_validation_how_much_it_corrects(scored):
     [
         (1, 1, 0.1),  # two that are alike: the smaller one
         (2, 1, 0.2),
-        (3, 2, 0.2),  # ahead of none in every window, by less
+        (3, 2, 0.2),  # ahead of none in as many windows, by less
         (3, 4, 0.0),  # none is ahead
     ],
 )
 def test_the_share_that_ranks_validation_best_is_chosen_by_hand(tenth, fifth, chosen):
-    """Thirty windows: without correction the target is third in each."""
-    ranks = {0.0: [3] * 30, 0.05: [4] * 30, 0.1: [tenth] * 30, 0.2: [fifth] * 30}
-    cells = pl.DataFrame({"row": [str(share) for share in ranks], "valid_ranks": list(ranks.values())})
+    """Sixty windows of forty users: without correction the target is third in each; half of them change."""
+    ranks = {0.0: 3, 0.05: 4, 0.1: tenth, 0.2: fifth}
+    cells = pl.DataFrame(
+        [{"row": str(share), "seed": seed, "valid_ranks": [rank, 3] * 30, "valid_users": [*range(40), *range(20)]}
+         for seed in (0, 1) for share, rank in ranks.items()])  # fmt: skip
     tried = best_rate(cells.with_columns(valid_ndcg=pl.lit(0.5)))
     assert tried.filter("chosen")["correction_rate"].to_list() == [chosen]
 
@@ -90,11 +92,21 @@ def test_a_share_that_is_ahead_by_chance_is_not_chosen():
     """Ahead in five windows of a hundred, behind in four, by as much."""
     none = [1] * 4 + [30] * 96
     lucky = [30] * 4 + [1] * 5 + [30] * 91
-    cells = pl.DataFrame({"row": ["0.0", "0.2"], "valid_ndcg": [0.04, 0.05], "valid_ranks": [none, lucky]})
+    cells = pl.DataFrame({"row": ["0.0", "0.2"], "seed": 0, "valid_ndcg": [0.04, 0.05],
+                          "valid_ranks": [none, lucky], "valid_users": [list(range(100))] * 2})  # fmt: skip
     tried = best_rate(cells)
     assert tried["gain"].to_list() == pytest.approx([0, 0.01])
-    assert tried["half_width"][1] > 0.05
+    assert tried["lower_bound"][1] < -0.03
     assert tried.filter("chosen")["correction_rate"].to_list() == [0.0]
+
+
+def test_windows_of_one_user_count_as_one():
+    """Ten windows rank better: of ten users the rate is chosen, of a single user it is not."""
+    cells = pl.DataFrame({"row": ["0.0", "0.2"], "seed": 0, "valid_ndcg": 0.5,
+                          "valid_ranks": [[3] * 100, [1] * 10 + [3] * 90]})  # fmt: skip
+    for users, chosen in (([*range(100)], 0.2), ([0] * 10 + [*range(1, 91)], 0.0)):
+        tried = best_rate(cells.with_columns(valid_users=pl.Series([users] * 2)))
+        assert tried.filter("chosen")["correction_rate"].to_list() == [chosen]
 
 
 def test_of_two_shares_that_rank_alike_the_smaller_is_chosen(scored):

@@ -52,9 +52,9 @@ def bench(
     -------
     DataFrame
         One line per cell: `backbone, denoiser, seed`; `ndcg`, `hit_rate`, `valid_ndcg` (higher is better); `epochs`,
-        `seconds`, `ranks`; `data`, a hash of the windows; `recipe`, a hash of the recommender's options, the same in
-        all rows of a backbone; `listed`, the candidates that llara reorders (0 = all, null for other backbones);
-        `device` of the recommender.
+        `seconds`, `ranks`; `users`, codes of the users of the test windows; `data`, a hash of the windows; `recipe`, a
+        hash of the recommender's options, the same in all rows of a backbone; `listed`, the candidates that llara
+        reorders (0 = all, null for other backbones); `device` of the recommender.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def bench(
             found.append(cells.select(
                 pl.lit(backbone).alias("backbone"),
                 pl.col("row").alias("denoiser"),
-                pl.exclude("row", "valid_ranks"),
+                pl.exclude("row", "valid_ranks", "valid_users"),
                 pl.lit(data).alias("data"),
                 pl.lit(recipes[backbone]).alias("recipe"),
                 pl.lit(listed, dtype=pl.Int64).alias("listed"),

@@ -4,14 +4,14 @@
 replacement fits too, and how little depends on the catalogue (docs/studies/threshold.md). So rates are tried. Test
 histories are never read.
 
-When correction does not help, some rate still looks better by chance. So a rate is only chosen if its gain over no
-correction is larger than the 95 % interval of the difference over validation windows.
+When correction does not help, some rate still looks better by chance. So a rate is only chosen if the lower bound of
+its gain over no correction is above 0. The bounds of all rates hold at once with 95 %. They allow for windows that
+share a user, and for the recommender's seeds (`intervals.select_candidate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.evaluate.rows import Splits
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
+from llm4dsr.intervals import select_candidate
 from llm4dsr.recommenders.training import VALIDATION_K
 
 RATES = (0.0, 0.05, 0.1, 0.2)  # fractions of each split's interactions; 0: no correction
@@ -37,7 +38,7 @@ def try_rates(
     progress: Progress | None = None,
     work: Path | None = None,
 ) -> pl.DataFrame:
-    """Train one recommender for each of RATES and compare them on validation.
+    """Train a recommender for each of RATES and each seed, and compare them on validation.
 
     Parameters
     ----------
@@ -48,9 +49,9 @@ def try_rates(
     catalogue : Catalogue
         The items that are ranked.
     config : EvaluateConfig
-        The recommender; only its first seed is used.
+        The recommender and its seeds.
     seed : int
-        Seed of the recommenders.
+        The first seed.
     progress : Progress, optional
         Called with (steps done, all steps, what is being done).
     work : Path, optional
@@ -62,7 +63,7 @@ def try_rates(
         As `best_rate` returns it.
     """
     compared = {str(rate): correct_at(rate) if rate else splits for rate in RATES}
-    cells = train_and_evaluate(compared, catalogue, replace(config, seeds=1), seed, progress, work)
+    cells = train_and_evaluate(compared, catalogue, config, seed, progress, work)
     return best_rate(cells)
 
 
@@ -72,22 +73,23 @@ def best_rate(cells: pl.DataFrame) -> pl.DataFrame:
     Parameters
     ----------
     cells : DataFrame
-        One row of `train_and_evaluate` per rate, named by the rate, rate 0 first.
+        Rows of `train_and_evaluate`, named by their rate, rate 0 first; the same seeds for each.
 
     Returns
     -------
     DataFrame
-        One row per rate: `correction_rate`; `valid_ndcg`, NDCG@20 on validation (higher is better); `gain`, the
-        difference to rate 0; `half_width` of the 95 % interval of that difference over validation windows; `chosen`,
-        True for the rate with the largest gain among those whose interval is above 0, else for rate 0.
+        One row per rate: `correction_rate`; `valid_ndcg`, mean NDCG@20 on validation over seeds (higher is better);
+        `gain`, the difference to rate 0; `lower_bound` of the gain, those of all rates together with 95 %; `chosen`,
+        True for the rate with the largest gain among those whose bound is above 0, else for rate 0.
     """
-    each = metrics.ndcg_of_each(np.stack(cells["valid_ranks"].to_list()), VALIDATION_K)  # [rates, windows]
-    gain, half_width = np.array([metrics.paired_difference(of, each[0])[:2] for of in each]).T
-    best = np.argmax(np.where(gain > half_width, gain, 0.0))
-    return cells.select(
-        correction_rate=pl.col("row").cast(pl.Float64),
-        valid_ndcg="valid_ndcg",
-        gain=pl.Series(gain),
-        half_width=pl.Series(half_width),
-        chosen=pl.Series(np.arange(len(cells)) == best),
-    )
+    rates = cells["row"].unique(maintain_order=True).to_list()
+    of = [cells.filter(pl.col("row") == rate).sort("seed") for rate in rates]
+    each = np.stack([metrics.ndcg_of_each(np.stack(c["valid_ranks"].to_list()), VALIDATION_K) for c in of])  # [R, S, W]
+    found = select_candidate(each[1:] - each[0], cells["valid_users"][0])
+    return pl.DataFrame({
+        "correction_rate": [float(rate) for rate in rates],
+        "valid_ndcg": [float(np.mean(c["valid_ndcg"].to_list())) for c in of],
+        "gain": [0.0, *found.gain],
+        "lower_bound": [0.0, *found.low],
+        "chosen": np.arange(len(rates)) == (0 if found.chosen is None else 1 + found.chosen),
+    })  # fmt: skip

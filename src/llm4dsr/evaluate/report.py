@@ -56,6 +56,8 @@ def result_table(
         gains = [] if row["row"] == ORIGINAL else [_gain(row, "ndcg"), _gain(row, "hit_rate"), _oracle_gain(row)]
         cells = [row["row"], _mean(row, "ndcg"), _mean(row, "hit_rate"), *(gains or [""] * 3)]
         lines.append(f"| {' | '.join(cells)} |")
+    several = "± of a mean is half of a 95 % interval over seeds, p a paired t test over seeds. " if seeds > 1 else ""
+    lines += ["", f"{several}± of a gain is half of a 95 % interval over test users."]
     return "\n".join(lines) + "\n"
 
 
@@ -73,8 +75,10 @@ def _mean(row: dict[str, float], metric: str) -> str:
 
 
 def _gain(row: dict[str, float], metric: str) -> str:
+    """Gain ± half of its interval over users, and p over seeds."""
     p = row[f"{metric}_p"]
-    return f"{row[f'{metric}_gain_percent']:+.1f} %" + ("" if math.isnan(p) else f" (p = {p:.3f})")
+    gain = f"{row[f'{metric}_gain_percent']:+.1f} ± {row[f'{metric}_gain_half_width']:.1f} %"
+    return gain + ("" if math.isnan(p) else f" (p = {p:.3f})")
 
 
 def _oracle_gain(row: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Summaries of trained recommenders: means, gains, intervals and paired tests."""
+"""Summaries of trained recommenders: means, gains, intervals and paired tests over seeds and over users."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import metrics
+from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.evaluate.rows import ORACLE_DROP, ORACLE_RESTORE, ORIGINAL
+from llm4dsr.intervals import clustered_difference, mean_interval, paired_difference
 
 
 @dataclass(frozen=True)
@@ -26,42 +28,51 @@ class Difference:
         Half of the gain's 95 % Student interval over seeds.
     p_seeds : float
         Two-sided p of a paired t test over seeds: would another training run show the same?
-    p_windows : float
-        The same over test windows, each with its mean over seeds: would other histories show the same?
+    user_half_width : float
+        Half of the gain's 95 % interval over test windows, each with its mean over seeds, clustered by user.
+    user_half_width_percent : float
+        The same in percent of the second row.
+    p_users : float
+        Two-sided p of this difference over windows: would other users show the same? NaN if the users are unknown.
     """
 
     gain: float
     gain_percent: float
     half_width: float
     p_seeds: float
-    p_windows: float
+    user_half_width: float
+    user_half_width_percent: float
+    p_users: float
 
     @classmethod
     def between(cls, a: pl.DataFrame, b: pl.DataFrame, k: int) -> Difference:
         """Compare two rows of `train_and_evaluate`; all NaN if they share no seed."""
         seeds = sorted(set(a["seed"].to_list()) & set(b["seed"].to_list()))
         if not seeds:
-            return cls(*[math.nan] * 5)
+            return cls(*[math.nan] * 7)
         a, b = (rows.filter(pl.col("seed").is_in(seeds)).sort("seed") for rows in (a, b))
-        gain, half, over_seeds = metrics.paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())
-        of_windows = (metrics.ndcg_of_each(np.stack(rows["ranks"].to_list()), k).mean(axis=0) for rows in (a, b))
-        percent = 100 * gain / max(float(np.mean(b["ndcg"].to_list())), 1e-12)
-        return cls(gain, percent, half, over_seeds, metrics.paired_difference(*of_windows)[2])
+        gain, half, over_seeds = paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())
+        percent = 100 / max(_mean(b["ndcg"]), 1e-12)
+        user_half, over_users = _over_users(a, b, "ndcg", k)
+        return cls(gain, percent * gain, half, over_seeds, user_half, percent * user_half, over_users)
 
 
-def summarize(results: pl.DataFrame) -> pl.DataFrame:
+def summarize(results: pl.DataFrame, k: int) -> pl.DataFrame:
     """Summarize each row of a comparison over its seeds.
 
     Parameters
     ----------
     results : DataFrame
         As `train_and_evaluate` returns it, with the row `original`.
+    k : int
+        Cutoff of the ranking metrics.
 
     Returns
     -------
     DataFrame
         One line per row. For `ndcg` and `hit_rate`: the mean, `_half_width` of its 95 % interval over seeds,
-        `_gain_percent` over the original, and `_p` of a paired t test over seeds (NaN with one seed).
+        `_gain_percent` over the original, `_gain_half_width` of its 95 % interval over test users (in percent of the
+        original, for any number of seeds), and `_p` of a paired t test over seeds (NaN with one seed).
         `oracle_gain_fraction`: the gain in NDCG@k as a fraction of the better oracle's gain; NaN without an oracle.
     """
     base = results.filter(pl.col("row") == ORIGINAL)
@@ -74,16 +85,31 @@ def summarize(results: pl.DataFrame) -> pl.DataFrame:
         row = results.filter(pl.col("row") == name)
         line: dict[str, object] = {"row": name}
         for metric in ("ndcg", "hit_rate"):
-            mean, half = metrics.mean_interval(row[metric].to_list())
+            mean, half = mean_interval(row[metric].to_list())
             several = len(row) > 1 and name != ORIGINAL
-            p = metrics.paired_difference(row[metric].to_list(), base[metric].to_list())[2] if several else math.nan
+            p = paired_difference(row[metric].to_list(), base[metric].to_list())[2] if several else math.nan
+            over_users = math.nan if name == ORIGINAL else _over_users(row, base, metric, k)[0]
             line[metric] = mean
             line[f"{metric}_half_width"] = half
             line[f"{metric}_gain_percent"] = 100 * (mean / max(_mean(base[metric]), 1e-12) - 1)
+            line[f"{metric}_gain_half_width"] = 100 * over_users / max(_mean(base[metric]), 1e-12)
             line[f"{metric}_p"] = p
         line["oracle_gain_fraction"] = (means[name] - means[ORIGINAL]) / oracle_gain if oracle_gain > 0 else math.nan
         lines.append(line)
     return pl.DataFrame(lines)
+
+
+def _over_users(a: pl.DataFrame, b: pl.DataFrame, metric: str, k: int) -> tuple[float, float]:
+    """Half width and p of the difference over test windows, clustered by user; NaN if the users are unknown."""
+    users = [codes for rows in (a, b) if "users" in rows.columns for codes in rows["users"].drop_nulls()]
+    if not users:
+        return math.nan, math.nan
+    x, y = (_of_windows(np.stack(rows["ranks"].to_list()), metric, k).mean(axis=0) for rows in (a, b))
+    return clustered_difference(x, y, users[0])[1:]
+
+
+def _of_windows(ranks: IntArray, metric: str, k: int) -> FloatArray:
+    return metrics.ndcg_of_each(ranks, k) if metric == "ndcg" else (ranks <= k).astype(np.float64)
 
 
 def _mean(values: pl.Series) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 from joblib import Parallel, delayed
@@ -23,9 +24,10 @@ from llm4dsr import metrics
 from llm4dsr.config import EMBEDDED, EvaluateConfig
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.device import max_workers, single_thread
-from llm4dsr.core.hashing import digest, versions
+from llm4dsr.core.hashing import digest, user_hashes, versions
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ModelError
 from llm4dsr.evaluate.rows import Splits
 from llm4dsr.recommenders import fit
@@ -64,7 +66,7 @@ def train_and_evaluate(
     DataFrame
         One line per row and seed: `row, seed`; `ndcg` and `hit_rate` at k on test and `valid_ndcg` (NDCG@20), higher is
         better; `epochs`; `seconds`; `ranks` of the test targets and `valid_ranks` of the validation targets at the best
-        epoch, 1 = best.
+        epoch, 1 = best; `users` and `valid_users`, codes of the users of these windows.
 
     Raises
     ------
@@ -101,8 +103,28 @@ def train_and_evaluate(
                 "trains one at a time."
             ) from None
     done = {(keys[name], s): line for (name, s), line in zip(jobs, lines, strict=True)}
-    results: pl.DataFrame = pl.concat(done[keys[name], s].with_columns(row=pl.lit(name)) for name, s in wanted)
+    of_users = {
+        name: {"users": _listed(splits[c.TEST]), "valid_users": _listed(splits[c.VALID])}
+        for name, splits in compared.items()
+    }
+    results: pl.DataFrame = pl.concat(
+        done[keys[name], s].with_columns(row=pl.lit(name), **of_users[name]) for name, s in wanted
+    )
     return results
+
+
+def user_codes(windows: Windows) -> npt.NDArray[np.int32]:
+    """Return [W] codes of the users of windows; each window without a user id has a code that no other has."""
+    hashes = user_hashes(windows.user_ids)
+    codes = np.unique(hashes, return_inverse=True)[1]
+    unknown = windows.user_ids.is_null().to_numpy()
+    codes[unknown] = len(codes) + np.arange(unknown.sum())
+    return codes.astype(np.int32)
+
+
+def _listed(windows: Windows) -> pl.Series:
+    """User codes as one cell of a table."""
+    return pl.Series([user_codes(windows)], dtype=pl.List(pl.Int32))
 
 
 def shared_options(config: EvaluateConfig) -> list[object]:

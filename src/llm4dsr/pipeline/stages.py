@@ -251,8 +251,8 @@ class Run(RunFolder):
                 compared, data.catalogue, settings, self.config.seed, progress, self.work("evaluate")
             )
             facts["seconds_of_each"] = results["seconds"].to_list()
-            results = results.drop("seconds", "ranks", "valid_ranks")  # so that the files do not depend on the clock
-            lines = summarize(results)
+            lines = summarize(results, settings.k)
+            results = results.drop("seconds", "ranks", "valid_ranks", "users", "valid_users")  # no clock, no lists
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")
             text = result_table(lines, found, NAMES[settings.backbone], settings.k, settings.seeds)

@@ -80,7 +80,8 @@ def test_gains_by_hand():
     ranks = {"none": [[1, 30], [30, 30]], "ours": [[1, 3], [1, 3]]}
     cells = pl.DataFrame(
         [{"row": row, "seed": seed, "ndcg": sum({1: 1.0, 3: 0.5, 30: 0.0}[r] for r in ranks[row][seed]) / 2,
-          "hit_rate": 0.5, "valid_ndcg": 0.5, "ranks": ranks[row][seed]}
+          "hit_rate": 0.5, "valid_ndcg": 0.5, "ranks": ranks[row][seed],
+          "users": [0, 1]}
          for seed in (0, 1) for row in ranks])  # fmt: skip
     none, ours = gains(cells, "none", 20).to_dicts()
     assert none["ndcg"] == pytest.approx(0.25)
@@ -88,7 +89,7 @@ def test_gains_by_hand():
     assert (ours["gain"], ours["gain_percent"]) == pytest.approx((0.5, 200.0))
     assert ours["half_width"] == pytest.approx(12.7062 * 0.25, rel=1e-4)  # t with one degree of freedom
     assert ours["p_seeds"] == pytest.approx(0.2952, abs=1e-4)  # t = 2: 1 - 2 / π · arctan 2
-    assert ours["p_windows"] == 0  # both gain the same: no doubt about the sign
+    assert (ours["user_half_width"], ours["p_users"]) == (0, 0)  # both gain the same: no doubt about the sign
 
 
 # --- noise kinds and rates -------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def gains(cells: pl.DataFrame, base: str, k: int) -> pl.DataFrame:
     for name in cells["row"].unique(maintain_order=True).to_list():
         row = cells.filter(pl.col("row") == name).sort("seed")
         line = {"row": name, **{column: _mean(row[column]) for column in ("valid_ndcg", "ndcg", "hit_rate")}}
-        paired = dict.fromkeys(("gain", "gain_percent", "half_width", "p_seeds", "p_windows"), math.nan)
+        paired = dict.fromkeys([field.name for field in dataclasses.fields(Difference)], math.nan)
         if name != base:
             paired |= dataclasses.asdict(Difference.between(row, compared, k))
         lines.append(line | paired)

@@ -110,8 +110,9 @@ def study(context: Context) -> Found:
         compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, POLICY, eta).items()}
     k, rates = context.config.evaluate.k, QUICK_RATES if context.quick else RATES
     shared = context.compare(_at_rates(run, context, rates))
-    first = shared.filter(pl.col("seed") == context.config.seed, pl.col("row").is_in([_most(s) for s in rates]))
-    tried = best_rate(first.with_columns(row=pl.Series([str(s) for s in rates])))
+    tried = best_rate(
+        pl.concat(shared.filter(pl.col("row") == _most(rate)).with_columns(row=pl.lit(str(rate))) for rate in rates)
+    )
     chosen: float = tried.filter("chosen")["correction_rate"][0]
     ranking = gains(context.compare(compared), ORIGINAL, k)
     eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
@@ -125,8 +126,8 @@ def study(context: Context) -> Found:
         f"{caps[c.TRAIN]} in a training window, {caps[c.TEST]} in another. Expected precision is the mean probability "
         "of the flagged: it needs no label.",
         f"η = {EVEN} flags what is more likely noise than not, the default of a Denoiser. The default of a run is the "
-        "correction rate that ranks validation best (with the first seed), if its 95 % interval over windows is above "
-        "no correction. Neither uses a mask or test.",
+        "correction rate that ranks validation best, if the lower bound of its gain is above 0. The bounds of all "
+        "rates hold at once with 95 %. Neither uses a mask or test.",
         "Suggestions are made for the flags of each η, as a run would make them.",
         "At random: as many interactions with the same cap, drawn at random, with our suggestions. Their gain comes "
         "from suggestions alone; what the most suspicious ones gain beyond comes from detection.",
@@ -135,7 +136,8 @@ def study(context: Context) -> Found:
         "Knowing training alone: training windows are scored without the counts of validation histories, which "
         "recommenders never learn from.",
         f"Recommender: {context.config.evaluate.backbone}, {context.config.evaluate.seeds} seed(s), clean "
-        f"test targets; NDCG and hit rate @{k}. Half widths and p_seeds are over seeds, p_windows over test windows.",
+        f"test targets; NDCG and hit rate @{k}. Half widths and p_seeds are over seeds, "
+        "user_half_width and p_users over test windows, clustered by user.",
     ]
     tables = {
         f"Flags at η = {EVEN}": sweep.filter(pl.col("η") == EVEN),

@@ -35,9 +35,9 @@ from llm4dsr.denoise.train import build_model, tune
 from llm4dsr.errors import DataError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.features.title_vectors import title_vectors
+from llm4dsr.intervals import mean_interval
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
-from llm4dsr.metrics import mean_interval
 from llm4dsr.pipeline import origin
 
 QUESTION = "Does a denoiser that was tuned in one domain work in another?"
