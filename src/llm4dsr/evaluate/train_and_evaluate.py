@@ -24,11 +24,13 @@ from llm4dsr.config import EMBEDDED, EvaluateConfig
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.device import max_workers
 from llm4dsr.core.hashing import digest, versions
+from llm4dsr.core.memory import available_memory
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.errors import ModelError
 from llm4dsr.evaluate.rows import Splits
-from llm4dsr.recommenders import fit
+from llm4dsr.recommenders import fit, seeds_of
+from llm4dsr.recommenders.ease import memory_needed
 
 
 def train_and_evaluate(
@@ -42,7 +44,8 @@ def train_and_evaluate(
     """Train the recommender for each row and seed.
 
     A small recommender gains little from a second core. So each is trained on one thread, and as many in parallel as
-    there are cores and GPU memory. The numbers do not depend on how many that are.
+    there are cores and GPU memory, for EASE main memory. The numbers do not depend on how many that are. A recommender
+    without a seed is trained once.
 
     Parameters
     ----------
@@ -75,13 +78,15 @@ def train_and_evaluate(
         name: digest(versions(), config.backbone, *shared_options(config), catalogue.titles, *_content(splits))
         for name, splits in compared.items()
     }
-    wanted = [(name, seed + s) for s in range(config.seeds) for name in compared]
+    wanted = [(name, seed + s) for s in range(seeds_of(config)) for name in compared]
     first: dict[tuple[str, int], tuple[str, int]] = {}  # rows with the same windows are one recommender
     for name, s in wanted:
         first.setdefault((keys[name], s), (name, s))
     jobs = list(first.values())
     pre_trained = config.backbone == "llara" and config.llara.model.source != EMBEDDED
     workers = max_workers(len(jobs), large=pre_trained)
+    if config.backbone == "ease":
+        workers = max(1, min(workers, available_memory() // memory_needed(len(catalogue))))
     with TemporaryDirectory() as folder, _followed(Path(folder), len(jobs) * config.recommender.epochs, progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(
@@ -107,7 +112,15 @@ def train_and_evaluate(
 
 def shared_options(config: EvaluateConfig) -> list[object]:
     """Return the options that compared rows of one recommender must share."""
-    return [config.recommender, config.k, *([config.llara] if config.backbone == "llara" else [])]
+    of = config.neighborhood
+    match config.backbone:
+        case "itemknn":
+            return [of.decay, of.neighbors, of.shrink, config.k]
+        case "ease":
+            return [of.decay, of.ridge, config.k]
+        case "llara":
+            return [config.recommender, config.k, config.llara]
+    return [config.recommender, config.k]
 
 
 def _content(splits: Splits) -> list[object]:
@@ -141,6 +154,7 @@ def _train_and_test(
             seed,
             report,
             config.llara,
+            config.neighborhood,
         )
         ranks = trained.model.rank(splits[c.TEST].histories(), splits[c.TEST].targets())
         line = {
