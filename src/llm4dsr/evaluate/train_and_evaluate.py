@@ -29,7 +29,7 @@ from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.errors import ModelError
 from llm4dsr.evaluate.rows import Splits
-from llm4dsr.recommenders import fit, seeds_of
+from llm4dsr.recommenders import SEEDLESS, fit, seeds_of
 from llm4dsr.recommenders.ease import memory_needed
 
 
@@ -87,7 +87,7 @@ def train_and_evaluate(
     workers = max_workers(len(jobs), large=pre_trained)
     if config.backbone == "ease":
         workers = max(1, min(workers, available_memory() // memory_needed(len(catalogue))))
-    with TemporaryDirectory() as folder, _followed(Path(folder), len(jobs) * config.recommender.epochs, progress):
+    with TemporaryDirectory() as folder, _followed(Path(folder), len(jobs) * _epochs(config), progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(
                 delayed(_train_and_test)(
@@ -123,6 +123,11 @@ def shared_options(config: EvaluateConfig) -> list[object]:
     return [config.recommender, config.k]
 
 
+def _epochs(config: EvaluateConfig) -> int:
+    """Steps of one recommender, for the progress."""
+    return 1 if config.backbone in SEEDLESS else config.recommender.epochs
+
+
 def _content(splits: Splits) -> list[object]:
     """All parts of the windows that a recommender reads."""
     return [part for name in c.SPLITS for part in (splits[name].items, splits[name].lengths, splits[name].weights)]
@@ -142,7 +147,7 @@ def _train_and_test(
     torch.set_num_threads(1)
 
     def report(epoch: int, epochs: int, doing: str) -> None:
-        _report(epochs_done, f"{epoch * config.recommender.epochs // epochs} {name}")  # llara counts its own epochs
+        _report(epochs_done, f"{epoch * _epochs(config) // epochs} {name}")  # llara counts its own epochs
 
     def train() -> pl.DataFrame:
         trained = fit(
@@ -173,7 +178,7 @@ def _train_and_test(
     line: pl.DataFrame = PartCache(work).table((key, seed), train)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the process is reused for the next recommender
-    _report(epochs_done, f"{config.recommender.epochs} ")
+    _report(epochs_done, f"{_epochs(config)} ")
     return line
 
 
