@@ -18,7 +18,7 @@ from llm4dsr.bench.cells import DETECTION, RESULTS, bench
 from llm4dsr.bench.datasets import BenchDataset, load_dataset
 from llm4dsr.bench.denoised import BASELINE_RATE, HIGH_RATE, OURS, denoised, names, our_run, usual
 from llm4dsr.bench.studies.study import smaller
-from llm4dsr.config import Config
+from llm4dsr.config import Config, NeighborhoodConfig
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.errors import ConfigError, DataError, OutputError
@@ -134,6 +134,25 @@ def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
 def test_a_robust_recommender_learns_from_untouched_windows_alone(out, tmp_path):
     found = bench(DATASET, tmp_path, ["fmlprec"], ["none", "oracle (drop)"], replace(CONFIG, seed=1))
     assert found["denoiser"].unique().to_list() == ["none"]
+
+
+def test_recommenders_without_a_seed_have_one_cell_and_no_interval(tmp_path):
+    found = bench(DATASET, tmp_path, ["itemknn", "ease"], ["none", "oracle (restore)"], CONFIG)
+    assert CONFIG.evaluate.seeds == 2
+    assert found.select("backbone", "denoiser", "seed").rows() == [
+        (name, row, CONFIG.seed) for name in ("itemknn", "ease") for row in ("none", "oracle (restore)")
+    ]
+    assert found["device"].unique().to_list() == ["CPU"]
+    ranking = [
+        line for line in tables.results_markdown(tmp_path).splitlines() if line.startswith(("| none", "| oracle"))
+    ]
+    lines = [line for line in ranking if line.split(" | ")[1] == "1"]  # of one seed
+    assert len(lines) == 4
+    assert not any("±" in line for line in lines)
+    for backbone in ("itemknn", "ease"):
+        other = replace(CONFIG.evaluate, neighborhood=NeighborhoodConfig(decay=0.5))
+        with pytest.raises(ConfigError, match=f"{backbone} with other options"):
+            bench(DATASET, tmp_path, [backbone], ["none"], replace(CONFIG, evaluate=other))
 
 
 def test_natural_windows_are_those_before_the_noise():

@@ -15,7 +15,8 @@ from llm4dsr.data.windows import Windows
 from llm4dsr.evaluate.report import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import Difference, summarize
-from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate, user_codes
+from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate, user_codes
+from llm4dsr.recommenders import NAMES, SEEDLESS
 
 DATA = make_demo(size="tiny").data
 QUICK = EvaluateConfig(seeds=2, recommender=RecommenderConfig(hidden_size=16, blocks=1, epochs=2, negatives=32))
@@ -84,6 +85,37 @@ def test_the_numbers_do_not_depend_on_how_many_train_at_a_time(rows):
         pairs = set(zip(users.to_list(), codes[0].tolist(), strict=True))
         assert len(pairs) == users.n_unique() == len(set(codes[0].tolist()))
     assert seen[-1][:2] == (8, 8)  # two rows, two seeds, two epochs
+
+
+@pytest.mark.parametrize("backbone", SEEDLESS)
+def test_a_recommender_without_a_seed_is_trained_once(rows, backbone):
+    two, seen = {name: rows[name] for name in ("original", "oracle (restore)")}, []
+    config = replace(QUICK, backbone=backbone)
+    found = train_and_evaluate(two, DATA.catalogue, config, 5, lambda *a: seen.append(a))
+    assert found.select("row", "seed", "epochs").rows() == [("original", 5, 1), ("oracle (restore)", 5, 1)]
+    assert found["ndcg"].is_between(0.05, 1).all()
+    assert found["ndcg"].n_unique() == 2
+    assert seen[-1][:2] == (2, 2)  # two rows
+    text = result_table(summarize(found), {}, NAMES[backbone], 20, 0)
+    assert f"{NAMES[backbone]} on test, no seed" in text
+    assert "±" not in text
+
+
+def test_a_recommender_shares_the_options_that_it_reads():
+    """Other options do not change its recipe, so finished cells are kept."""
+
+    def recipe(backbone: str, **options: object) -> list[object]:
+        section = replace(QUICK.neighborhood, **options) if options else QUICK.neighborhood
+        return shared_options(replace(QUICK, backbone=backbone, neighborhood=section))
+
+    reads = {"itemknn": {"decay", "neighbors", "shrink"}, "ease": {"decay", "ridge"}, "sasrec": set()}
+    for backbone, options in reads.items():
+        changes = {"decay": 0.5, "neighbors": 9, "shrink": 3.0, "ridge": 1.0}
+        assert {o for o, v in changes.items() if recipe(backbone, **{o: v}) != recipe(backbone)} == options
+    for backbone in SEEDLESS:
+        other = replace(QUICK, backbone=backbone, recommender=RecommenderConfig(), seeds=1)
+        assert shared_options(other) == recipe(backbone)
+        assert shared_options(replace(other, k=3)) != recipe(backbone)
 
 
 @pytest.mark.parametrize(("gib", "large", "at_once"), [(80, False, 6), (9, False, 4), (1, False, 1), (80, True, 1)])

@@ -8,13 +8,14 @@ import polars as pl
 import pytest
 import torch
 
-from llm4dsr.config import LLaRAConfig, ModelConfig, RecommenderConfig
+from llm4dsr.config import LLaRAConfig, ModelConfig, NeighborhoodConfig, RecommenderConfig
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.recommenders import BACKBONES
+from llm4dsr.recommenders import BACKBONES, NEIGHBORHOODS
 from llm4dsr.recommenders.backbone import Backbone
 from llm4dsr.recommenders.llara import LLaRA
 from llm4dsr.recommenders.llara_training import build_hybrid_lm
+from llm4dsr.recommenders.neighborhood import Neighborhood, history_matrix, user_matrix
 from llm4dsr.recommenders.sasrec import SASRec
 
 TITLES = [
@@ -54,12 +55,32 @@ SMALL = RecommenderConfig(
     patience=8,
 )
 every_backbone = pytest.mark.parametrize("kind", BACKBONES.values(), ids=BACKBONES)
+Kind = type[Backbone] | type[Neighborhood]
+_kinds: dict[str, Kind] = {**BACKBONES, **NEIGHBORHOODS}
+every_recommender = pytest.mark.parametrize("kind", _kinds.values(), ids=_kinds)
 
 
 def untrained(kind: type[Backbone]) -> Backbone:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return kind(N, SMALL).eval()
+
+
+def ready(kind: Kind) -> Backbone | Neighborhood:
+    """A model that can rank: untrained, or with the weights of the circle, made unequal so that few scores tie."""
+    if issubclass(kind, Backbone):
+        return untrained(kind)
+    windows = circle(60, 1)
+    unequal = replace(windows, weights=np.random.default_rng(2).uniform(0.1, 1, windows.items.shape))
+    return kind(user_matrix(unequal, N), NeighborhoodConfig(ridge=2))
+
+
+def scores_of(model: Backbone | Neighborhood, histories: Windows) -> np.ndarray:
+    """[W, N] scores, computed at once."""
+    if isinstance(model, Backbone):
+        return (model.last_states(torch.from_numpy(histories.items)) @ model.item_vectors.T).detach().numpy()
+    weights = model.weights if isinstance(model.weights, np.ndarray) else model.weights.toarray()
+    return history_matrix(histories, N, model.config.decay).toarray() @ weights
 
 
 def encoder(kind: type[Backbone]) -> Backbone:

@@ -1,4 +1,7 @@
-"""What every backbone guarantees about states, ranks and options. Training is tested in test_training.py."""
+"""What every recommender guarantees about ranks, and every backbone about states and options.
+
+Training is tested in test_training.py.
+"""
 
 from dataclasses import replace
 
@@ -14,7 +17,19 @@ from llm4dsr.recommenders.cl4srec import CL4SRec
 from llm4dsr.recommenders.gru4rec import GRU4Rec
 from llm4dsr.recommenders.sasrec import SASRec
 
-from .harness import SMALL, N, circle, encoder, every_backbone, same, untrained
+from .harness import (
+    SMALL,
+    Kind,
+    N,
+    circle,
+    encoder,
+    every_backbone,
+    every_recommender,
+    ready,
+    same,
+    scores_of,
+    untrained,
+)
 
 
 def test_dropout_keeps_the_mean_and_is_off_in_evaluation() -> None:
@@ -74,15 +89,18 @@ def test_the_last_state_computed_alone_is_the_same(kind: type[Backbone]) -> None
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-@every_backbone
-def test_ranks_equal_those_of_sorting(kind: type[Backbone], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = untrained(kind)
+@every_recommender
+def test_ranks_equal_those_of_sorting(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ready(kind)
     windows = circle(50, 4)
     histories, targets = windows.histories(), windows.targets()
-    scores = (model.last_states(torch.from_numpy(histories.items)) @ model.item_vectors.T).detach().numpy()
-    expected = [list(order).index(t) + 1 for order, t in zip(np.argsort(-scores, axis=1), targets, strict=True)]
+    scores = scores_of(model, histories)
+    own = scores[np.arange(50), targets]
+    expected = [N - int(np.searchsorted(np.sort(row), score)) for row, score in zip(scores, own, strict=True)]
+    assert len(set(expected)) > 3
     assert model.rank(histories, targets).tolist() == expected
     monkeypatch.setattr("llm4dsr.recommenders.backbone.MAX_SCORES", 7 * N)  # in batches of seven windows
+    monkeypatch.setattr("llm4dsr.recommenders.neighborhood.MAX_ENTRIES", 7 * N)
     assert model.rank(histories, targets).tolist() == expected
 
 
@@ -101,11 +119,19 @@ def test_ties_count_against_the_target(kind: type[Backbone]) -> None:
     assert ranks[3] - 1 not in ranks  # … and no item has the higher one
 
 
-@every_backbone
-def test_an_empty_history_or_scores_of_nan_rank_last(kind: type[Backbone]) -> None:
-    model = untrained(kind)
-    assert model.rank(Windows.from_lists([[], [1, 2]]), np.array([0, 3]))[0] == N
+@every_recommender
+def test_an_empty_history_ranks_last(kind: Kind) -> None:
+    model = ready(kind)
+    first, second = model.rank(Windows.from_lists([[], [1, 2]]), np.array([0, 3]))
+    assert first == N
+    assert second == model.rank(Windows.from_lists([[1, 2]]), np.array([3]))[0]
     assert model.rank(Windows.from_lists([[]]), np.array([0])).tolist() == [N]
+    assert model.rank(Windows.from_lists([]), np.array([], dtype=np.int64)).tolist() == []
+
+
+@every_backbone
+def test_scores_of_nan_rank_last(kind: type[Backbone]) -> None:
+    model = untrained(kind)
     torch.nn.init.constant_(model.items.weight, float("nan"))
     assert model.rank(Windows.from_lists([[1, 2]]), np.array([3])).tolist() == [N]
 

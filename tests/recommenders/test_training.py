@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from llm4dsr.config import RecommenderConfig
+from llm4dsr.config import NeighborhoodConfig, RecommenderConfig
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
 from llm4dsr.metrics import hit_rate, ndcg
 from llm4dsr.recommenders import BACKBONES
 from llm4dsr.recommenders.backbone import Backbone
+from llm4dsr.recommenders.neighborhood import Neighborhood, fit_neighborhood
 from llm4dsr.recommenders.sasrec import SASRec
-from llm4dsr.recommenders.training import train
+from llm4dsr.recommenders.training import Trained, train
 
-from .harness import SMALL, N, circle, every_backbone
+from .harness import SMALL, Kind, N, circle, every_backbone, every_recommender
 
 
 def budget(kind: type[Backbone], **options: Any) -> RecommenderConfig:
@@ -66,15 +67,21 @@ def test_a_weight_of_zero_removes_an_interaction_as_a_target(kind: type[Backbone
         assert hit(None) < 0.5
 
 
-@every_backbone
-def test_windows_of_one_item_are_skipped(kind: type[Backbone]) -> None:
+def fit_kind(kind: Kind, windows: Windows, valid: Windows) -> Trained:
+    if issubclass(kind, Neighborhood):
+        return fit_neighborhood(kind, windows, valid, N, NeighborhoodConfig())
+    return train(kind, windows, valid, N, replace(SMALL, epochs=2), 0)
+
+
+@every_recommender
+def test_windows_of_one_item_are_skipped(kind: Kind) -> None:
     single = Windows.from_lists([[1], [2]])
     mixed = Windows.from_lists([[1], [2, 3], [4, 5, 6]])
-    assert len(train(kind, mixed, mixed, N, replace(SMALL, epochs=2), 0).curve) == 2
+    assert len(fit_kind(kind, mixed, mixed).valid_ranks) == 2
     with pytest.raises(DataError, match=f"training.*{kind.name}"):
-        train(kind, single, mixed, N, SMALL, 0)
+        fit_kind(kind, single, mixed)
     with pytest.raises(DataError, match=f"validation.*{kind.name}"):
-        train(kind, mixed, single, N, SMALL, 0)
+        fit_kind(kind, mixed, single)
 
 
 # --- seeds and batches -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from llm4dsr.core.progress import Progress
 from llm4dsr.errors import ConfigError
 from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate
 from llm4dsr.pipeline import Run, origin
-from llm4dsr.recommenders import NAMES, ROBUST
+from llm4dsr.recommenders import NAMES, ROBUST, SEEDLESS
 
 RESULTS, DETECTION = "results.parquet", "detection.parquet"
 
@@ -32,8 +32,8 @@ def bench(
     """Fill the cells that are missing.
 
     Cells are also written to OUT/DATASET/results.parquet beside those of earlier calls, and detection to
-    detection.parquet. A robust recommender (FMLP-Rec, CL4SRec) learns from the original windows only. One process at a
-    time works on OUT/DATASET.
+    detection.parquet. A robust recommender (FMLP-Rec, CL4SRec) learns from the original windows only. One without a
+    seed (item-kNN, EASE) has one cell per denoiser, under the first seed. One process at a time works on OUT/DATASET.
 
     Parameters
     ----------
@@ -70,8 +70,9 @@ def bench(
     folder, found = out / dataset.name, []
     settings = {name: dataclasses.replace(config.evaluate, backbone=name) for name in backbones}  # type: ignore[arg-type]
     recipes = {name: digest(*shared_options(of)) for name, of in settings.items()}
-    data, device = origin(dataset.data), versions().get("gpu", "CPU")
-    _check(folder / RESULTS, data, recipes, device)
+    data, gpu = origin(dataset.data), versions().get("gpu", "CPU")
+    devices = {name: "CPU" if name in SEEDLESS else gpu for name in backbones}
+    _check(folder / RESULTS, data, recipes, devices)
     with Run(folder, config).locked():
         rows, detection = denoised(dataset, folder, denoisers, config, progress)
         if len(detection):
@@ -89,13 +90,13 @@ def bench(
                 pl.lit(data).alias("data"),
                 pl.lit(recipes[backbone]).alias("recipe"),
                 pl.lit(listed, dtype=pl.Int64).alias("listed"),
-                pl.lit(device).alias("device"),
+                pl.lit(devices[backbone]).alias("device"),
             ))  # fmt: skip
             _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
     return pl.concat(found)
 
 
-def _check(path: Path, data: str, recipes: dict[str, str], device: str) -> None:
+def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, str]) -> None:
     """Rows of one table share the windows; those of one backbone share options and device."""
     if not path.is_file():
         return
@@ -108,7 +109,7 @@ def _check(path: Path, data: str, recipes: dict[str, str], device: str) -> None:
         rows = there.filter(pl.col("backbone") == backbone)
         for what, column, given in (
             ("other options of the recommender", "recipe", recipe),
-            ("recommenders of another device", "device", device),
+            ("recommenders of another device", "device", devices[backbone]),
         ):
             if set(rows[column]) - {given}:
                 raise ConfigError(

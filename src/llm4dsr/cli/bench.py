@@ -17,7 +17,7 @@ from llm4dsr.config import Config
 from llm4dsr.errors import ConfigError
 
 DatasetName = Annotated[str, typer.Option("--dataset", help="demo, or a folder of windows as for `run`.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each recommender.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each recommender; itemknn and ease have none.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=0, help="Windows used of each split; 0 = all.")]
 
 
@@ -38,14 +38,16 @@ def bench(
     from llm4dsr.bench import cells, denoised, tables
     from llm4dsr.bench.datasets import load_dataset
     from llm4dsr.core.io import write_text
+    from llm4dsr.recommenders import SEEDLESS
 
     chosen, limit = _bench_config(config, seeds, limit)
     data = load_dataset(dataset, natural, limit, chosen.seed)
     rows = denoised.usual(data) if denoisers == "all" else [name.strip() for name in denoisers.split(",")]
     recommenders = [name.strip() for name in backbones.split(",")]
+    most = len(rows) * sum(1 if name in SEEDLESS else seeds for name in recommenders)
     console.print(
         f"{len(rows)} denoisers, {len(recommenders)} recommender(s), {seeds} seed(s): at most "
-        f"{len(rows) * len(recommenders) * seeds} recommenders to train. Finished ones in {escape(str(out))} are kept."
+        f"{most} recommenders to train. Finished ones in {escape(str(out))} are kept."
     )
     with bar() as progress:
         cells.bench(data, out, recommenders, rows, chosen, progress)

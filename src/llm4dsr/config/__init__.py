@@ -11,7 +11,7 @@ from llm4dsr.config.denoiser import (
     TaskConfig,
     TrainConfig,
 )
-from llm4dsr.config.recommenders import EvaluateConfig, LLaRAConfig, RecommenderConfig
+from llm4dsr.config.recommenders import EvaluateConfig, LLaRAConfig, NeighborhoodConfig, RecommenderConfig
 
 __all__ = [
     "EMBEDDED",
@@ -21,6 +21,7 @@ __all__ = [
     "EvaluateConfig",
     "LLaRAConfig",
     "ModelConfig",
+    "NeighborhoodConfig",
     "RecommenderConfig",
     "ScoreConfig",
     "SuggestConfig",

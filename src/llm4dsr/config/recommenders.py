@@ -82,16 +82,32 @@ class LLaRAConfig:
 
 
 @options
+class NeighborhoodConfig:
+    """Options of item-kNN and EASE, which read the whole history and have no seed."""
+
+    decay: Fraction = 0.8
+    """Weight of a history item, per step back from the newest."""
+    neighbors: Count = 0
+    """For `itemknn`: most similar items kept for each item. 0: all."""
+    shrink: NonNegative = 0.0
+    """For `itemknn`: added to the denominator of the cosine, so that pairs with few users count less."""
+    ridge: NonNegative = 200.0
+    """For `ease`: λ of the paper; higher = smaller weights."""
+
+
+@options
 class EvaluateConfig:
     """Which recommender is trained on each row, with which seeds, and how it is measured."""
 
     seeds: PositiveInt = 1
-    """Seeds of each recommender."""
+    """Seeds of each recommender. `itemknn` and `ease` have none and are trained once."""
     k: PositiveInt = 20
     """Cutoff of NDCG@k and HR@k."""
-    backbone: Literal["sasrec", "bert4rec", "gru4rec", "llara", "fmlprec", "cl4srec"] = "sasrec"
+    backbone: Literal["sasrec", "bert4rec", "gru4rec", "llara", "fmlprec", "cl4srec", "itemknn", "ease"] = "sasrec"
     """The recommender."""
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
     """Its options."""
     llara: LLaRAConfig = field(default_factory=LLaRAConfig)
     """Further options of the backbone `llara`."""
+    neighborhood: NeighborhoodConfig = field(default_factory=NeighborhoodConfig)
+    """Options of the backbones `itemknn` and `ease`, which read no others."""

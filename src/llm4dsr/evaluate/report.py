@@ -25,7 +25,7 @@ def result_table(
     k : int
         Cutoff of the ranking metrics.
     seeds : int
-        Seeds of the recommender.
+        Seeds of the recommender; 0 if it has none.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def result_table(
             )
         lines.append("")
     lines += [
-        f"### {recommender} on test, {seeds} seed{'s' * (seeds > 1)}, whole catalogue ranked",
+        f"### {recommender} on test, {seeds or 'no'} seed{'s' * (seeds > 1)}, whole catalogue ranked",
         "",
         f"| trained and tested on | NDCG@{k} | HR@{k} | NDCG gain | HR gain | share of the oracle's gain |",
         "|---|---|---|---|---|---|",

@@ -25,12 +25,14 @@ from llm4dsr.config import EMBEDDED, EvaluateConfig
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.device import max_workers, single_thread
 from llm4dsr.core.hashing import digest, user_hashes, versions
+from llm4dsr.core.memory import available_memory
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ModelError
 from llm4dsr.evaluate.rows import Splits
-from llm4dsr.recommenders import fit
+from llm4dsr.recommenders import SEEDLESS, fit, seeds_of
+from llm4dsr.recommenders.ease import memory_needed
 
 
 def train_and_evaluate(
@@ -44,7 +46,8 @@ def train_and_evaluate(
     """Train the recommender for each row and seed.
 
     A small recommender gains little from a second core. So each is trained on one thread, and as many in parallel as
-    there are cores and GPU memory. The numbers do not depend on how many that are.
+    there are cores and GPU memory, for EASE main memory. The numbers do not depend on how many that are. A recommender
+    without a seed is trained once.
 
     Parameters
     ----------
@@ -77,14 +80,16 @@ def train_and_evaluate(
         name: digest(versions(), config.backbone, *shared_options(config), catalogue.titles, *_content(splits))
         for name, splits in compared.items()
     }
-    wanted = [(name, seed + s) for s in range(config.seeds) for name in compared]
+    wanted = [(name, seed + s) for s in range(seeds_of(config)) for name in compared]
     first: dict[tuple[str, int], tuple[str, int]] = {}  # rows with the same windows are one recommender
     for name, s in wanted:
         first.setdefault((keys[name], s), (name, s))
     jobs = list(first.values())
     pre_trained = config.backbone == "llara" and config.llara.model.source != EMBEDDED
     workers = max_workers(len(jobs), large=pre_trained)
-    with TemporaryDirectory() as folder, _followed(Path(folder), len(jobs) * config.recommender.epochs, progress):
+    if config.backbone == "ease":
+        workers = max(1, min(workers, available_memory() // memory_needed(len(catalogue))))
+    with TemporaryDirectory() as folder, _followed(Path(folder), len(jobs) * _epochs(config), progress):
         try:
             lines = Parallel(workers, max_nbytes=None)(
                 delayed(_train_and_test)(
@@ -129,7 +134,20 @@ def _listed(windows: Windows) -> pl.Series:
 
 def shared_options(config: EvaluateConfig) -> list[object]:
     """Return the options that compared rows of one recommender must share."""
-    return [config.recommender, config.k, *([config.llara] if config.backbone == "llara" else [])]
+    of = config.neighborhood
+    match config.backbone:
+        case "itemknn":
+            return [of.decay, of.neighbors, of.shrink, config.k]
+        case "ease":
+            return [of.decay, of.ridge, config.k]
+        case "llara":
+            return [config.recommender, config.k, config.llara]
+    return [config.recommender, config.k]
+
+
+def _epochs(config: EvaluateConfig) -> int:
+    """Steps of one recommender, for the progress."""
+    return 1 if config.backbone in SEEDLESS else config.recommender.epochs
 
 
 def _content(splits: Splits) -> list[object]:
@@ -151,7 +169,7 @@ def _train_and_test(
     """One line of `train_and_evaluate`, in any process; its progress goes to the file `epochs_done`."""
 
     def report(epoch: int, epochs: int, doing: str) -> None:
-        _report(epochs_done, f"{epoch * config.recommender.epochs // epochs} {name}")  # llara counts its own epochs
+        _report(epochs_done, f"{epoch * _epochs(config) // epochs} {name}")  # llara counts its own epochs
 
     def train() -> pl.DataFrame:
         trained = fit(
@@ -163,6 +181,7 @@ def _train_and_test(
             seed,
             report,
             config.llara,
+            config.neighborhood,
         )
         ranks = trained.model.rank(splits[c.TEST].histories(), splits[c.TEST].targets())
         line = {
@@ -181,7 +200,7 @@ def _train_and_test(
     line: pl.DataFrame = PartCache(work).table((key, seed), train)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the process is reused for the next recommender
-    _report(epochs_done, f"{config.recommender.epochs} ")
+    _report(epochs_done, f"{_epochs(config)} ")
     return line
 
 

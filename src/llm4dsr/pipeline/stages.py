@@ -31,7 +31,7 @@ from llm4dsr.evaluate.rows import DecisionTables, Splits, compared_rows, correct
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder, origin
-from llm4dsr.recommenders import NAMES
+from llm4dsr.recommenders import NAMES, SEEDLESS
 
 TRIED = "tried.parquet"  # in decisions/: what each correction rate gained on validation, for the policy `validation`
 
@@ -226,7 +226,7 @@ class Run(RunFolder):
         overwrite : bool, default False
             Evaluate again.
         seeds : int, optional
-            Seeds of the recommender. Default: `config.evaluate.seeds`.
+            Seeds of the recommender. Default: `config.evaluate.seeds`. A recommender without a seed is trained once.
 
         Returns
         -------
@@ -255,9 +255,12 @@ class Run(RunFolder):
             results = results.drop("seconds", "ranks", "valid_ranks", "users", "valid_users")  # no clock, no lists
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")
-            text = result_table(lines, found, NAMES[settings.backbone], settings.k, settings.seeds)
+            seedless = settings.backbone in SEEDLESS
+            seeds = 0 if seedless else settings.seeds
+            text = result_table(lines, found, NAMES[settings.backbone], settings.k, seeds)
             write_text(out / "results.md", text)
-            facts |= {"detection": found, "summary": lines.to_dicts(), "recommender": asdict(settings.recommender)}
+            options = settings.neighborhood if seedless else settings.recommender
+            facts |= {"detection": found, "summary": lines.to_dicts(), "recommender": asdict(options)}
         return text
 
     # -- tables of the stages ----------------------------------------------------------------------------------------

@@ -103,12 +103,7 @@ def train(
         If no training or no validation window has two items.
     """
     started = time.perf_counter()
-    windows = windows.take(np.flatnonzero(windows.lengths >= 2))
-    if not len(windows):
-        raise DataError(f"No training window has two items or more: {kind.name} has nothing to learn from.")
-    valid = valid.take(np.flatnonzero(valid.lengths >= 2))
-    if not len(valid):
-        raise DataError(f"No validation window has two items or more: {kind.name} needs some for early stopping.")
+    windows, valid = usable(windows, valid, kind.name)
     histories, targets = valid.histories(), valid.targets()
     items = torch.from_numpy(recent(windows.items, windows.lengths, config.history + 1, PAD))
     weights, device = torch.ones(items.shape), pick_device()
@@ -140,6 +135,35 @@ def train(
     model.load_state_dict(state)
     model.eval()
     return Trained(model, curve, best, time.perf_counter() - started, best_ranks)
+
+
+def usable(windows: Windows, valid: Windows, name: str) -> tuple[Windows, Windows]:
+    """Skip windows of fewer than two items.
+
+    Parameters
+    ----------
+    windows, valid : Windows
+        Training and validation windows, targets included.
+    name : str
+        Name of the recommender, for the message.
+
+    Returns
+    -------
+    windows, valid : Windows
+        Those with a history and a target.
+
+    Raises
+    ------
+    DataError
+        If none is left of either.
+    """
+    windows = windows.take(np.flatnonzero(windows.lengths >= 2))
+    if not len(windows):
+        raise DataError(f"No training window has two items or more: {name} has nothing to learn from.")
+    valid = valid.take(np.flatnonzero(valid.lengths >= 2))
+    if not len(valid):
+        raise DataError(f"No validation window has two items or more: {name} has nothing to be measured on.")
+    return windows, valid
 
 
 def _step(

@@ -19,6 +19,7 @@ from llm4dsr.data.windows import to_matrix
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate.rows import DecisionTables, Splits, correct_splits
+from llm4dsr.recommenders import seeds_of
 
 QUESTION = "What does each part of the method contribute?"
 WHOLE = "the whole"
@@ -50,8 +51,8 @@ def study(context: Context) -> Found:
     return Found(
         {"Detection": pl.DataFrame(found), "Ranking, against the whole": ranked},
         lambda figure: _draw(figure, ranked, few.k),
-        [f"{few.backbone}, {few.seeds} seed(s). gain: NDCG@{few.k} less that of {WHOLE!r}, which finds, decides and "
-         "replaces as configured; below 0, the part that was left out contributes.",
+        [f"{few.backbone}, {seeds_of(few)} seed(s). gain: NDCG@{few.k} less that of {WHOLE!r}, which finds, decides "
+         "and replaces as configured; below 0, the part that was left out contributes.",
          f"Unless configured otherwise, {WHOLE!r} flags what is more likely noise than not (η = 0.5 on the calibrated "
          "probability), not at the correction rate that a run chooses on validation.",
          f"{UNSURE}: the model's own answer is the decision ({_answer(config)}), with the cap on flags in a window. "

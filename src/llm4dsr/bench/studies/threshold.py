@@ -22,6 +22,7 @@ from llm4dsr.evaluate.rate_selection import RATES, best_rate
 from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.pipeline import Run
+from llm4dsr.recommenders import seeds_of
 
 ROUNDS = 100  # of drawing items again where the window holds their title
 GROUPS = (5, 20)  # users that have a target in training: up to 5, up to 20, more
@@ -135,7 +136,7 @@ def study(context: Context) -> Found:
         "frequent items alone.",
         "Knowing training alone: training windows are scored without the counts of validation histories, which "
         "recommenders never learn from.",
-        f"Recommender: {context.config.evaluate.backbone}, {context.config.evaluate.seeds} seed(s), clean "
+        f"Recommender: {context.config.evaluate.backbone}, {seeds_of(context.config.evaluate)} seed(s), clean "
         f"test targets; NDCG and hit rate @{k}. Half widths and p_seeds are over seeds, "
         "user_half_width and p_users over test windows, clustered by user.",
     ]

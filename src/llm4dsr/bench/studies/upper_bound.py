@@ -18,6 +18,7 @@ from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows, to_matrix
 from llm4dsr.errors import DataError
 from llm4dsr.evaluate.rows import DecisionTables, Splits, correct_split, correct_splits, oracle_split, oracle_splits
+from llm4dsr.recommenders import seeds_of
 
 QUESTION = "What is the upper bound of denoising, and where is the gain lost?"
 BOUND = "oracle detection, oracle replacement"
@@ -55,8 +56,8 @@ def study(context: Context) -> Found:
          "The truth restored in one place alone": _with_share(gains(places, NONE, settings.k), "all of them"),
          "Ours by place": by_place(data, ours, knowing)},
         lambda figure: _draw(figure, table, settings.k),
-        [f"{settings.backbone}, {settings.seeds} seed(s), for single places {few.seeds}; test targets are the same in "
-         "every row. share: fraction of the gain that the truth brings.",
+        [f"{settings.backbone}, {seeds_of(settings)} seed(s), for single places {seeds_of(few)}; test targets "
+         "are the same in every row. share: fraction of the gain that the truth brings.",
          "Unless configured otherwise, our detection flags what is more likely noise than not (η = 0.5 on the "
          "calibrated probability), not at the correction rate that a run chooses on validation.",
          "Oracle replacement after our detection: the true item where a flag is right; where it is wrong, the item "
