@@ -101,7 +101,7 @@ class Denoiser:
         items : Catalogue or table
             All items, with `item_id` and `title`.
         valid : Windows, table or list, optional
-            Validation histories without targets. Default: a tenth of the users is held out.
+            Validation histories without targets; they are not counted. Default: a tenth of the users is held out.
         progress : Progress, optional
             Called with (steps done, all steps, what is being done).
         work : Path, optional
@@ -137,10 +137,11 @@ class Denoiser:
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
         self._ensemble, self.curve = Ensemble.fit(windows, catalogue, config, progress, work)
-        self.update_counts(validation)
         self.calibrator, self.ranking_weights = fit_calibration(
             self._ensemble, windows, validation, progress, PartCache(work)
         )
+        if valid is None:  # held out of the histories given, so known from now on
+            self.update_counts(validation)
         return self
 
     def update_counts(self, histories: Any) -> Denoiser:

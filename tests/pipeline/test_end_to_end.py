@@ -10,7 +10,7 @@ from llm4dsr import Config, Denoiser
 from llm4dsr.data.demo import make_demo
 from llm4dsr.denoise.decide import decide
 from llm4dsr.errors import ConfigError, DataError, OutputError
-from llm4dsr.evaluate.rate_selection import RATES, best_rate
+from llm4dsr.evaluate.rate_selection import IMPUTED, NO_CORRECTION, Candidate, best_candidate, candidates
 from llm4dsr.metrics import auroc
 from llm4dsr.pipeline import TRIED, Run
 
@@ -52,67 +52,98 @@ def scored(made, tmp_path):
     return Run(shutil.copytree(made, tmp_path / "run"))
 
 
-def test_a_run_chooses_on_validation_how_much_it_corrects(scored):
+def test_a_run_chooses_rate_and_action_on_validation(scored):
     scored.decide()
     tried = pl.read_parquet(scored.path("decide") / TRIED)
-    assert tried["correction_rate"].to_list() == list(RATES)
+    noise = scored.card()["stages"]["train"]["noise_rate_estimate"]
+    assert tried.select("correction_rate", "action").rows() == [
+        (t.rate, t.action) for t in candidates("denoise", noise)
+    ]
+    assert tried["correction_rate"].max() <= noise + 0.001  # no more is changed than is estimated to be noise
     best = tried.filter("chosen").row(0, named=True)
     assert tried["gain"].to_list() == pytest.approx((tried["valid_ndcg"] - tried["valid_ndcg"][0]).to_list())
     expected = scored.decided("rate", best["correction_rate"])
     for name, flagged in scored.decisions().items():
         assert flagged.equals(expected[name])
     scored.suggest()
+    scored.correct()
+    wanted = "replace" if best["action"] == "keep" else best["action"]
+    assert scored.action == wanted
     scored.evaluate()
     ranked = pl.read_parquet(scored.path("evaluate") / "results.parquet")
-    rows = dict(zip(ranked["row"], ranked["valid_ndcg"], strict=True))
-    assert rows["corrected (replace)"] == best["valid_ndcg"]  # the same windows, recommender and seed
-    assert rows["original"] == tried["valid_ndcg"][0]
+    assert f"corrected ({wanted})" in ranked["row"]
+
+
+def test_imputing_replaces_up_to_half_of_all_interactions(scored):
+    scored.decide(goal="impute")
+    tried = pl.read_parquet(scored.path("decide") / TRIED)
+    assert tried["correction_rate"].to_list() == [0.0, *IMPUTED]
+    assert set(tried["action"]) == {"keep", "replace"}
+
+
+def test_an_unknown_goal_is_refused(scored):
+    with pytest.raises(ConfigError, match="expected one of denoise, impute"):
+        scored.decide(goal="clean")
+
+
+def cells(**ranks: list[int]) -> pl.DataFrame:
+    """A recommender's rows: each candidate's ranks of the targets of forty users."""
+    size = len(next(iter(ranks.values())))
+    rows = [{"row": name.replace("_", " "), "seed": 0, "valid_ranks": r, "valid_users": [*range(size)]}
+            for name, r in ranks.items()]  # fmt: skip
+    return pl.DataFrame(rows)
+
+
+TRIED_HERE = [NO_CORRECTION, Candidate(1, "drop"), Candidate(1, "replace")]
 
 
 @pytest.mark.parametrize(
-    ("tenth", "fifth", "chosen"),
+    ("drop", "replace", "chosen"),
     [
-        (1, 1, 0.1),  # two that are alike: the smaller one
-        (2, 1, 0.2),
-        (3, 2, 0.2),  # ahead of none in as many windows, by less
-        (3, 4, 0.0),  # none is ahead
+        (1, 1, "drop"),  # two that are alike: the first
+        (2, 1, "replace"),
+        (3, 4, "keep"),  # neither is ahead
     ],
 )
-def test_the_share_that_ranks_validation_best_is_chosen_by_hand(tenth, fifth, chosen):
-    """Sixty windows of forty users: without correction the target is third in each; half of them change."""
-    ranks = {0.0: 3, 0.05: 4, 0.1: tenth, 0.2: fifth}
-    cells = pl.DataFrame(
-        [{"row": str(share), "seed": seed, "valid_ranks": [rank, 3] * 30, "valid_users": [*range(40), *range(20)]}
-         for seed in (0, 1) for share, rank in ranks.items()])  # fmt: skip
-    tried = best_rate(cells.with_columns(valid_ndcg=pl.lit(0.5)))
-    assert tried.filter("chosen")["correction_rate"].to_list() == [chosen]
+def test_the_candidate_that_ranks_validation_best_by_hand(drop, replace, chosen):
+    """Without correction the target is third in each of sixty windows; half of them change."""
+    judged = cells(original=[3] * 60, drop_1=[drop, 3] * 30, replace_1=[replace, 3] * 30)
+    tried = best_candidate([judged], TRIED_HERE)
+    assert tried.filter("chosen")["action"].to_list() == [chosen]
 
 
-def test_a_share_that_is_ahead_by_chance_is_not_chosen():
+def test_the_judges_are_averaged():
+    """Item-kNN gains by dropping what EASE loses twice."""
+    knn = cells(original=[3] * 60, drop_1=[1, 3] * 30, replace_1=[2, 3] * 30)
+    ease = cells(original=[1] * 60, drop_1=[9, 1] * 30, replace_1=[1, 1] * 30)
+    tried = best_candidate([knn, ease], TRIED_HERE)
+    assert tried.filter("chosen")["action"].to_list() == ["replace"]
+    gain = (
+        (1 / np.log2(3) - 1 / np.log2(4)) / 2 / 2
+    )  # from third to second in half of the windows, for one of two
+    assert tried["gain"][2] == pytest.approx(gain)
+
+
+def test_a_candidate_that_is_ahead_by_chance_is_not_chosen():
     """Ahead in five windows of a hundred, behind in four, by as much."""
-    none = [1] * 4 + [30] * 96
-    lucky = [30] * 4 + [1] * 5 + [30] * 91
-    cells = pl.DataFrame({"row": ["0.0", "0.2"], "seed": 0, "valid_ndcg": [0.04, 0.05],
-                          "valid_ranks": [none, lucky], "valid_users": [list(range(100))] * 2})  # fmt: skip
-    tried = best_rate(cells)
+    none, lucky = [1] * 4 + [30] * 96, [30] * 4 + [1] * 5 + [30] * 91
+    tried = best_candidate([cells(original=none, drop_1=lucky)], TRIED_HERE[:2])
     assert tried["gain"].to_list() == pytest.approx([0, 0.01])
     assert tried["lower_bound"][1] < -0.03
-    assert tried.filter("chosen")["correction_rate"].to_list() == [0.0]
+    assert tried.filter("chosen")["action"].to_list() == ["keep"]
 
 
 def test_windows_of_one_user_count_as_one():
-    """Ten windows rank better: of ten users the rate is chosen, of a single user it is not."""
-    cells = pl.DataFrame({"row": ["0.0", "0.2"], "seed": 0, "valid_ndcg": 0.5,
-                          "valid_ranks": [[3] * 100, [1] * 10 + [3] * 90]})  # fmt: skip
-    for users, chosen in (([*range(100)], 0.2), ([0] * 10 + [*range(1, 91)], 0.0)):
-        tried = best_rate(cells.with_columns(valid_users=pl.Series([users] * 2)))
-        assert tried.filter("chosen")["correction_rate"].to_list() == [chosen]
+    """Ten windows rank better: of ten users the candidate is chosen, of a single user it is not."""
+    judged = cells(original=[3] * 100, drop_1=[1] * 10 + [3] * 90)
+    for users, chosen in (([*range(100)], "drop"), ([0] * 10 + [*range(1, 91)], "keep")):
+        tried = best_candidate([judged.with_columns(valid_users=pl.Series([users] * 2))], TRIED_HERE[:2])
+        assert tried.filter("chosen")["action"].to_list() == [chosen]
 
 
-def test_of_two_shares_that_rank_alike_the_smaller_is_chosen(scored):
-    """With a cap of 0 nothing is flagged, whatever the share."""
+def test_nothing_is_chosen_where_nothing_may_be_flagged(scored):
     scored.decide(cap=0)
-    assert pl.read_parquet(scored.path("decide") / TRIED).filter("chosen")["correction_rate"].to_list() == [0.0]
+    assert pl.read_parquet(scored.path("decide") / TRIED).filter("chosen")["action"].to_list() == ["keep"]
 
 
 def test_a_given_eta_is_a_probability_and_nothing_is_chosen(scored):
@@ -121,12 +152,12 @@ def test_a_given_eta_is_a_probability_and_nothing_is_chosen(scored):
     assert not (scored.path("decide") / TRIED).exists()
 
 
-def test_validation_leaves_no_eta_to_be_given(scored):
+def test_validation_with_an_eta_is_refused(scored):
     with pytest.raises(ConfigError, match="Leave --eta out"):
         scored.decide(policy="validation", eta=0.3)
 
 
-def test_a_choice_that_was_stopped_goes_on(scored):
+def test_an_interrupted_choice_is_resumed(scored):
     shares_done = []
 
     def stop(done, total, doing):

@@ -11,12 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markdown import Markdown
 from rich.markup import escape
+from rich.table import Table
 
 from llm4dsr import __version__
 from llm4dsr.cli import bench as bench_commands
 from llm4dsr.cli import config as config_commands
 from llm4dsr.cli import data as data_commands
-from llm4dsr.cli.options import Data, Eta, Limit, Model, Out, Overwrite, Policy, Recipe, RunFolder, Seed, read_config
+from llm4dsr.cli.options import (
+    Data,
+    Eta,
+    Goal,
+    Limit,
+    Model,
+    Out,
+    Overwrite,
+    Policy,
+    Recipe,
+    RunFolder,
+    Seed,
+    read_config,
+)
 from llm4dsr.cli.terminal import bar, console, messages, set_up
 from llm4dsr.config import Config
 from llm4dsr.errors import LLM4DSRError, ModelError
@@ -70,6 +84,7 @@ def run(
     out: Out,
     model: Model = None,
     config: Recipe = None,
+    goal: Goal = None,
     policy: Policy = None,
     eta: Eta = None,
     limit: Limit = None,
@@ -81,6 +96,7 @@ def run(
 
     chosen = read_config(config, model, limit, seed).to_dict()
     chosen["decide"] |= {"policy": effective_policy(policy, eta, chosen["decide"]["policy"])}
+    chosen["decide"] |= {"goal": goal} if goal is not None else {}
     chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
     _stages(Run.begin(out, Config.from_dict(chosen, "run"), data), data)
 
@@ -118,6 +134,7 @@ def score(run: RunFolder, overwrite: Overwrite = False) -> None:
 @app.command()
 def decide(
     run: RunFolder,
+    goal: Goal = None,
     policy: Policy = None,
     eta: Eta = None,
     cap: Annotated[int | None, typer.Option(min=0, help="Most flagged interactions in a window.")] = None,
@@ -125,8 +142,8 @@ def decide(
 ) -> None:
     """Flag interactions as noise, by η or by what a recommender gains on validation."""
     with bar() as progress:
-        _open(run).decide(progress, policy, eta, cap, overwrite)
-    _show_rates(_open(run))
+        _open(run).decide(progress, policy, eta, cap, overwrite, goal)
+    _show_tried(_open(run))
 
 
 @app.command()
@@ -203,23 +220,26 @@ def _stages(run: Run, data: Any) -> None:
             with bar() as progress:
                 run.make(name, data, progress)
             if name == "decide":
-                _show_rates(run)
+                _show_tried(run)
     _show(run)
 
 
-def _show_rates(run: Run) -> None:
-    """Show the correction rates that were tried on validation, if any."""
+def _show_tried(run: Run) -> None:
+    """Show what was tried on validation, if anything."""
     from llm4dsr.recommenders.training import VALIDATION_K
 
     tried = run.card()["stages"]["decide"].get("tried", [])
     if not tried:
         return
-    shown = ", ".join(f"{t['correction_rate']:.0%} {t['valid_ndcg']:.4f}{' (chosen)' * t['chosen']}" for t in tried)
-    console.print(f"NDCG@{VALIDATION_K} on validation by correction rate: {shown}")
+    table = Table("action", "correction rate", f"NDCG@{VALIDATION_K}", "gain", "at least", "")
+    for t in tried:
+        numbers = (f"{t[name]:.4f}" for name in ("valid_ndcg", "gain", "lower_bound"))
+        table.add_row(t["action"], f"{t['correction_rate']:.1%}", *numbers, "chosen" * t["chosen"])
+    console.print("Tried on validation, by item-kNN and EASE:", table)
     if tried[0]["chosen"]:
         console.print(
-            "No correction rate ranks validation better than none by more than chance, so nothing is corrected. To act "
-            "on what is more likely noise than not:  "
+            "No correction ranks validation better than none by more than chance, so nothing is corrected. To act on "
+            "what is more likely noise than not:  "
             f"llm4dsr decide --run {escape(str(run.folder))} --policy probability --overwrite"
         )
 

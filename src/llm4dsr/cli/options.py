@@ -25,6 +25,10 @@ Seed = Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of e
 Policy = Annotated[
     str | None, typer.Option(help="How η is read: percentile, probability, precision, rate; or validation.")
 ]
+Goal = Annotated[
+    str | None,
+    typer.Option(help="What validation tries: denoise (default) or impute, which replaces up to half of everything."),
+]
 Eta = Annotated[float | None, typer.Option(help="The threshold η, from 0 to 1; its meaning depends on the policy.")]
 
 

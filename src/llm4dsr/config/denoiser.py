@@ -130,10 +130,13 @@ class ScoreConfig:
 class DecideConfig:
     """Which interactions count as noise, and how many are corrected.
 
-    A run tries correction rates on validation by default. A `Denoiser` has no recommender to ask: there `validation`
-    means `probability`, which flags what is more likely noise than not.
+    A run tries correction rates and actions on validation by default. A `Denoiser` has no recommender to ask: there
+    `validation` means `probability`, which flags what is more likely noise than not.
     """
 
+    goal: Literal["denoise", "impute"] = "denoise"
+    """What `validation` tries: corrections of at most the estimated noise rate, or replacing up to half of all
+    interactions by likelier ones, which is no cleaning."""
     policy: Literal["percentile", "probability", "precision", "rate", "validation"] = "validation"
     """How η is read."""
     eta: Fraction = 0.5

@@ -9,7 +9,7 @@
 
 Interactions without log-odds (NaN, a history of one item) are never flagged and not among the split's interactions.
 
-A run has a fifth policy, `validation`: a recommender chooses the rate (evaluate/rate_selection.py).
+A run has a fifth policy, `validation`: recommenders choose rate and action (evaluate/rate_selection.py).
 """
 
 from __future__ import annotations

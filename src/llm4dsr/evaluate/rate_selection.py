@@ -1,57 +1,136 @@
-"""Choose the correction rate on validation: the rate whose correction makes a recommender rank best.
+"""Choose correction rate and action on validation, by what two recommenders without a seed gain.
 
-η = 0.5 asks what is more likely noise than not. A recommender asks something else: a wrong flag costs little where the
-replacement fits too, and how little depends on the catalogue (docs/studies/threshold.md). So rates are tried. Test
-histories are never read.
+η = 0.5 asks what is more likely noise than not. A recommender asks something else: what a wrong flag or a missing item
+costs, which depends on the catalogue. So candidates are tried: a correction rate with an action each. Which, depends on
+the goal:
 
-When correction does not help, some rate still looks better by chance. So a rate is only chosen if the lower bound of
-its gain over no correction is above 0. The bounds of all rates hold at once with 95 %. They allow for windows that
-share a user, and for the recommender's seeds (`intervals.select_candidate`).
+| goal    | correction rates                            | actions              | result                             |
+|---------|---------------------------------------------|----------------------|------------------------------------|
+| denoise | a half of the estimated noise rate, and all | drop, mixed, replace | no more is changed than is noise   |
+| impute  | 5 to 50 % of the interactions               | replace              | likely interactions in many places |
+
+Imputation puts in what co-occurrence makes likely, mostly for clean interactions. It may rank better, but its result is
+no clean log.
+
+Item-kNN and EASE are the judges: they take seconds, have no seed, and rank better than small neural recommenders on
+sparse data. When no candidate helps, some still look better by chance. So one is only chosen if the lower bound of its
+gain over no correction is above 0. The bounds of all candidates hold at once with 95 %, and allow for windows that
+share a user (`intervals.select_candidate`). Test histories are never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.config import EvaluateConfig
-from llm4dsr.core.progress import Progress
+from llm4dsr.core.arrays import FloatArray
+from llm4dsr.core.memory import available_memory
+from llm4dsr.core.progress import Progress, log
 from llm4dsr.data.catalogue import Catalogue
-from llm4dsr.evaluate.rows import Splits
+from llm4dsr.errors import ConfigError
+from llm4dsr.evaluate.rows import ORIGINAL, Splits
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.intervals import select_candidate
+from llm4dsr.recommenders.ease import memory_needed
 from llm4dsr.recommenders.training import VALIDATION_K
 
-RATES = (0.0, 0.05, 0.1, 0.2)  # fractions of each split's interactions; 0: no correction
+GOALS = ("denoise", "impute")
+IMPUTED = (0.05, 0.1, 0.2, 0.3, 0.5)  # correction rates of the goal impute
+PARTS_OF_NOISE = (0.5, 1.0)  # of the estimated noise rate, for the goal denoise
+UNKNOWN_NOISE = 0.1  # noise rate that is assumed where none could be estimated
+KEEP = "keep"  # the action of no correction
 
 
-def try_rates(
+@dataclass(frozen=True)
+class Candidate:
+    """A correction that is tried.
+
+    Attributes
+    ----------
+    rate : float
+        Fraction of each split's interactions, most suspicious first.
+    action : str
+        What is done with them; KEEP for no correction.
+    """
+
+    rate: float
+    action: str
+
+    @property
+    def name(self) -> str:
+        """Name of its row in a comparison."""
+        return ORIGINAL if self.action == KEEP else f"{self.action} {self.rate:g}"
+
+
+NO_CORRECTION = Candidate(0.0, KEEP)
+
+
+def candidates(goal: str, noise_rate: float, has_suggestions: bool = True) -> list[Candidate]:
+    """Return what is tried for a goal, no correction first.
+
+    Parameters
+    ----------
+    goal : {"denoise", "impute"}
+        See the table above.
+    noise_rate : float
+        Estimated fraction of interactions that is noise; NaN if unknown.
+    has_suggestions : bool, default True
+        False leaves out actions that need suggestions.
+
+    Raises
+    ------
+    ConfigError
+        If the goal is unknown.
+
+    Examples
+    --------
+    >>> [candidate.name for candidate in candidates("denoise", 0.1)][:4]
+    ['original', 'drop 0.05', 'mixed 0.05', 'replace 0.05']
+    """
+    if goal not in GOALS:
+        raise ConfigError(f"decide.goal = {goal!r}; expected one of {', '.join(GOALS)}.")
+    if goal == "impute":
+        tried = [Candidate(rate, "replace") for rate in IMPUTED]
+    else:
+        noise = UNKNOWN_NOISE if np.isnan(noise_rate) else noise_rate
+        rates = dict.fromkeys(round(part * noise, 3) for part in PARTS_OF_NOISE)
+        tried = [Candidate(rate, action) for rate in rates if rate for action in ("drop", "mixed", "replace")]
+    return [NO_CORRECTION, *(t for t in tried if has_suggestions or t.action not in c.WITH_SUGGESTIONS)]
+
+
+def try_candidates(
     splits: Splits,
-    correct_at: Callable[[float], Splits],
+    tried: Sequence[Candidate],
+    correct: Callable[[Candidate], Splits],
     catalogue: Catalogue,
     config: EvaluateConfig,
     seed: int,
     progress: Progress | None = None,
     work: Path | None = None,
 ) -> pl.DataFrame:
-    """Train a recommender for each of RATES and each seed, and compare them on validation.
+    """Train the judges on each candidate's windows and compare them on validation.
 
     Parameters
     ----------
     splits : dict of str to Windows
-        The original windows, used for rate 0.
-    correct_at : callable
-        Correction rate in (0, 1] → corrected splits.
+        The original windows.
+    tried : sequence of Candidate
+        No correction first.
+    correct : callable
+        Candidate → corrected splits.
     catalogue : Catalogue
         The items that are ranked.
     config : EvaluateConfig
-        The recommender and its seeds.
+        Options of the judges.
     seed : int
-        The first seed.
+        Seed of the bootstrap over users.
     progress : Progress, optional
         Called with (steps done, all steps, what is being done).
     work : Path, optional
@@ -60,36 +139,52 @@ def try_rates(
     Returns
     -------
     DataFrame
-        As `best_rate` returns it.
+        As `best_candidate` returns it.
     """
-    compared = {str(rate): correct_at(rate) if rate else splits for rate in RATES}
-    cells = train_and_evaluate(compared, catalogue, config, seed, progress, work)
-    return best_rate(cells)
+    judges = ["itemknn", "ease"]
+    if memory_needed(len(catalogue)) > available_memory() > 0:
+        log.warning("EASE does not fit into memory, so item-kNN alone chooses rate and action.")
+        judges = judges[:1]
+    compared = {t.name: splits if t == NO_CORRECTION else correct(t) for t in tried}
+    cells = [
+        train_and_evaluate(compared, catalogue, replace(config, backbone=judge), seed, progress, work)  # type: ignore[arg-type]
+        for judge in judges
+    ]
+    return best_candidate(cells, tried, seed)
 
 
-def best_rate(cells: pl.DataFrame) -> pl.DataFrame:
-    """Choose the correction rate from recommenders that were trained at each.
+def best_candidate(cells: Sequence[pl.DataFrame], tried: Sequence[Candidate], seed: int = 0) -> pl.DataFrame:
+    """Choose a candidate by the mean NDCG@20 of several recommenders.
 
     Parameters
     ----------
-    cells : DataFrame
-        Rows of `train_and_evaluate`, named by their rate, rate 0 first; the same seeds for each.
+    cells : sequence of DataFrame
+        For each recommender, rows of `train_and_evaluate`, named by their candidate; the same seeds for each candidate.
+    tried : sequence of Candidate
+        No correction first.
+    seed : int, default 0
+        Seed of the bootstrap.
 
     Returns
     -------
     DataFrame
-        One row per rate: `correction_rate`; `valid_ndcg`, mean NDCG@20 on validation over seeds (higher is better);
-        `gain`, the difference to rate 0; `lower_bound` of the gain, those of all rates together with 95 %; `chosen`,
-        True for the rate with the largest gain among those whose bound is above 0, else for rate 0.
+        One row per candidate: `correction_rate`, `action`; `valid_ndcg`, mean NDCG@20 on validation (higher is better);
+        `gain`, the difference to no correction; `lower_bound` of the gain, those of all candidates together with 95 %;
+        `chosen`, True for the candidate with the largest gain among those whose bound is above 0, else for no
+        correction.
     """
-    rates = cells["row"].unique(maintain_order=True).to_list()
-    of = [cells.filter(pl.col("row") == rate).sort("seed") for rate in rates]
-    each = np.stack([metrics.ndcg_of_each(np.stack(c["valid_ranks"].to_list()), VALIDATION_K) for c in of])  # [R, S, W]
-    found = select_candidate(each[1:] - each[0], cells["valid_users"][0])
+
+    def ndcg_of_each(rows: pl.DataFrame, name: str) -> FloatArray:
+        lines = rows.filter(pl.col("row") == name).sort("seed")
+        return metrics.ndcg_of_each(np.stack(lines["valid_ranks"].to_list()), VALIDATION_K)  # [S, W]
+
+    each = np.mean([[ndcg_of_each(rows, t.name) for t in tried] for rows in cells], axis=0)  # [C, S, W]
+    found = select_candidate(each[1:] - each[0], cells[0]["valid_users"][0], seed=seed)
     return pl.DataFrame({
-        "correction_rate": [float(rate) for rate in rates],
-        "valid_ndcg": [float(np.mean(c["valid_ndcg"].to_list())) for c in of],
+        "correction_rate": [t.rate for t in tried],
+        "action": [t.action for t in tried],
+        "valid_ndcg": each.mean(axis=(1, 2)),
         "gain": [0.0, *found.gain],
         "lower_bound": [0.0, *found.low],
-        "chosen": np.arange(len(rates)) == (0 if found.chosen is None else 1 + found.chosen),
+        "chosen": np.arange(len(tried)) == (0 if found.chosen is None else 1 + found.chosen),
     })  # fmt: skip

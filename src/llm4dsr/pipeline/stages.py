@@ -25,7 +25,7 @@ from llm4dsr.denoise.decide import rule as decision_rule
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics
-from llm4dsr.evaluate.rate_selection import try_rates
+from llm4dsr.evaluate.rate_selection import KEEP, Candidate, candidates, try_candidates
 from llm4dsr.evaluate.report import result_table
 from llm4dsr.evaluate.rows import DecisionTables, Splits, compared_rows, correct_split, correct_splits
 from llm4dsr.evaluate.summary import summarize
@@ -33,7 +33,7 @@ from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder, origin
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
-TRIED = "tried.parquet"  # in decisions/: what each correction rate gained on validation, for the policy `validation`
+TRIED = "tried.parquet"  # in decisions/: what each candidate gained on validation, for the policy `validation`
 
 
 class Run(RunFolder):
@@ -126,6 +126,7 @@ class Run(RunFolder):
         eta: float | None = None,
         cap: int | None = None,
         overwrite: bool = False,
+        goal: str | None = None,
     ) -> None:
         """Flag interactions as noise and write decisions/.
 
@@ -134,19 +135,26 @@ class Run(RunFolder):
         progress : Progress, optional
             Called with (steps done, all steps, what is being done).
         policy, eta, cap : optional
-            Given here, they override `config.decide`. With the policy `validation`, correction rates are tried with a
-            recommender, and the best on validation is used (`rate_selection.py`).
+            Given here, they override `config.decide`. With the policy `validation`, correction rates and actions are
+            tried with two recommenders, and the best on validation is used (`rate_selection.py`).
         overwrite : bool, default False
             Decide again.
+        goal : {"denoise", "impute"}, optional
+            What `validation` tries. Default: `config.decide.goal`.
         """
         with self.stage("decide", overwrite) as (out, facts):
             denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
             policy = effective_policy(policy, eta, self.config.decide.policy)
             if policy == VALIDATION:
-                tried = self._try_rates(cap, progress)
+                goal = goal or self.config.decide.goal
+                if goal == "impute" and cap is None:
+                    cap = int(max(w.lengths.max() for w in self.data().splits.values()))  # up to half of a window
+                tried = self._try_candidates(goal, cap, progress)
                 write_parquet(tried, out / TRIED)
-                facts["tried"] = tried.to_dicts()
-                policy, eta = "rate", tried.filter("chosen")["correction_rate"][0]
+                best = tried.filter("chosen").row(0, named=True)
+                facts |= {"goal": goal, "tried": tried.to_dicts()}
+                facts |= {} if best["action"] == KEEP else {"action": best["action"]}
+                policy, eta = "rate", best["correction_rate"]
             for name, scores in self.scores().items():
                 rule = decision_rule(self.config.decide, policy, eta, cap, is_train=name == c.TRAIN)
                 flagged = denoiser.decide(scores, *rule)
@@ -160,26 +168,32 @@ class Run(RunFolder):
                     "cap": rule[2],
                 }
 
-    def _try_rates(self, cap: int | None, progress: Progress | None) -> pl.DataFrame:
-        """Compare correction rates; parts are left where suggest and evaluate look for them."""
+    def _try_candidates(self, goal: str, cap: int | None, progress: Progress | None) -> pl.DataFrame:
+        """Compare corrections; parts are left where suggest and evaluate look for them."""
         config, data, scores = self.config, self.data(), self.scores()
         work = {stage: self.work("decide" if self.done(stage) else stage) for stage in ("suggest", "evaluate")}
 
-        def correct_at(rate: float) -> Splits:
-            decisions = self.decided("rate", rate, cap, scores)
-            suggestions = {}
-            if config.correct.action in c.WITH_SUGGESTIONS:
+        tables: dict[float, DecisionTables] = {}
+
+        def correct(tried: Candidate) -> Splits:
+            if tried.rate not in tables:
+                decisions = self.decided("rate", tried.rate, cap, scores)
                 suggestions = dict(self.suggested(decisions, progress, work["suggest"]))
+                tables[tried.rate] = DecisionTables(decisions, suggestions)
             return correct_splits(
-                data.splits,
-                DecisionTables(decisions, suggestions),
-                data.catalogue,
-                config.correct.action,
-                config.correct.train_targets,
+                data.splits, tables[tried.rate], data.catalogue, tried.action, config.correct.train_targets
             )
 
-        return try_rates(
-            data.splits, correct_at, data.catalogue, config.evaluate, config.seed, progress, work["evaluate"]
+        noise_rate = self.card()["stages"]["train"]["noise_rate_estimate"]
+        return try_candidates(
+            data.splits,
+            candidates(goal, noise_rate),
+            correct,
+            data.catalogue,
+            config.evaluate,
+            config.seed,
+            progress,
+            work["evaluate"],
         )
 
     def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
@@ -195,12 +209,14 @@ class Run(RunFolder):
         Parameters
         ----------
         action : {"replace", "drop", "mixed", "downweight"}, optional
-            Default: `config.correct.action`.
+            Default: chosen on validation, else `config.correct.action`.
         overwrite : bool, default False
             Correct again.
         """
-        action = action or self.config.correct.action
+        chosen = self.card().get("stages", {}).get("decide", {}).get("action", self.config.correct.action)
+        action = action or str(chosen)
         with self.stage("correct", overwrite) as (out, facts):
+            facts["action"] = action
             if action in c.WITH_SUGGESTIONS and not self.done("suggest"):
                 raise OutputError(
                     f"{self.folder} has no {FOLDERS['suggest']}/ yet, which replacing needs. "
@@ -236,7 +252,7 @@ class Run(RunFolder):
         settings = replace(self.config.evaluate, seeds=seeds or self.config.evaluate.seeds)
         with self.stage("evaluate", overwrite) as (out, facts):
             data, tables, scores = self.data(), self.tables(), self.scores()
-            actions = dict.fromkeys((self.config.correct.action, "drop"))  # the configured action first
+            actions = dict.fromkeys((self.action, "drop"))  # the action in force first
             if not tables.suggestions:
                 actions = {action: None for action in actions if action not in c.WITH_SUGGESTIONS}
             found = {
@@ -262,6 +278,15 @@ class Run(RunFolder):
             options = settings.neighborhood if seedless else settings.recommender
             facts |= {"detection": found, "summary": lines.to_dicts(), "recommender": asdict(options)}
         return text
+
+    @property
+    def action(self) -> str:
+        """The action in force: that of the correction, else that chosen on validation, else the configured one."""
+        stages = self.card().get("stages", {})
+        for stage in ("correct", "decide"):
+            if "action" in stages.get(stage, {}):
+                return str(stages[stage]["action"])
+        return self.config.correct.action
 
     # -- tables of the stages ----------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import to_matrix
 from llm4dsr.denoise.decide import configured_rule, decide
 from llm4dsr.denoiser import Denoiser
-from llm4dsr.evaluate.rate_selection import RATES, best_rate
+from llm4dsr.evaluate.rate_selection import NO_CORRECTION, Candidate, best_candidate
 from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.pipeline import Run
@@ -99,6 +99,7 @@ SHOWN = SWEPT[::4]  # in the table
 RANKED = (0.2, 0.35, EVEN, 0.7, 0.9)  # η at which recommenders are trained
 QUICK_RANKED = (0.2, EVEN)
 ACTIONS = ("replace", "drop")
+RATES = (0.0, 0.05, 0.1, 0.2)
 QUICK_RATES = (0.0, 0.2)  # of all interactions, replaced whatever their probability
 
 
@@ -111,9 +112,12 @@ def study(context: Context) -> Found:
         compared |= {_row(eta, action): splits for action, splits in corrected_at(run, context, POLICY, eta).items()}
     k, rates = context.config.evaluate.k, QUICK_RATES if context.quick else RATES
     shared = context.compare(_at_rates(run, context, rates))
-    tried = best_rate(
-        pl.concat(shared.filter(pl.col("row") == _most(rate)).with_columns(row=pl.lit(str(rate))) for rate in rates)
+    candidate = {rate: Candidate(rate, "replace") if rate else NO_CORRECTION for rate in rates}
+    renamed = (
+        shared.filter(pl.col("row") == _most(rate)).with_columns(row=pl.lit(tried.name))
+        for rate, tried in candidate.items()
     )
+    tried = best_candidate([pl.concat(renamed)], list(candidate.values()))
     chosen: float = tried.filter("chosen")["correction_rate"][0]
     ranking = gains(context.compare(compared), ORIGINAL, k)
     eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
