@@ -24,6 +24,11 @@ WEIGHTS: Final = "weights"  # list of float in [0, 1], written by the "downweigh
 POSITION: Final = "position"  # 0-based, oldest = 0
 LOG_ODDS: Final = "log_odds"  # uncalibrated; higher = more likely noise
 NOISE_PROBABILITY: Final = "noise_probability"  # calibrated, in [0, 1]; higher = more likely noise
+PROBABILITY_LOW: Final = "noise_probability_low"  # at the lowest noise rate that is possible
+PROBABILITY_HIGH: Final = "noise_probability_high"  # at the highest
+PROBABILITIES: Final = (NOISE_PROBABILITY, PROBABILITY_LOW, PROBABILITY_HIGH)
+SPLIT: Final = "split"  # in a table of labels: train | valid | test
+IS_NOISE: Final = "is_noise"  # a label, 0 or 1
 RANK: Final = "rank"  # 1 = the most suspicious interaction of its window
 COVER: Final = "windows"  # overlapping windows that hold the interaction, where scores were merged
 SUGGESTED: Final = "suggested_item_id"

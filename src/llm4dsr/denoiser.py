@@ -8,7 +8,7 @@
     suggestions = denoiser.suggest(histories, flagged)
     result = denoiser.correct(histories, flagged, suggestions)  # corrected histories and the list of edits
 
-For whole runs, resumable stage by stage, use `llm4dsr run` or `llm4dsr.pipeline.Run`.
+For resumable runs, use `llm4dsr run` or `llm4dsr.pipeline.Run`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
@@ -29,7 +28,7 @@ from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.overlap import Origin, into_windows, merge_scores, out_of_windows, overlapping
 from llm4dsr.data.read import as_windows
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, hold_out, to_matrix
 from llm4dsr.denoise import correct as correcting
 from llm4dsr.denoise import decide as deciding
 from llm4dsr.denoise.calibrate import Calibrator
@@ -43,8 +42,6 @@ from llm4dsr.denoise.tables import flagged_rows, score_table, suggestion_table
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import MARKERS, PromptBuilder
-
-VALID_FRACTION = 0.1  # of the users, held out for calibration where no validation histories are given
 
 
 class Denoiser:
@@ -131,7 +128,7 @@ class Denoiser:
                 f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another."
             )
         if valid is None:
-            windows, validation = _hold_out(windows, config.seed)
+            windows, validation = hold_out(windows, config.seed)
         else:
             validation = as_windows(valid, catalogue)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
@@ -186,17 +183,28 @@ class Denoiser:
         -------
         DataFrame
             One row per interaction: `window_id`; `position`, 0 = oldest; `item_id`; `log_odds`; `noise_probability` in
-            [0, 1], higher = more likely noise; `rank` in the window, 1 = most suspicious. A history of one item has the
-            log-odds NaN and the estimated noise rate as its probability.
+            [0, 1], higher = more likely noise, between `noise_probability_low` and `noise_probability_high`; `rank` in
+            the window, 1 = most suspicious. A history of one item has the log-odds NaN and the estimated noise rate as
+            its probability.
         """
+        return self.score_and_map(histories, progress, has_target, recalibrate, work)[0]
+
+    def score_and_map(
+        self,
+        histories: Any,
+        progress: Progress | None = None,
+        has_target: bool = False,
+        recalibrate: bool = False,
+        work: Path | None = None,
+    ) -> tuple[pl.DataFrame, Calibrator]:
+        """Return the table of `score`, and the map to probabilities that was used for it."""
         windows, cache = as_windows(histories, self.catalogue), PartCache(work)
-        scored = windows.histories() if has_target else windows
-        parts, origin = self._short(scored, self.width)
+        parts, origin = self._short(windows.histories() if has_target else windows, self.width)
         log_odds, calibrator = score_prequentially(
             self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress, cache
         )
         scores = score_table(parts, log_odds, calibrator, self.catalogue)
-        return merge_scores(scores, origin).drop(c.COVER) if origin else scores
+        return merge_scores(scores, origin).drop(c.COVER) if origin else scores, calibrator
 
     def _short(self, histories: Windows, width: int | None = None) -> tuple[Windows, Origin | None]:
         """Histories of at most `width` items (default: what fits a prompt); longer ones as overlapping parts."""
@@ -391,12 +399,3 @@ class Denoiser:
     def catalogue(self) -> Catalogue:
         """The items."""
         return self.ensemble.catalogue
-
-
-def _hold_out(windows: Windows, seed: int) -> tuple[Windows, Windows]:
-    """Split windows by user: those to learn from, and a VALID_FRACTION to calibrate on. Neither is empty."""
-    user = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
-    held = np.random.default_rng(seed).random(user.max() + 1)[user] < VALID_FRACTION
-    held[:1] = True
-    held[-1:] = False
-    return windows.take(np.flatnonzero(~held)), windows.take(np.flatnonzero(held))

@@ -1,18 +1,26 @@
-"""From log-odds to probabilities that can be believed, on mixtures whose share of noise is known."""
+"""From log-odds to calibrated probabilities, on mixtures with a known noise rate."""
 
 import numpy as np
 import pytest
 
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.calibrate import Calibrator, Sample, estimate_noise_rate, fit, injected_noise_ece, join
+from llm4dsr.denoise.calibrate import (
+    Calibrator,
+    Sample,
+    bound_noise_rate,
+    fit,
+    injected_noise_ece,
+    join,
+    possible_rates,
+)
 from llm4dsr.metrics import expected_calibration_error
 
 
-def mixture(share: float, n: int = 160_000, apart: float = 3.0, seed: int = 0):
+def mixture(rate: float, n: int = 160_000, apart: float = 3.0, seed: int = 0):
     """(injected noise, unlabeled, which of the unlabeled are noise). Noise scores `apart` higher; spread 1."""
     rng = np.random.default_rng(seed)
     made = Sample(rng.normal(apart, 1, n // 4), rng.normal(size=n // 4))
-    is_noise = rng.random(n) < share
+    is_noise = rng.random(n) < rate
     return made, Sample(rng.normal(apart * is_noise, 1), rng.normal(size=n)), is_noise
 
 
@@ -20,53 +28,91 @@ def halves(made: Sample, unlabeled: Sample):
     return np.arange(len(made.log_odds)) % 2 == 0, np.arange(len(unlabeled.log_odds)) % 2 == 0
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
-def test_the_share_of_noise_is_found_without_labels(share):
-    made, unlabeled, _ = mixture(share, apart=4.0)
-    assert estimate_noise_rate([(made, unlabeled)]) == pytest.approx(share, abs=0.02)
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
+def test_the_bound_is_the_noise_rate_where_noise_stands_apart(rate):
+    made, unlabeled, _ = mixture(rate, apart=4.0)
+    assert bound_noise_rate([(made, unlabeled)]) == pytest.approx(rate, abs=0.02)
 
 
-def test_the_share_is_an_upper_bound_where_clean_interactions_look_like_noise():
-    """A tenth of the clean ones are odd purchases that score just as noise does: nothing tells them apart."""
+def test_the_bound_holds_atypical_interactions_too():
+    """A tenth of the clean ones are atypical purchases that score just as noise does: nothing tells them apart."""
     rng = np.random.default_rng(1)
     made = Sample(rng.normal(4, 1, 10_000), np.zeros(10_000))
-    kind = rng.choice(3, p=[0.1, 0.09, 0.81], size=40_000)  # noise, odd, fitting
+    kind = rng.choice(3, p=[0.1, 0.09, 0.81], size=40_000)  # noise, atypical, fitting
     unlabeled = Sample(np.where(kind == 2, rng.normal(0, 1, 40_000), rng.normal(4, 1, 40_000)), np.zeros(40_000))
-    assert estimate_noise_rate([(made, unlabeled)]) == pytest.approx(0.19, abs=0.02)
+    assert bound_noise_rate([(made, unlabeled)]) == pytest.approx(0.19, abs=0.02)
 
 
 def test_a_clear_context_tightens_the_bound():
-    """In windows without a clear interest noise does not stand out; those with one tell the share."""
+    """In windows without a clear interest noise does not stand out; those with one tell the rate."""
     rng = np.random.default_rng(2)
     clear, is_noise, made_clear = rng.random(60_000) < 0.3, rng.random(60_000) < 0.1, rng.random(20_000) < 0.3
     made = Sample(rng.normal(np.where(made_clear, 4, 0.5), 1), np.where(made_clear, -3.0, 0.0))
     unlabeled = Sample(rng.normal(np.where(clear, 4, 0.5) * is_noise, 1), np.where(clear, -3.0, 0.0))
     blind = [Sample(s.log_odds, np.zeros(len(s.log_odds))) for s in (made, unlabeled)]
-    assert estimate_noise_rate([(made, unlabeled)]) == pytest.approx(0.1, abs=0.015)
-    assert estimate_noise_rate([(made, unlabeled)]) < estimate_noise_rate([tuple(blind)])
+    assert bound_noise_rate([(made, unlabeled)]) == pytest.approx(0.1, abs=0.015)
+    assert bound_noise_rate([(made, unlabeled)]) < bound_noise_rate([tuple(blind)])
 
 
-def test_what_is_odd_but_the_users_own_is_taken_off():
-    made, unlabeled, _ = mixture(0.1, apart=4.0)
-    bound = estimate_noise_rate([(made, unlabeled)])
-    assert estimate_noise_rate([(made, unlabeled)], atypical_rate=0.03) == pytest.approx(bound - 0.03)
-    assert estimate_noise_rate([(made, unlabeled)], atypical_rate=0.5) == 0
+def test_a_probability_is_the_mean_over_the_possible_rates():
+    """Where noise is four times as frequent as the rest: rates from 0.1 to 0.2 give 0.4 to 0.8, their mean is 0.6."""
+    calibrator = Calibrator([-1.0, 1.0], [0.0, 8.0], rate_low=0.1, rate_high=0.2, ceiling=0.99)
+    assert calibrator(np.array([0.0])) == pytest.approx(0.6)
+    low, high = calibrator.interval(np.array([0.0, 1.0]))
+    assert (low.tolist(), high.tolist()) == (pytest.approx([0.4, 0.8]), pytest.approx([0.8, 0.99]))
+    assert calibrator.noise_rate == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("atypical", [0.0, 0.25, 0.5])
+def test_the_stated_interval_holds_the_truth(atypical):
+    """A part of what scores as noise does is the users' own; up to a half, the interval holds the precision."""
+    rng = np.random.default_rng(3)
+    made = Sample(rng.normal(4, 1, 20_000), np.zeros(20_000))
+    looks, own = rng.random(80_000) < 0.1, rng.random(80_000) < atypical
+    unlabeled = Sample(rng.normal(4 * looks, 1), np.zeros(80_000))
+    bound = bound_noise_rate([(made, unlabeled)])
+    calibrator = fit(made, unlabeled, "isotonic", (bound / 2, bound))
+    low, high = calibrator.interval(unlabeled.log_odds)
+    flagged = unlabeled.log_odds > 2.5
+    assert low[flagged].mean() - 0.03 < (looks & ~own)[flagged].mean() < high[flagged].mean() + 0.03
+
+
+def test_labels_narrow_the_interval_to_the_truth():
+    """Two hundred labels of suspicious interactions, a third of which are the users' own."""
+    rng = np.random.default_rng(4)
+    made = Sample(rng.normal(4, 1, 20_000), np.zeros(20_000))
+    looks = rng.random(80_000) < 0.1
+    unlabeled = Sample(rng.normal(4 * looks, 1), np.zeros(80_000))
+    is_noise = looks & (rng.random(80_000) < 2 / 3)
+    calibrator = fit(made, unlabeled, "isotonic", (0.05, 0.1))
+    labeled = rng.choice(np.flatnonzero(unlabeled.log_odds > 2), 200, replace=False)
+    low, high = possible_rates(calibrator.ratio(unlabeled.log_odds[labeled]), is_noise[labeled])
+    assert low < is_noise.mean() < high
+    assert high - low < 0.03
+
+
+def test_no_probability_is_1():
+    """Eighty interactions score far above the rest. They cannot tell 1 from 1 - 1 / 82."""
+    made = Sample(np.full(1000, 9.0), np.zeros(1000))
+    unlabeled = Sample(np.r_[np.zeros(2000), np.full(80, 9.0)], np.zeros(2080))
+    calibrator = fit(made, unlabeled, "isotonic", (0.04, 0.04))
+    assert calibrator(np.array([9.0, 99.0])).max() <= 1 - 1 / 82
 
 
 def test_splits_are_pooled():
     """A small split alone gives a low bound by chance; beside a large one it has little to say."""
     large = mixture(0.1, apart=4.0)[:2]
     small = [mixture(0.1, n=1_000, apart=4.0, seed=seed)[:2] for seed in range(5)]
-    alone = [abs(estimate_noise_rate([pair]) - 0.1) for pair in small]
-    pooled = [abs(estimate_noise_rate([pair, large]) - 0.1) for pair in small]
+    alone = [abs(bound_noise_rate([pair]) - 0.1) for pair in small]
+    pooled = [abs(bound_noise_rate([pair, large]) - 0.1) for pair in small]
     assert max(pooled) < 0.01 < max(alone)
 
 
 @pytest.mark.parametrize(("method", "ece", "off"), [("isotonic", 0.01, 0.05), ("platt", 0.04, 0.1)])
-def test_probabilities_mean_what_they_say(method, ece, off):
+def test_probabilities_are_calibrated(method, ece, off):
     """Platt's curve goes on to rise where the ratio of the densities does not: isotonic is the default."""
     made, unlabeled, is_noise = mixture(0.1)
-    probability = fit(made, unlabeled, method, 0.1)(unlabeled.log_odds)
+    probability = fit(made, unlabeled, method, (0.1, 0.1))(unlabeled.log_odds)
     assert expected_calibration_error(probability, is_noise) < ece
     flagged = probability >= 0.5
     assert probability[flagged].mean() == pytest.approx(is_noise[flagged].mean(), abs=off)
@@ -74,12 +120,12 @@ def test_probabilities_mean_what_they_say(method, ece, off):
     assert after < off < before
 
 
-def test_a_model_that_knows_nothing_flags_nothing(caplog):
+def test_a_model_at_chance_flags_nothing(caplog):
     """If both samples score alike, the noise rate has no bound. That is no reason to flag most of them."""
     made, unlabeled, _ = mixture(0.1, apart=0.0)
-    share = estimate_noise_rate([(made, unlabeled)])
-    assert share > 0.8
-    calibrator = fit(made, unlabeled, "isotonic", share)
+    rate = bound_noise_rate([(made, unlabeled)])
+    assert rate > 0.8
+    calibrator = fit(made, unlabeled, "isotonic", (rate, rate))
     assert calibrator.noise_rate == 0
     assert calibrator(unlabeled.log_odds).max() == 0
     assert "does not distinguish injected noise from the rest" in caplog.text
@@ -98,7 +144,7 @@ def test_samples_are_joined_in_order():
 
 def test_higher_log_odds_never_mean_less_noise():
     made, unlabeled, _ = mixture(0.1, n=2_000)
-    calibrator = fit(made, unlabeled, "isotonic", 0.1)
+    calibrator = fit(made, unlabeled, "isotonic", (0.1, 0.1))
     probability = calibrator(np.linspace(-20, 20, 500))
     assert (np.diff(probability) >= 0).all()
     assert 0 <= probability.min() <= probability.max() <= 1
@@ -106,11 +152,11 @@ def test_higher_log_odds_never_mean_less_noise():
 
 def test_the_shape_is_kept_and_padding_stays_padding():
     made, unlabeled, _ = mixture(0.1, n=2_000)
-    out = fit(made, unlabeled, "isotonic", 0.1)(np.array([[0.0, np.nan], [3.0, 9.0]]))
+    out = fit(made, unlabeled, "isotonic", (0.1, 0.1))(np.array([[0.0, np.nan], [3.0, 9.0]]))
     assert out.shape == (2, 2)
     assert np.isnan(out[0, 1])
     assert np.isfinite(out).sum() == 3
 
 
-def test_without_calibration_log_odds_are_taken_at_their_word():
+def test_without_calibration_the_logistic_function_is_used():
     np.testing.assert_allclose(Calibrator()(np.array([0.0, np.log(3)])), [0.5, 0.75])

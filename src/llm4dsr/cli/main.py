@@ -132,6 +132,19 @@ def score(run: RunFolder, overwrite: Overwrite = False) -> None:
 
 
 @app.command()
+def calibrate(
+    run: RunFolder,
+    labels: Annotated[Path, typer.Option(help="Table with split, window_id, position, is_noise (0 or 1).")],
+) -> None:
+    """Fit noise probabilities to reviewed interactions. No model is asked; later stages are removed."""
+    from llm4dsr.core.io import read_table
+
+    table = read_table(labels)
+    low, high = _open(run).calibrate(table)
+    console.print(f"By {len(table):,} labels, {low:.1%} to {high:.1%} of the interactions are noise.")
+
+
+@app.command()
 def decide(
     run: RunFolder,
     goal: Goal = None,

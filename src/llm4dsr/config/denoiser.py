@@ -121,9 +121,10 @@ class ScoreConfig:
     """Map from log-odds to probabilities."""
     calibration_draws: PositiveInt = 3
     """Draws of injected noise per validation window."""
-    atypical_rate: Fraction = 0.02
-    """Fraction of interactions that look like noise but are the user's own. No label-free estimate can tell the two
-    apart, so this is an assumption: about 0.02 on Toys, by the masks of training and validation."""
+    atypical_share: Fraction = 0.5
+    """Largest share of what looks like noise that may be the user's own atypical choices. No label-free estimate can
+    tell the two apart, so probabilities have an interval: from this share to none. `llm4dsr calibrate --labels`
+    narrows it."""
 
 
 @options

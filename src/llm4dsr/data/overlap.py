@@ -106,7 +106,7 @@ def merge_scores(scores: pl.DataFrame, origin: Origin) -> pl.DataFrame:
     Returns
     -------
     DataFrame
-        In the order of the histories, by position. `log_odds` and `noise_probability` are means over the windows that
+        In the order of the histories, by position. `log_odds` and the probabilities are means over the windows that
         hold the interaction, `windows` counts them, and `rank` is the rank in the history.
 
     Raises
@@ -120,14 +120,15 @@ def merge_scores(scores: pl.DataFrame, origin: Origin) -> pl.DataFrame:
             f"The scores are of the windows {number.min()} to {number.max()}; expected 0 to {len(origin.offsets) - 1}. "
             "Give those of the windows that came with this origin."
         )
+    known = [name for name in c.PROBABILITIES if name in scores.columns]
     merged = (
         _back(scores, origin)
         .group_by(c.WINDOW, c.POSITION)
-        .agg(pl.col(c.ITEM).first(), pl.col(c.LOG_ODDS, c.NOISE_PROBABILITY).mean(), pl.len().alias(c.COVER))
+        .agg(pl.col(c.ITEM).first(), pl.col(c.LOG_ODDS, *known).mean(), pl.len().alias(c.COVER))
         .sort(c.WINDOW, pl.col(c.LOG_ODDS).neg(), c.POSITION)
         .with_columns(pl.int_range(1, pl.len() + 1).over(c.WINDOW).alias(c.RANK))
     )
-    columns = (c.WINDOW, c.POSITION, c.ITEM, c.LOG_ODDS, c.NOISE_PROBABILITY, c.RANK, c.COVER)
+    columns = (c.WINDOW, c.POSITION, c.ITEM, c.LOG_ODDS, *known, c.RANK, c.COVER)
     return _in_order(merged, origin).select(columns)
 
 

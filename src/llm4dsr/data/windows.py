@@ -244,3 +244,12 @@ def to_matrix(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
     values = np.full(windows.items.shape, np.nan)
     values[at] = table[column].to_numpy()
     return values
+
+
+def hold_out(windows: Windows, seed: int, fraction: float = 0.1) -> tuple[Windows, Windows]:
+    """Split windows by user: those to learn from, and a fraction of the users. Neither is empty."""
+    user = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
+    held = np.random.default_rng(seed).random(user.max() + 1)[user] < fraction
+    held[:1] = True
+    held[-1:] = False
+    return windows.take(np.flatnonzero(~held)), windows.take(np.flatnonzero(held))

@@ -14,8 +14,10 @@ Two conditions must hold, or the rate is far off:
 If a model does not even distinguish injected noise from the rest, the bound stays near 1. That says nothing about the
 noise rate. So no interaction gets a probability above 0, and a warning is logged.
 
-No label-free estimate can distinguish noise from a user's own atypical choices: the bound holds both. Their rate
-(`score.atypical_rate`) is therefore an assumption, and is subtracted.
+No label-free estimate can distinguish noise from a user's own atypical choices: the bound holds both. So the noise rate
+is an interval, from the bound less the largest share of atypical choices that is thought possible
+(`score.atypical_share`), to the bound itself. A probability is the mean over the rates in it, and has an interval too.
+Some hundred labels narrow it (`possible_rates`).
 
 References
 ----------
@@ -41,6 +43,8 @@ Floats = npt.NDArray[np.float64]
 Method = Literal["isotonic", "platt"]
 
 MIN_AUROC = 0.55  # AUROC of injected noise against the unlabeled (chance: 0.5) below which nothing is flagged
+CHI_SQUARE = 3.841  # 95 % quantile with one degree of freedom, for the interval of a rate by labels
+RATES = 33  # noise rates that a probability is averaged over
 REGION = 0.05  # smallest fraction of the injected noise that a region may hold
 CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # fractions of the injected noise, in the most coherent contexts
 TOPS = (0.5, 0.3, 0.2, 0.1, 0.05)  # fractions of these, with the highest log-odds
@@ -86,10 +90,12 @@ class Calibrator:
 
     Attributes
     ----------
-    knots, values : list of float
-        The map, linear between knots.
-    noise_rate : float
-        Estimated fraction of interactions that is noise.
+    knots, ratios : list of float
+        How many times as frequent injected noise is as unlabeled interactions at some log-odds; linear between knots.
+    rate_low, rate_high : float
+        Interval of the fraction of interactions that is noise.
+    ceiling : float
+        Largest probability that the sample can support, below 1.
     ece_before, ece_after : float
         Expected calibration error of distinguishing injected noise from unlabeled interactions, before and after the
         map, on the half of the validation windows that the map was not fitted on.
@@ -98,21 +104,44 @@ class Calibrator:
     """
 
     knots: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    noise_rate: float = float("nan")
+    ratios: list[float] = field(default_factory=list)
+    rate_low: float = float("nan")
+    rate_high: float = float("nan")
+    ceiling: float = 1.0
     ece_before: float = float("nan")
     ece_after: float = float("nan")
     uncalibrated: str = ""
 
+    @property
+    def noise_rate(self) -> float:
+        """Middle of the interval of the noise rate; NaN if it is unknown."""
+        return (self.rate_low + self.rate_high) / 2
+
     def __call__(self, log_odds: npt.NDArray[Any]) -> Floats:
-        """Same shape as `log_odds`, in [0, 1], not decreasing in it; NaN stays NaN."""
+        """Same shape as `log_odds`, in [0, 1], not decreasing in it; NaN stays NaN. The mean over possible rates."""
         if not self.knots:
             return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))), dtype=np.float64)
-        out = np.interp(log_odds, self.knots, self.values)
+        ratio = self.ratio(log_odds)
+        rates = np.linspace(self.rate_low, self.rate_high, RATES)
+        return np.asarray(np.mean([self._at(rate, ratio) for rate in rates], axis=0))
+
+    def interval(self, log_odds: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+        """Probabilities at the lowest and the highest noise rate, each in the shape of `log_odds`."""
+        if not self.knots:
+            return self(log_odds), self(log_odds)
+        ratio = self.ratio(log_odds)
+        return self._at(self.rate_low, ratio), self._at(self.rate_high, ratio)
+
+    def ratio(self, log_odds: npt.NDArray[Any]) -> Floats:
+        """How many times as frequent injected noise is as unlabeled interactions; in the shape of `log_odds`."""
+        out = np.interp(log_odds, self.knots, self.ratios)
         return np.where(np.isnan(log_odds), np.nan, out)
 
+    def _at(self, rate: float, ratio: Floats) -> Floats:
+        return np.minimum(rate * ratio, self.ceiling)
 
-def fit(noise: Sample, unlabeled: Sample, method: Method, noise_rate: float) -> Calibrator:
+
+def fit(noise: Sample, unlabeled: Sample, method: Method, rates: tuple[float, float]) -> Calibrator:
     """Fit the map.
 
     Parameters
@@ -123,9 +152,9 @@ def fit(noise: Sample, unlabeled: Sample, method: Method, noise_rate: float) -> 
         n0 unlabeled interactions.
     method : {"isotonic", "platt"}
         Form of the map.
-    noise_rate : float
-        Fraction of the unlabeled that is noise, in [0, 1]. Taken as 0, with a warning, if the scores hardly distinguish
-        the two samples.
+    rates : (float, float)
+        Interval of the fraction of the unlabeled that is noise, in [0, 1]. Taken as 0, with a warning, if the scores
+        hardly distinguish the two samples.
 
     Returns
     -------
@@ -139,10 +168,46 @@ def fit(noise: Sample, unlabeled: Sample, method: Method, noise_rate: float) -> 
             "interaction gets a noise probability above 0. More windows, more epochs or a larger model may help.",
             separation,
         )  # fmt: skip
-        noise_rate = 0.0
+        rates = (0.0, 0.0)
     knots, fitted = _monotone(noise.log_odds, unlabeled.log_odds, method)
-    density_ratio = fitted / np.maximum(1 - fitted, 1e-9) * (len(unlabeled.log_odds) / len(noise.log_odds))
-    return Calibrator(knots.tolist(), np.clip(noise_rate * density_ratio, 0.0, 1.0).tolist(), noise_rate)
+    ratios = fitted / np.maximum(1 - fitted, 1e-9) * (len(unlabeled.log_odds) / len(noise.log_odds))
+    # Where the map would reach 1, n unlabeled interactions were seen. They cannot tell 1 from 1 - 1 / (n + 2).
+    certain = knots[ratios * rates[1] >= 1]
+    seen = int((unlabeled.log_odds >= certain.min()).sum()) if len(certain) else len(unlabeled.log_odds)
+    return Calibrator(knots.tolist(), ratios.tolist(), *rates, ceiling=1 - 1 / (seen + 2))
+
+
+def possible_rates(ratio: Floats, is_noise: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Estimate the noise rate from labeled interactions.
+
+    Possible are the rates whose likelihood is not significantly below the largest (95 %, likelihood ratio). The labeled
+    interactions may be chosen by their scores in any way.
+
+    Parameters
+    ----------
+    ratio : array of float
+        [n] how many times as frequent injected noise is at their log-odds, as `Calibrator.ratio` gives it.
+    is_noise : array of bool
+        [n] the labels.
+
+    Returns
+    -------
+    low, high : float
+        In [0, 1].
+
+    Examples
+    --------
+    Ten interactions that are five times as frequent among injected noise; half are noise, so the rate is near 0.1.
+
+    >>> low, high = possible_rates(np.full(10, 5.0), np.arange(10) < 5)
+    >>> low < 0.1 < high
+    True
+    """
+    rates = np.linspace(0, 1, 2001)
+    p = np.clip(rates[:, None] * ratio, 1e-4, 1 - 1e-4)  # no single label excludes a rate
+    likelihood = np.where(is_noise, np.log(p), np.log1p(-p)).sum(axis=1)
+    possible = rates[likelihood >= likelihood.max() - CHI_SQUARE / 2]
+    return float(possible.min()), float(possible.max())
 
 
 def injected_noise_ece(
@@ -172,19 +237,17 @@ def injected_noise_ece(
     return before, expected_calibration_error(np.interp(scores, knots, fitted), outcome)
 
 
-def estimate_noise_rate(pairs: Sequence[tuple[Sample, Sample]], atypical_rate: float = 0.0) -> float:
-    """Estimate the fraction of unlabeled interactions that is noise.
+def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]]) -> float:
+    """Bound the fraction of unlabeled interactions that is noise, from above.
 
     In any region R of (log-odds, context), P(unlabeled in R) = rate · P(noise in R) + (1 - rate) · P(clean in R). So
     P(unlabeled in R) / P(noise in R) is never below the rate, and near it where R holds hardly anything clean. The
-    estimate is the smallest of many such bounds, minus `atypical_rate`.
+    bound is the smallest of many.
 
     Parameters
     ----------
     pairs : sequence of (Sample, Sample)
         (injected noise, unlabeled) of each split. The rate is assumed to be the same in all.
-    atypical_rate : float, default 0.0
-        Fraction of the unlabeled that looks like noise but is the user's own.
 
     Returns
     -------
@@ -207,7 +270,7 @@ def estimate_noise_rate(pairs: Sequence[tuple[Sample, Sample]], atypical_rate: f
             # taken at its word.
             if mass > REGION / 2 * sum(len(unlabeled.log_odds) for _, unlabeled in pairs):
                 bounds.append((above + np.sqrt(above)) / mass)
-    return max(0.0, min(bounds) - atypical_rate)
+    return min(bounds)
 
 
 def _monotone(noise: Floats, unlabeled: Floats, method: Method) -> tuple[Floats, Floats]:

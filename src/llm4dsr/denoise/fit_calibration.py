@@ -82,11 +82,12 @@ def fit_calibration(
             ensemble, some, 1, rng, progress, "calibrate: injected noise, training", cache
         )
         pairs.append((training_noise, plain))
-    rate = calibrate.estimate_noise_rate(pairs, config.score.atypical_rate)
+    bound = calibrate.bound_noise_rate(pairs)
     before, after = calibrate.injected_noise_ece(
         noise, unlabeled, config.score.calibration, (half[source], half[owner])
     )
-    fitted = calibrate.fit(noise, unlabeled, config.score.calibration, rate)
+    rates = (bound * (1 - config.score.atypical_share), bound)
+    fitted = calibrate.fit(noise, unlabeled, config.score.calibration, rates)
     calibrator = dataclasses.replace(fitted, ece_before=before, ece_after=after)
     if config.model.item_input != "soft_token":
         return calibrator, RankingWeights()

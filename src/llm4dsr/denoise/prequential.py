@@ -157,21 +157,23 @@ def score_prequentially(
             samples.append(injected_sample(ensemble, some, draws, rng, step, "score: injected noise", cache)[0])
     if samples and method != "off":
         noise, unlabeled = calibrate.join(samples), Sample.of(parts, log_odds)
-        if not np.isnan(rate := _noise_rate(ensemble, calibrator, windows, noise, unlabeled)):
-            calibrator = calibrate.fit(noise, unlabeled, method, rate)
+        rates = _noise_rates(ensemble, calibrator, windows, noise, unlabeled)
+        if rates is not None:
+            calibrator = calibrate.fit(noise, unlabeled, method, rates)
     return log_odds, calibrator
 
 
-def _noise_rate(
+def _noise_rates(
     ensemble: Ensemble, calibrator: Calibrator, windows: Windows, noise: Sample, unlabeled: Sample
-) -> float:
-    """The rate that `fit` has estimated, else one of these windows; NaN where models have memorized their noise."""
+) -> tuple[float, float] | None:
+    """The rates that `fit` has estimated, else those of these windows; None where models have memorized their noise."""
     if not np.isnan(calibrator.noise_rate):
-        return calibrator.noise_rate
+        return calibrator.rate_low, calibrator.rate_high
     if len(ensemble.models) == 1 and np.isin(user_hashes(windows.user_ids), ensemble.seen).any():
         log.warning(
             "Noise probabilities stay uncalibrated (%s): a single model scores users that it was tuned on, so their "
             "noise rate cannot be estimated. Use train.folds of 2 or more.", calibrator.uncalibrated or "no noise rate",
         )  # fmt: skip
-        return float("nan")
-    return calibrate.estimate_noise_rate([(noise, unlabeled)], ensemble.config.score.atypical_rate)
+        return None
+    bound = calibrate.bound_noise_rate([(noise, unlabeled)])
+    return bound * (1 - ensemble.config.score.atypical_share), bound

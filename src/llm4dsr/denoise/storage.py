@@ -18,7 +18,7 @@ from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
-FORMAT = 4  # of a saved denoiser; other formats are refused
+FORMAT = 5  # of a saved denoiser; other formats are refused
 CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
 
 

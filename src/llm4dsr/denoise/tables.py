@@ -20,7 +20,6 @@ def score_table(windows: Windows, log_odds: FloatArray, calibrator: Calibrator, 
     Where nothing is known (NaN), the noise probability is the estimated noise rate, or NaN without one.
     """
     present = windows.present
-    probability = calibrator(log_odds[present])
     rows, positions = np.nonzero(present)
     return pl.DataFrame(
         {
@@ -28,10 +27,20 @@ def score_table(windows: Windows, log_odds: FloatArray, calibrator: Calibrator, 
             c.POSITION: positions,
             c.ITEM: catalogue.ids.gather(windows.items[present]),
             c.LOG_ODDS: log_odds[present],
-            c.NOISE_PROBABILITY: np.where(np.isnan(probability), calibrator.noise_rate, probability),
+            **probabilities(log_odds[present], calibrator),
             c.RANK: ranks(log_odds)[present],
         }
     )
+
+
+def probabilities(log_odds: FloatArray, calibrator: Calibrator) -> dict[str, FloatArray]:
+    """Return the columns PROBABILITIES for log-odds [n]."""
+    found = (calibrator(log_odds), *calibrator.interval(log_odds))
+    unknown = (calibrator.noise_rate, calibrator.rate_low, calibrator.rate_high)
+    return {
+        name: np.where(np.isnan(log_odds), rate, values)
+        for name, values, rate in zip(c.PROBABILITIES, found, unknown, strict=True)
+    }
 
 
 def flagged_rows(scores: pl.DataFrame, policy: str, eta: float, cap: int) -> pl.DataFrame:

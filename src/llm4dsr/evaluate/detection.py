@@ -29,22 +29,26 @@ def detection_metrics(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Wi
     -------
     dict of str to float
         `auroc`, `average_precision`, `precision` and `recall` (higher is better); `stated_precision`, the mean
-        probability of the flagged; `flagged` and `noise`, fractions of the scored interactions; `ece` and `ties` (lower
-        is better). All in [0, 1]; NaN where undefined.
+        probability of the flagged, between `stated_low` and `stated_high`; `flagged` and `noise`, fractions of the
+        scored interactions; `ece` and `ties` (lower is better). All in [0, 1]; NaN where undefined.
     """
     assert windows.noise_mask is not None
     log_odds, probability = to_matrix(scores, windows, c.LOG_ODDS), to_matrix(scores, windows, c.NOISE_PROBABILITY)
     flagged, scored = to_matrix(decisions, windows, None), np.isfinite(log_odds)
     truth = windows.noise_mask[scored]
-    stated = float(probability[flagged].mean()) if flagged.any() else math.nan
+    stated = [_mean(to_matrix(scores, windows, name)[flagged]) for name in c.PROBABILITIES]
     return {
         **flag_metrics(log_odds[scored], flagged[scored], truth),
-        "stated_precision": stated,
+        **dict(zip(("stated_precision", "stated_low", "stated_high"), stated, strict=True)),
         "flagged": float(flagged[scored].mean()),
         "noise": float(truth.mean()),
         "ece": metrics.expected_calibration_error(probability[scored], truth),
         "ties": metrics.tie_rate(log_odds, scored),
     }
+
+
+def _mean(values: FloatArray) -> float:
+    return float(values.mean()) if len(values) else math.nan
 
 
 def flag_metrics(suspicion: FloatArray, flagged: BoolArray | None, truth: BoolArray) -> dict[str, float]:

@@ -35,7 +35,7 @@ from llm4dsr.core.memory import available_memory
 from llm4dsr.core.progress import Progress, log
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.errors import ConfigError
-from llm4dsr.evaluate.rows import ORIGINAL, Splits
+from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.intervals import select_candidate
 from llm4dsr.recommenders.ease import memory_needed
@@ -108,9 +108,10 @@ def candidates(goal: str, noise_rate: float, has_suggestions: bool = True) -> li
 def try_candidates(
     splits: Splits,
     tried: Sequence[Candidate],
-    correct: Callable[[Candidate], Splits],
+    tables_at: Callable[[float], DecisionTables],
     catalogue: Catalogue,
     config: EvaluateConfig,
+    train_targets: bool,
     seed: int,
     progress: Progress | None = None,
     work: Path | None = None,
@@ -123,12 +124,14 @@ def try_candidates(
         The original windows.
     tried : sequence of Candidate
         No correction first.
-    correct : callable
-        Candidate → corrected splits.
+    tables_at : callable
+        Correction rate → decisions and suggestions; called once for each rate.
     catalogue : Catalogue
         The items that are ranked.
     config : EvaluateConfig
         Options of the judges.
+    train_targets : bool
+        Targets of training windows may be corrected.
     seed : int
         Seed of the bootstrap over users.
     progress : Progress, optional
@@ -145,7 +148,13 @@ def try_candidates(
     if memory_needed(len(catalogue)) > available_memory() > 0:
         log.warning("EASE does not fit into memory, so item-kNN alone chooses rate and action.")
         judges = judges[:1]
-    compared = {t.name: splits if t == NO_CORRECTION else correct(t) for t in tried}
+    compared, tables = {NO_CORRECTION.name: splits}, dict[float, DecisionTables]()
+    for t in tried:
+        if t == NO_CORRECTION:
+            continue
+        if t.rate not in tables:
+            tables[t.rate] = tables_at(t.rate)
+        compared[t.name] = correct_splits(splits, tables[t.rate], catalogue, t.action, train_targets)
     cells = [
         train_and_evaluate(compared, catalogue, replace(config, backbone=judge), seed, progress, work)  # type: ignore[arg-type]
         for judge in judges

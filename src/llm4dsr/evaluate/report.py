@@ -43,7 +43,7 @@ def result_table(
         for name, d in detection.items():
             lines.append(
                 f"| {name} | {d['auroc']:.3f} | {d['average_precision']:.3f} | {d['noise']:.1%} | {d['flagged']:.1%} | "
-                f"{_percent(d['precision'])} | {_percent(d['stated_precision'])} | {d['recall']:.1%} | {d['ece']:.3f} |"
+                f"{_percent(d['precision'])} | {_stated(d)} | {d['recall']:.1%} | {d['ece']:.3f} |"
             )
         lines.append("")
     lines += [
@@ -59,6 +59,12 @@ def result_table(
     several = "± of a mean is half of a 95 % interval over seeds, p a paired t test over seeds. " if seeds > 1 else ""
     lines += ["", f"{several}± of a gain is half of a 95 % interval over test users."]
     return "\n".join(lines) + "\n"
+
+
+def _stated(d: dict[str, float]) -> str:
+    if math.isnan(d["stated_precision"]):
+        return "–"
+    return f"{d['stated_precision']:.1%} ({d['stated_low']:.0%} to {d['stated_high']:.0%})"
 
 
 def _percent(value: float) -> str:

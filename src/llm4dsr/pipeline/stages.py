@@ -6,6 +6,7 @@ is in `run_folder.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,19 +21,23 @@ from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.read import read_data
 from llm4dsr.data.validate import validate
 from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.decide import VALIDATION, effective_policy
 from llm4dsr.denoise.decide import rule as decision_rule
+from llm4dsr.denoise.labels import rates_by_labels
+from llm4dsr.denoise.tables import probabilities
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics
-from llm4dsr.evaluate.rate_selection import KEEP, Candidate, candidates, try_candidates
+from llm4dsr.evaluate.rate_selection import KEEP, candidates, try_candidates
 from llm4dsr.evaluate.report import result_table
-from llm4dsr.evaluate.rows import DecisionTables, Splits, compared_rows, correct_split, correct_splits
+from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder, origin
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
+MAPS = "calibration.json"  # in scores/: the map to probabilities of each split
 TRIED = "tried.parquet"  # in decisions/: what each candidate gained on validation, for the policy `validation`
 
 
@@ -101,6 +106,7 @@ class Run(RunFolder):
                 "prompt_hash": denoiser.builder.hash,
                 "calibration": denoiser.calibrator.uncalibrated or self.config.score.calibration,
                 "noise_rate_estimate": denoiser.calibrator.noise_rate,
+                "noise_rate_interval": [denoiser.calibrator.rate_low, denoiser.calibrator.rate_high],
                 "ece_before": denoiser.calibrator.ece_before,
                 "ece_after": denoiser.calibrator.ece_after,
                 "parameters": sum(p.numel() for p in denoiser.model.parameters()),
@@ -110,14 +116,46 @@ class Run(RunFolder):
     def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         """Score every interaction of every split and write scores/."""
         with self.stage("score", overwrite) as (out, facts):
-            denoiser = Denoiser.from_pretrained(self.path("train"))
+            denoiser, maps = Denoiser.from_pretrained(self.path("train")), {}
             for name, windows in self._in_time(denoiser):
-                scores = denoiser.score(
+                scores, used = denoiser.score_and_map(
                     windows, progress, has_target=name != c.TRAIN, recalibrate=True, work=self.work("score")
                 )
                 write_parquet(scores, out / f"{name}.parquet")
+                maps[name] = asdict(used)
                 facts[name] = len(scores)
+            write_text(out / MAPS, json.dumps(maps))
             facts["train_scores"] = "out of fold" if self.config.train.folds > 1 else "in sample"
+
+    def calibrate(self, labels: pl.DataFrame) -> tuple[float, float]:
+        """Fit the noise rate to labeled interactions and write scores/ again; no model is asked.
+
+        Parameters
+        ----------
+        labels : DataFrame
+            `split`, `window_id`, `position`, and `is_noise` (0 or 1).
+
+        Returns
+        -------
+        low, high : float
+            The new interval of the noise rate, the same for all splits.
+
+        Raises
+        ------
+        DataError
+            If the labels cannot be used.
+        """
+        scores, facts_before = self.scores(), self.card()["stages"]["score"]
+        maps = {n: Calibrator(**m) for n, m in json.loads((self.path("score") / MAPS).read_text()).items()}
+        rates = rates_by_labels(labels, scores, maps)
+        with self.stage("score", overwrite=True) as (out, facts):
+            facts |= facts_before | {"labels": len(labels), "noise_rate_interval": list(rates)}
+            for name, table in scores.items():
+                maps[name] = replace(maps[name], rate_low=rates[0], rate_high=rates[1])
+                found = probabilities(table[c.LOG_ODDS].to_numpy(), maps[name])
+                write_parquet(table.with_columns(**found), out / f"{name}.parquet")
+            write_text(out / MAPS, json.dumps({n: asdict(m) for n, m in maps.items()}))
+        return rates
 
     def decide(
         self,
@@ -173,28 +211,13 @@ class Run(RunFolder):
         config, data, scores = self.config, self.data(), self.scores()
         work = {stage: self.work("decide" if self.done(stage) else stage) for stage in ("suggest", "evaluate")}
 
-        tables: dict[float, DecisionTables] = {}
+        def tables_at(rate: float) -> DecisionTables:
+            decisions = self.decided("rate", rate, cap, scores)
+            return DecisionTables(decisions, dict(self.suggested(decisions, progress, work["suggest"])))
 
-        def correct(tried: Candidate) -> Splits:
-            if tried.rate not in tables:
-                decisions = self.decided("rate", tried.rate, cap, scores)
-                suggestions = dict(self.suggested(decisions, progress, work["suggest"]))
-                tables[tried.rate] = DecisionTables(decisions, suggestions)
-            return correct_splits(
-                data.splits, tables[tried.rate], data.catalogue, tried.action, config.correct.train_targets
-            )
-
-        noise_rate = self.card()["stages"]["train"]["noise_rate_estimate"]
-        return try_candidates(
-            data.splits,
-            candidates(goal, noise_rate),
-            correct,
-            data.catalogue,
-            config.evaluate,
-            config.seed,
-            progress,
-            work["evaluate"],
-        )
+        tried = candidates(goal, self.card()["stages"]["train"]["noise_rate_estimate"])
+        settings = config.evaluate, config.correct.train_targets, config.seed
+        return try_candidates(data.splits, tried, tables_at, data.catalogue, *settings, progress, work["evaluate"])
 
     def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         """Suggest a replacement for each flagged interaction and write suggestions/."""

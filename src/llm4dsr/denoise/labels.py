@@ -1,0 +1,69 @@
+"""Labels: some reviewed interactions that tell how much of what looks like noise is noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.denoise.calibrate import Calibrator, possible_rates
+from llm4dsr.errors import DataError
+
+EXPECTED = (c.SPLIT, c.WINDOW, c.POSITION, c.IS_NOISE)
+
+
+def rates_by_labels(
+    labels: pl.DataFrame, scores: dict[str, pl.DataFrame], maps: dict[str, Calibrator]
+) -> tuple[float, float]:
+    """Estimate the noise rate from labeled interactions of one or more splits.
+
+    Parameters
+    ----------
+    labels : DataFrame
+        `split`, `window_id`, `position`, and `is_noise`, 0 or 1. They may be chosen by their scores in any way.
+    scores : dict of str to DataFrame
+        Table of scores of each split.
+    maps : dict of str to Calibrator
+        The map to probabilities of each split.
+
+    Returns
+    -------
+    low, high : float
+        The 95 % interval of the fraction of interactions that is noise.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, a label is not 0 or 1, an interaction is not among the scores or is labeled twice, or
+        the scores are uncalibrated.
+    """
+    missing = [name for name in EXPECTED if name not in labels.columns]
+    if missing:
+        raise DataError(f"The labels lack {', '.join(missing)}; expected the columns {', '.join(EXPECTED)}.")
+    unknown = sorted(set(labels[c.SPLIT].unique().to_list()) - set(scores), key=str)
+    if unknown:
+        raise DataError(f"The labels name the split(s) {unknown}; expected {', '.join(scores)}.")
+    wrong = labels.filter(pl.col(c.IS_NOISE).cast(pl.Float64, strict=False).is_in([0.0, 1.0]).not_().fill_null(True))
+    if len(wrong):
+        raise DataError(f"{len(wrong)} label(s) are neither 0 nor 1, such as {wrong[c.IS_NOISE][0]!r}.")
+    if labels.select(EXPECTED[:3]).is_duplicated().any():
+        raise DataError("An interaction is labeled more than once. Keep one label for each.")
+    ratios, truth = [], []
+    for split, part in labels.group_by(c.SPLIT):
+        name = str(split[0])
+        if not maps[name].knots:
+            raise DataError(
+                f"The scores of {name} are uncalibrated ({maps[name].uncalibrated}), so labels cannot help."
+            )
+        joined = part.join(scores[name], on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
+        absent = joined.filter(pl.col(c.LOG_ODDS).is_null())
+        if len(absent):
+            raise DataError(
+                f"Position {absent[c.POSITION][0]} of {c.WINDOW} {absent[c.WINDOW][0]} in {name} is labeled, but has "
+                "no score. Targets of validation and test are not scored."
+            )
+        ratios.append(maps[name].ratio(joined[c.LOG_ODDS].to_numpy()))
+        truth.append(joined[c.IS_NOISE].cast(pl.Float64).to_numpy() > 0)
+    ratio, is_noise = np.concatenate(ratios), np.concatenate(truth)
+    known = np.isfinite(ratio)  # histories of one item have none
+    return possible_rates(ratio[known], is_noise[known])
