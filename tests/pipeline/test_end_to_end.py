@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from llm4dsr import Config, Denoiser
+from llm4dsr import columns as c
 from llm4dsr.data.demo import make_demo
 from llm4dsr.denoise.decide import decide
 from llm4dsr.errors import ConfigError, DataError, OutputError
@@ -142,6 +143,22 @@ def test_windows_of_one_user_count_as_one():
 def test_nothing_is_chosen_where_nothing_may_be_flagged(scored):
     scored.decide(cap=0)
     assert pl.read_parquet(scored.path("decide") / TRIED).filter("chosen")["action"].to_list() == ["keep"]
+
+
+def test_labels_narrow_the_probabilities_and_remove_later_stages(scored):
+    scored.decide(policy="probability", eta=0.3)
+    before = scored.scores()["train"]
+    suspicious = before.sort("log_odds", descending=True).head(100)
+    labels = suspicious.select("window_id", "position", split=pl.lit("train"), is_noise=pl.lit(1))
+    low, high = scored.calibrate(labels)
+    after = scored.scores()["train"]
+    assert not scored.done("decide")
+    assert after.drop(c.PROBABILITIES).equals(before.drop(c.PROBABILITIES))
+    assert (after["noise_probability_low"] <= after["noise_probability"] + 1e-12).all()
+    assert (after["noise_probability"] <= after["noise_probability_high"] + 1e-12).all()
+    top = after.filter(pl.col("log_odds") >= suspicious["log_odds"].min())["noise_probability"].mean()
+    assert top > before.filter(pl.col("log_odds") >= suspicious["log_odds"].min())["noise_probability"].mean()
+    assert scored.card()["stages"]["score"]["noise_rate_interval"] == [low, high]
 
 
 def test_a_given_eta_is_a_probability_and_nothing_is_chosen(scored):

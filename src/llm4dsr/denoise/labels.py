@@ -34,12 +34,14 @@ def rates_by_labels(
     Raises
     ------
     DataError
-        If a column is missing, a label is not 0 or 1, an interaction is not among the scores or is labeled twice, or
-        the scores are uncalibrated.
+        If a column is missing, there is no label or one that is not 0 or 1, an interaction is not among the scores or
+        is labeled twice, or the scores are uncalibrated.
     """
     missing = [name for name in EXPECTED if name not in labels.columns]
     if missing:
         raise DataError(f"The labels lack {', '.join(missing)}; expected the columns {', '.join(EXPECTED)}.")
+    if labels.is_empty():
+        raise DataError("The table holds no labels; about a hundred are useful.")
     unknown = sorted(set(labels[c.SPLIT].unique().to_list()) - set(scores), key=str)
     if unknown:
         raise DataError(f"The labels name the split(s) {unknown}; expected {', '.join(scores)}.")
@@ -52,9 +54,7 @@ def rates_by_labels(
     for split, part in labels.group_by(c.SPLIT):
         name = str(split[0])
         if not maps[name].knots:
-            raise DataError(
-                f"The scores of {name} are uncalibrated ({maps[name].uncalibrated}), so labels cannot help."
-            )
+            raise DataError(f"The scores of {name} are uncalibrated: {maps[name].uncalibrated}. Labels cannot help.")
         joined = part.join(scores[name], on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
         absent = joined.filter(pl.col(c.LOG_ODDS).is_null())
         if len(absent):
