@@ -87,6 +87,9 @@ def build_model(
 
 NEGATIVES = 512  # random items beside the original in the suggestion loss, shared by a step
 CHECKPOINT_SECONDS = 60.0
+# Fraction of the items without a collaborative vector, drawn in each step. In training windows only injected items are
+# new; without this, the model takes every new item of later windows for noise.
+UNKNOWN = 0.3
 TEMPERATURE = 0.05  # of the cosine similarity in that loss
 
 
@@ -242,7 +245,8 @@ def _losses(
     """The loss of a step in parts, one forward pass each, which add up to its mean over the answers; see `_loss`."""
     corrupted, chosen = draw_noise(batch, catalogue, config.task, rng)
     rows = []
-    features = builder.features(with_changes(batch, items=corrupted))
+    unknown = rng.random(len(catalogue)) < UNKNOWN
+    features = builder.features(with_changes(batch, items=corrupted), unknown)
     for i, n in enumerate(batch.lengths):
         noisy = np.flatnonzero(chosen[i]).tolist()
         if config.model.readout == "per_position" and len(noisy) > 1 and config.model.item_input == "title":

@@ -81,13 +81,15 @@ class CollaborativeVectors:
             out[group, :, : vectors.shape[1]] = vectors
         return cls(out, np.unique(users))
 
-    def features(self, windows: Windows) -> Vectors:
+    def features(self, windows: Windows, unknown: BoolArray | None = None) -> Vectors:
         """Describe each interaction by its cosines with the rest of its window.
 
         Parameters
         ----------
         windows : Windows
             W windows of up to L items.
+        unknown : array of bool, optional
+            [N] True for items that are taken as new, without a vector. Default: none.
 
         Returns
         -------
@@ -102,7 +104,8 @@ class CollaborativeVectors:
             for start in range(0, len(windows), ROWS):
                 part = slice(start, start + ROWS)
                 here = present[part]
-                x = units[groups[part, None], windows.items[part]] * here[:, :, None]  # [B, L, V]
+                known = here if unknown is None else here & ~unknown[windows.items[part]]
+                x = units[groups[part, None], windows.items[part]] * known[:, :, None]  # [B, L, V]
                 rest = x.sum(axis=1, keepdims=True) - x
                 norm = np.maximum(np.linalg.norm(rest, axis=2), 1e-9)
                 centroid = (x * rest).sum(axis=2) / norm

@@ -149,13 +149,15 @@ class CooccurrenceCounts:
         )
         return pair_counts, item_counts
 
-    def features(self, windows: Windows) -> npt.NDArray[np.float32]:
+    def features(self, windows: Windows, unknown: BoolArray | None = None) -> npt.NDArray[np.float32]:
         """Describe each interaction by what other users have.
 
         Parameters
         ----------
         windows : Windows
             W windows of up to L items.
+        unknown : array of bool, optional
+            As in `CollaborativeVectors.features`.
 
         Returns
         -------
@@ -167,7 +169,7 @@ class CooccurrenceCounts:
         """
         assert self.vectors is not None
         out = np.zeros((*windows.items.shape, N_FEATURES), dtype=np.float32)
-        out[:, :, N_COUNTS:] = self.vectors.features(windows)
+        out[:, :, N_COUNTS:] = self.vectors.features(windows, unknown)
         for part in _parts(windows):
             some = windows.take(np.arange(len(windows))[part])
             pair_counts, item_counts = self.leave_one_out_counts(some)

@@ -140,11 +140,16 @@ class PromptBuilder:
             out.add(self.markers[position])
         out.add(self.open + self.titles[row])
 
-    def features(self, windows: Windows) -> list[npt.NDArray[np.float32] | None]:
-        """Return the co-occurrence features [items, N_FEATURES] of each window, or None for each if there are none."""
+    def features(
+        self, windows: Windows, unknown: npt.NDArray[np.bool_] | None = None
+    ) -> list[npt.NDArray[np.float32] | None]:
+        """Return the co-occurrence features [items, N_FEATURES] of each window, or None for each if there are none.
+
+        Items that are `unknown` ([N], optional) are described without their collaborative vector.
+        """
         if self.cooccurrence is None or self.config.item_input != "soft_token":
             return [None] * len(windows)
-        table = self.cooccurrence.features(windows)
+        table = self.cooccurrence.features(windows, unknown)
         return [table[i, :n] for i, n in enumerate(windows.lengths)]
 
     def prompts(self, windows: Windows) -> list[Tokens]:
