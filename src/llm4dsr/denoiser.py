@@ -1,14 +1,12 @@
 """The public class: fit, score, decide, suggest, correct. Each call answers one question and returns a table.
 
-    from llm4dsr import Denoiser
+from llm4dsr import Denoiser
 
-    denoiser = Denoiser().fit(histories, items)    # histories: user_id, window_id, item_ids; items: item_id, title
-    scores = denoiser.score(histories)             # how likely is each interaction noise?
-    flagged = denoiser.decide(scores)              # which count as noise? Move η without scoring again.
-    suggestions = denoiser.suggest(histories, flagged)
-    result = denoiser.correct(histories, flagged, suggestions)  # corrected histories and the list of edits
-
-For resumable runs, use `llm4dsr run` or `llm4dsr.pipeline.Run`.
+denoiser = Denoiser().fit(histories, items)    # histories: user_id, window_id, item_ids; items: item_id, title
+scores = denoiser.score(histories)             # how likely is each interaction noise?
+flagged = denoiser.decide(scores)              # which count as noise? Move η without scoring again.
+suggestions = denoiser.suggest(histories, flagged)
+result = denoiser.correct(histories, flagged, suggestions)  # corrected histories and the list of edits
 """
 
 from __future__ import annotations
@@ -127,10 +125,9 @@ class Denoiser:
             raise DataError(
                 f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another."
             )
+        validation = windows if valid is None else as_windows(valid, catalogue)
         if valid is None:
             windows, validation = hold_out(windows, config.seed)
-        else:
-            validation = as_windows(valid, catalogue)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
         self._ensemble, self.curve = Ensemble.fit(windows, catalogue, config, progress, work)
@@ -196,12 +193,13 @@ class Denoiser:
         has_target: bool = False,
         recalibrate: bool = False,
         work: Path | None = None,
+        earlier: Windows | None = None,
     ) -> tuple[pl.DataFrame, Calibrator]:
-        """Return the table of `score`, and the map to probabilities that was used for it."""
+        """Return the table of `score`, and the map used; `earlier` windows are counted as time goes on."""
         windows, cache = as_windows(histories, self.catalogue), PartCache(work)
         parts, origin = self._short(windows.histories() if has_target else windows, self.width)
         log_odds, calibrator = score_prequentially(
-            self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress, cache
+            self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress, cache, earlier
         )
         scores = score_table(parts, log_odds, calibrator, self.catalogue)
         return merge_scores(scores, origin).drop(c.COVER) if origin else scores, calibrator
@@ -258,6 +256,7 @@ class Denoiser:
         progress: Progress | None = None,
         has_target: bool = False,
         work: Path | None = None,
+        earlier: Windows | None = None,
     ) -> pl.DataFrame:
         """Suggest a replacement for each flagged interaction.
 
@@ -271,13 +270,15 @@ class Denoiser:
             Called with (flags done, all flags, what is being done).
         has_target, work
             As in `score`.
+        earlier
+            As in `score_and_map`.
 
         Returns
         -------
         DataFrame
             One row per flagged interaction: `window_id`, `position`; `suggested_item_id` and `suggested_title`, never
-            an item of the window, null if none is left; `generated_text`; `grounding`, how the item was found;
-            `distance` to it, 0 = exact.
+            an item of the window nor one item twice in it, null if none is left; `generated_text`; `grounding`, how the
+            item was found; `distance` to it, 0 = exact; `suggestion_probability`.
 
         Raises
         ------
@@ -290,7 +291,7 @@ class Denoiser:
         here = into_windows(decisions, parts, origin) if origin else decisions
         flagged, cache = to_matrix(here, parts, None), PartCache(work)
         tables, done, total = [suggestion_table(parts, NOTHING, self.catalogue)], 0, int(flagged.sum())
-        for histories_rows, _ in prequential(self.builder, windows, has_target, None, self.width):
+        for histories_rows, _ in prequential(self.builder, windows, has_target, None, self.width, earlier):
             part_rows = origin.windows_of(histories_rows) if origin else histories_rows
             for assigned, members in self.ensemble.assignments(parts.take(part_rows)):
                 rows_of = part_rows[assigned]

@@ -153,7 +153,7 @@ def decide(
     cap: Annotated[int | None, typer.Option(min=0, help="Most flagged interactions in a window.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Flag interactions as noise, by η or by what a recommender gains on validation."""
+    """Flag interactions as noise, by η or by what recommenders gain on validation."""
     with bar() as progress:
         _open(run).decide(progress, policy, eta, cap, overwrite, goal)
     _show_tried(_open(run))
@@ -170,7 +170,8 @@ def suggest(run: RunFolder, overwrite: Overwrite = False) -> None:
 def correct(
     run: RunFolder,
     action: Annotated[
-        str | None, typer.Option("--action", "-a", help="replace, drop, mixed or downweight; default: as configured.")
+        str | None,
+        typer.Option("--action", "-a", help="replace, drop, mixed or downweight; default: as decided."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:

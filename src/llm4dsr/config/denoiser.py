@@ -74,7 +74,7 @@ class TaskConfig:
     """Probability that a position is replaced, where `replaced` is 0."""
     none: Fraction = 0.0
     """Fraction of windows without injected noise."""
-    bursts: Fraction = 0.1
+    bursts: Fraction = 0.05
     """Fraction of windows that get a run of another user's items instead of single items. `replaced: 0` only."""
     popular: Fraction = 0.2
     """Fraction of the single items that are drawn in proportion to their interactions, not uniformly."""

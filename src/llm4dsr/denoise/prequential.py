@@ -26,7 +26,12 @@ MIN_TO_RECALIBRATE = 1_000  # windows below which probabilities keep the map of 
 
 
 def prequential(
-    builder: PromptBuilder, windows: Windows, has_target: bool, progress: Progress | None, width: int | None = None
+    builder: PromptBuilder,
+    windows: Windows,
+    has_target: bool,
+    progress: Progress | None,
+    width: int | None = None,
+    earlier: Windows | None = None,
 ) -> Iterator[tuple[IntArray, Progress | None]]:
     """Yield parts of the windows in order of time, with the counts known before each.
 
@@ -48,6 +53,9 @@ def prequential(
         Of all windows.
     width : int, optional
         Histories of more items are too long, and scored in overlapping windows. Default: none is.
+    earlier : Windows, optional
+        Windows of an earlier split, targets included. Each is counted once all windows of a part are newer; all at once
+        where times are unknown. Splits may overlap in time, and nothing may know its future.
 
     Yields
     ------
@@ -57,22 +65,35 @@ def prequential(
         Of the part, reported as progress of all windows.
     """
     before = builder.cooccurrence
-    if before is None or not has_target or (windows.timestamps < 0).all():
+    if before is None:
         yield np.arange(len(windows)), progress
         return
-    is_long = np.zeros(len(windows), dtype=bool) if width is None else windows.lengths - 1 > width
+
+    def count(known: Windows) -> None:
+        if width is not None and (known.lengths > width + 1).any():
+            known, _ = overlapping(known, width + 1, max(1, width // 2))
+        assert builder.cooccurrence is not None
+        builder.cooccurrence = builder.cooccurrence.add(known)
+
     done = 0
     try:
+        if not has_target or (windows.timestamps < 0).all():
+            if earlier is not None:
+                count(earlier)
+            yield np.arange(len(windows)), progress
+            return
+        is_long = np.zeros(len(windows), dtype=bool) if width is None else windows.lengths - 1 > width
         for parts, is_counted in _in_time(windows.timestamps, is_long):
+            if earlier is not None and is_counted:
+                oldest = min(int(windows.timestamps[rows].min()) for rows in parts)
+                is_older = earlier.timestamps < oldest
+                count(earlier.take(np.flatnonzero(is_older)))
+                earlier = earlier.take(np.flatnonzero(~is_older))
             for rows in parts:
                 yield rows, progress and subprogress(progress, done, len(rows), len(windows))
                 done += len(rows)
             if is_counted:
-                known = windows.take(np.concatenate(parts))
-                if width is not None and is_long.any():
-                    known, _ = overlapping(known, width + 1, max(1, width // 2))
-                assert builder.cooccurrence is not None
-                builder.cooccurrence = builder.cooccurrence.add(known)
+                count(windows.take(np.concatenate(parts)))
     finally:
         builder.cooccurrence = before
 
@@ -104,6 +125,7 @@ def score_prequentially(
     recalibrate: bool,
     progress: Progress | None,
     cache: PartCache,
+    earlier: Windows | None = None,
 ) -> tuple[FloatArray, Calibrator]:
     """Score windows in order of time.
 
@@ -128,6 +150,8 @@ def score_prequentially(
         Called with (windows done, all windows, what is being done).
     cache : PartCache
         Keeps finished parts.
+    earlier : Windows, optional
+        As in `prequential`.
 
     Returns
     -------
@@ -148,7 +172,8 @@ def score_prequentially(
     draws = max(1, min(config.score.calibration_draws, MAX_INJECTED // max(1, len(parts))))
     rng = np.random.default_rng(config.seed + 2)
     log_odds, samples = np.full(parts.items.shape, np.nan), []
-    for histories, step in prequential(ensemble.builder, windows, has_target, progress, parts.items.shape[1]):
+    width = parts.items.shape[1]
+    for histories, step in prequential(ensemble.builder, windows, has_target, progress, width, earlier):
         rows = histories if origin is None else origin.windows_of(histories)
         part = parts.take(rows)
         log_odds[rows] = ensemble.log_odds(part, step, "score", cache)

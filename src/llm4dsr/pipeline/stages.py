@@ -117,9 +117,9 @@ class Run(RunFolder):
         """Score every interaction of every split and write scores/."""
         with self.stage("score", overwrite) as (out, facts):
             denoiser, maps = Denoiser.from_pretrained(self.path("train")), {}
-            for name, windows in self._in_time(denoiser):
+            for name, windows, earlier in self._in_time():
                 scores, used = denoiser.score_and_map(
-                    windows, progress, has_target=name != c.TRAIN, recalibrate=True, work=self.work("score")
+                    windows, progress, name != c.TRAIN, recalibrate=True, work=self.work("score"), earlier=earlier
                 )
                 write_parquet(scores, out / f"{name}.parquet")
                 maps[name] = asdict(used)
@@ -215,7 +215,9 @@ class Run(RunFolder):
             decisions = self.decided("rate", rate, cap, scores)
             return DecisionTables(decisions, dict(self.suggested(decisions, progress, work["suggest"])))
 
-        tried = candidates(goal, self.card()["stages"]["train"]["noise_rate_estimate"])
+        stages = self.card()["stages"]
+        low_high = stages["score"].get("noise_rate_interval", stages["train"]["noise_rate_interval"])
+        tried = candidates(goal, sum(low_high) / 2)
         settings = config.evaluate, config.correct.train_targets, config.seed
         return try_candidates(data.splits, tried, tables_at, data.catalogue, *settings, progress, work["evaluate"])
 
@@ -361,16 +363,14 @@ class Run(RunFolder):
         """
         denoiser = Denoiser.from_pretrained(self.path("train"))
         denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
-        for name, windows in self._in_time(denoiser):
-            yield name, denoiser.suggest(windows, decisions[name], progress, has_target=name != c.TRAIN, work=work)
+        for name, windows, earlier in self._in_time():
+            yield name, denoiser.suggest(windows, decisions[name], progress, name != c.TRAIN, work, earlier)
 
-    def _in_time(self, denoiser: Denoiser) -> Iterator[tuple[str, Windows]]:
-        """The splits, oldest first. Validation is counted once it is done; later splits never are."""
+    def _in_time(self) -> Iterator[tuple[str, Windows, Windows | None]]:
+        """(name, windows, windows that are counted as time goes on) of each split; test knows what validation was."""
         splits = self.data().splits
         for name in c.SPLITS:
-            yield name, splits[name]
-            if name == c.VALID:
-                denoiser.update_counts(splits[name])
+            yield name, splits[name], splits[c.VALID] if name == c.TEST else None
 
     def _by_split(self, stage: str) -> dict[str, pl.DataFrame]:
         return {name: pl.read_parquet(self.path(stage) / f"{name}.parquet", glob=False) for name in c.SPLITS}
