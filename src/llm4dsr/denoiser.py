@@ -139,10 +139,7 @@ class Denoiser:
         return self
 
     def update_counts(self, histories: Any) -> Denoiser:
-        """Count histories as known: their item pairs are co-occurrence evidence from now on. No weights change.
-
-        For histories that are newer than those of `fit`, which counts its own. Returns the denoiser.
-        """
+        """Count histories that are newer than those of `fit`: their item pairs are known from now on. Returns itself."""
         if self.builder.cooccurrence is not None:
             self.builder.cooccurrence = self.builder.cooccurrence.add(as_windows(histories, self.catalogue))
         return self

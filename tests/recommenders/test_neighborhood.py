@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,14 @@ from .harness import N, catalogue, circle
 
 both = pytest.mark.parametrize("kind", NEIGHBORHOODS.values(), ids=NEIGHBORHOODS)
 OPTIONS = NeighborhoodConfig()
-THREE = Windows.from_lists([[0, 1], [1, 2], [0, 1, 2]])  # three users; item 1 has all of them, items 0 and 2 have two
+
+
+def of_users(rows: list[Any], **columns: Any) -> Windows:
+    """A window of each of so many users, also where two windows are alike."""
+    return Windows.from_lists(rows, user_ids=pl.Series("user_id", range(len(rows))), **columns)
+
+
+THREE = of_users([[0, 1], [1, 2], [0, 1, 2]])  # three users; item 1 has all of them, items 0 and 2 have two
 
 
 def dense(model: Neighborhood) -> np.ndarray:
@@ -54,7 +62,7 @@ def groups(size: int, seed: int) -> Windows:
         group = rng.permutation(3) + 3 * rng.integers(4)
         extra = rng.integers(N, size=rng.integers(2))
         rows.append([*extra, *group])
-    return Windows.from_lists(rows)
+    return of_users(rows)
 
 
 # --- users and histories ---------------------------------------------------------------------------------------------
@@ -95,13 +103,13 @@ def test_cosine_by_hand() -> None:
 
 
 def test_cosine_of_weights_by_hand() -> None:
-    windows = Windows.from_lists([[0, 1], [0, 1]], weights=np.array([[1, 0.5], [0.5, 1]]))
+    windows = of_users([[0, 1], [0, 1]], weights=np.array([[1, 0.5], [0.5, 1]]))
     assert dense(ItemKNN(user_matrix(windows, 2), OPTIONS))[0, 1] == pytest.approx(1 / 1.25)
 
 
 def test_ease_by_hand() -> None:
     """Two items of the same two users, λ = 1: the inverse of [[3, 2], [2, 3]] is [[3, -2], [-2, 3]] / 5."""
-    windows = Windows.from_lists([[0, 1], [0, 1]])
+    windows = of_users([[0, 1], [0, 1]])
     assert dense(EASE(user_matrix(windows, 2), NeighborhoodConfig(ridge=1))) == pytest.approx(
         np.array([[0, 2 / 3], [2 / 3, 0]])
     )

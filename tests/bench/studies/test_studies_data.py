@@ -178,7 +178,8 @@ def test_oracle_replacement_after_our_detection_by_hand():
     flags = pl.DataFrame({"window_id": [0, 0], "position": [1, 2], "noise_probability": [0.9, 0.9],
                           "suggested_item_id": [3, 3], "suggested_title": ["Dog", "Dog"],
                           "generated_text": pl.Series([None, None], dtype=pl.String),
-                          "grounding": ["exact", "exact"], "distance": [0.0, 0.0]})  # fmt: skip
+                          "grounding": ["exact", "exact"], "distance": [0.0, 0.0],
+                          "suggestion_probability": [0.5, 0.5]})  # fmt: skip
     splits = ("train", "valid", "test")
     tables = DecisionTables(dict.fromkeys(splits, flags.select("window_id", "position", "noise_probability")),
                              dict.fromkeys(splits, flags.drop("noise_probability")))  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -17,7 +16,6 @@ from llm4dsr.bench.studies.study import Context, Found
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import to_matrix
 from llm4dsr.denoise.decide import configured_rule, decide
-from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate.rate_selection import NO_CORRECTION, Candidate, best_candidate
 from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
@@ -59,22 +57,6 @@ def popular_instead(tables: DecisionTables, data: Dataset, seed: int) -> Decisio
         drawn = {c.SUGGESTED: data.catalogue.ids_of(items), c.SUGGESTED_TITLE: data.catalogue.titles_of(items)}
         out[split] = suggestions.with_columns(**drawn)
     return DecisionTables(tables.decisions, out)
-
-
-def training_alone(run: Run, tables: DecisionTables, rate: float, context: Context) -> DecisionTables:
-    """Flag and suggest in training windows with the counts of training alone; other splits stay as they are.
-
-    A run counts validation histories before it scores training windows; recommenders learn from training windows alone.
-    """
-    data, work = context.dataset.data, context.folder / "studies" / ".training-alone"
-    train, denoiser = data.splits[c.TRAIN], Denoiser.from_pretrained(run.path("train"))
-    assert denoiser.builder.cooccurrence is not None
-    vectors = denoiser.builder.cooccurrence.vectors
-    denoiser.builder.cooccurrence = replace(CooccurrenceCounts.of(train, len(data.catalogue)), vectors=vectors)
-    scores = denoiser.score(train, context.progress, work=work)
-    decisions = denoiser.decide(scores, "rate", rate)
-    suggestions = denoiser.suggest(train, decisions, context.progress, work=work)
-    return DecisionTables(tables.decisions | {c.TRAIN: decisions}, tables.suggestions | {c.TRAIN: suggestions})
 
 
 def by_popularity(cells: pl.DataFrame, data: Dataset, k: int) -> pl.DataFrame:
@@ -138,8 +120,6 @@ def study(context: Context) -> Found:
         "from suggestions alone; what the most suspicious ones gain beyond comes from detection.",
         "Popular items instead: the same flags, with items drawn by their users in training. Their gain comes from "
         "frequent items alone.",
-        "Knowing training alone: training windows are scored without the counts of validation histories, which "
-        "recommenders never learn from.",
         f"Recommender: {context.config.evaluate.backbone}, {seeds_of(context.config.evaluate)} seed(s), clean "
         f"test targets; NDCG and hit rate @{k}. Half widths and p_seeds are over seeds, "
         "user_half_width and p_users over test windows, clustered by user.",
@@ -199,9 +179,6 @@ def _at_rates(run: Run, context: Context, rates: tuple[float, ...]) -> dict[str,
         out[f"{rate:.0%}, at random"] = _corrected(run, context, drawn)
     popular = popular_instead(tables, data, run.config.seed)
     out[f"{_most(rate)}, popular items instead"] = _corrected(run, context, popular)
-    if run.config.model.item_input == "soft_token" and run.config.model.cooccurrence:
-        alone = training_alone(run, tables, rate, context)
-        out[f"{_most(rate)}, knowing training alone"] = _corrected(run, context, alone)
     return out
 
 
