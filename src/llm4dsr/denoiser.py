@@ -139,7 +139,7 @@ class Denoiser:
         return self
 
     def update_counts(self, histories: Any) -> Denoiser:
-        """Count histories that are newer than those of `fit`: their item pairs are known from now on. Returns itself."""
+        """Count histories newer than those of `fit`: their item pairs are known from now on. Returns itself."""
         if self.builder.cooccurrence is not None:
             self.builder.cooccurrence = self.builder.cooccurrence.add(as_windows(histories, self.catalogue))
         return self

@@ -165,9 +165,9 @@ def test_a_weight_of_zero_removes_an_item(kind: type[Neighborhood]) -> None:
     clean, wrong = groups(60, 1), groups(60, 1)
     rows = [[*wrong.row(w), (wrong.row(w)[-1] + 5) % N] for w in range(60)]
     mask = Windows.from_lists([[1] * (len(row) - 1) + [0] for row in rows]).items != 0
-    removed = kind(user_matrix(Windows.from_lists(rows, weights=mask.astype(float)), N), OPTIONS)
+    removed = kind(user_matrix(of_users(rows, weights=mask.astype(float)), N), OPTIONS)
     assert dense(removed) == pytest.approx(dense(kind(user_matrix(clean, N), OPTIONS)), abs=1e-6)
-    assert dense(kind(user_matrix(Windows.from_lists(rows), N), OPTIONS)) != pytest.approx(dense(removed), abs=1e-6)
+    assert dense(kind(user_matrix(of_users(rows), N), OPTIONS)) != pytest.approx(dense(removed), abs=1e-6)
 
 
 # --- ranks -----------------------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def smaller(config: Config) -> Config:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, hidden_size=32, layers=1, heads=2, vector_size=32),
-        train=dataclasses.replace(config.train, epochs=2, folds=2),
+        train=dataclasses.replace(config.train, epochs=4, folds=2, batch_windows=32),
         evaluate=dataclasses.replace(
             config.evaluate,
             seeds=2,
