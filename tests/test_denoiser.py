@@ -1,5 +1,6 @@
 """The public class: who scores whom, what it learns without labels, and that a saved one is the same."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_scores_are_one_row_per_interaction(scores):
     assert first["rank"].to_list() == first["log_odds"].rank("ordinal", descending=True).to_list()
 
 
-def test_nobody_is_scored_by_a_model_that_saw_the_history(denoiser):
+def test_no_user_is_scored_by_a_model_that_saw_the_history(denoiser):
     seen = set(user_hashes(TRAIN.user_ids).tolist())
     for rows, members in denoiser.ensemble.assignments(TEST):
         users = TEST.take(rows).user_ids
@@ -55,7 +56,7 @@ def test_nobody_is_scored_by_a_model_that_saw_the_history(denoiser):
             assert (user_folds(TEST.take(rows).user_ids, 2) == members[0]).all()
 
 
-def test_strangers_are_scored_by_all_models(denoiser):
+def test_unseen_users_are_scored_by_all_models(denoiser):
     histories = TEST.histories()
     stranger = histories.take(np.arange(5))
     stranger.user_ids = pl.Series("user_id", [f"new {i}" for i in range(5)])
@@ -64,7 +65,7 @@ def test_strangers_are_scored_by_all_models(denoiser):
     assert parts[0].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_windows_are_judged_by_what_was_known_before_them(denoiser):
+def test_windows_are_scored_with_what_was_known_before_them(denoiser):
     """The first tenth of a split knows what the denoiser knows; the last one all the earlier windows too."""
     timed = TEST.take(np.arange(len(TEST)))
     timed.timestamps = np.arange(len(TEST))[::-1].copy()
@@ -77,6 +78,21 @@ def test_windows_are_judged_by_what_was_known_before_them(denoiser):
     past = np.concatenate([rows for rows, _ in seen[:-1]])
     assert timed.timestamps[past].max() <= timed.timestamps[seen[-1][0]].min()
     assert (seen[-1][1].own == known.add(timed.take(past)).own).all()
+
+
+def test_an_earlier_split_is_counted_only_up_to_the_time_of_each_part(denoiser):
+    """Validation and test overlap in time: a part of test never knows a validation window that is newer than it."""
+    before = denoiser.builder.cooccurrence
+    valid = dataclasses.replace(VALID, timestamps=np.arange(len(VALID)) * 2)
+    test = dataclasses.replace(TEST, timestamps=np.arange(len(TEST)) + len(VALID))
+    so_far = 0
+    for rows, _ in prequential(denoiser.builder, test, True, None, earlier=valid):
+        older = valid.take(np.flatnonzero(valid.timestamps < test.timestamps[rows].min()))
+        known = before.add(older).add(test.take(np.arange(so_far))) if so_far else before.add(older)
+        assert denoiser.builder.cooccurrence.fingerprint == known.fingerprint
+        so_far += len(rows)
+    assert so_far == len(test)
+    assert denoiser.builder.cooccurrence is before
 
 
 def test_without_times_a_split_is_not_replayed(denoiser):
@@ -135,7 +151,7 @@ def test_recalibrating_moves_probabilities_but_no_order(denoiser, monkeypatch):
     assert (np.diff(ordered) >= 0).all()
 
 
-def test_the_share_of_noise_is_near_the_planted_tenth(denoiser):
+def test_the_noise_rate_is_near_the_planted_tenth(denoiser):
     """An upper bound, from a small sample: odd purchases look like noise as well."""
     assert 0.05 < denoiser.calibrator.noise_rate < 0.25
 

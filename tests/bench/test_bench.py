@@ -67,7 +67,7 @@ def test_detection_is_measured_for_each_split(out):
 
 
 @pytest.mark.parametrize(("name", "share"), [(name, share) for name, (_, share) in OURS.items() if share is not None])
-def test_ours_is_also_there_with_a_share_of_flags(out, name, share):
+def test_our_rows_at_other_correction_rates(out, name, share):
     rows, detection = denoised(DATASET, out / DATASET.name, [name], CONFIG)
     lines = detection.filter(pl.col("denoiser") == f"llm4dsr ({100 * share:.0f} %)")
     assert lines["flagged"].to_list() == pytest.approx([share] * 3, abs=0.01)
@@ -79,13 +79,13 @@ def test_ours_is_also_there_with_a_share_of_flags(out, name, share):
     assert left == pytest.approx(1 - share, abs=0.01)
 
 
-def test_two_rows_of_one_share_are_one_line_of_detection(out):
+def test_rows_of_one_correction_rate_share_a_line_of_detection(out):
     rows, detection = denoised(DATASET, out / DATASET.name, ["llm4dsr (replace 20 %)", "llm4dsr (drop 20 %)"], CONFIG)
     assert {"llm4dsr (replace 20 %)", "llm4dsr (drop 20 %)"} < set(rows)
     assert not detection.select("denoiser", "split").is_duplicated().any()
 
 
-def test_a_peer_can_drop_a_larger_share_by_the_same_scores(out):
+def test_a_baseline_can_drop_at_a_higher_rate(out):
     rows, detection = denoised(DATASET, out / DATASET.name, ["tfidf", "tfidf (20 %)"], CONFIG)
     few, more = (detection.filter(pl.col("denoiser") == n) for n in ("tfidf", "tfidf (20 %)"))
     assert more["flagged"].to_list() == pytest.approx([HIGH_RATE] * 3, abs=0.01)
@@ -93,7 +93,7 @@ def test_a_peer_can_drop_a_larger_share_by_the_same_scores(out):
     assert rows["tfidf (20 %)"]["train"].lengths.sum() < rows["tfidf"]["train"].lengths.sum()
 
 
-def test_flags_of_a_peer_can_get_our_suggestions(out):
+def test_flags_of_a_baseline_can_get_our_suggestions(out):
     """As many interactions as it drops, at the same places: what a gain owes to suggestions alone."""
     rows, detection = denoised(DATASET, out / DATASET.name, ["random (20 %)", "random (replace 20 %)"], CONFIG)
     assert detection["denoiser"].unique().to_list() == ["random (20 %)"]
@@ -115,7 +115,7 @@ def judged(split: str) -> int:
     return int((windows if split == "train" else windows.histories()).lengths.sum())
 
 
-def test_all_denoisers_are_each_peer_once_and_one_that_rewrites_takes_no_share():
+def test_every_baseline_is_listed_once_and_rewriting_ones_without_a_rate():
     assert {"tfidf", "steam", "oracle (drop)"} <= set(usual(DATASET)) < set(names(DATASET))
     assert "tfidf (20 %)" in set(names(DATASET)) - set(usual(DATASET))
     assert "tfidf (replace 20 %)" in set(names(DATASET)) - set(usual(DATASET))
@@ -131,7 +131,7 @@ def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
     assert rows["oracle (restore)"]["train"].items.tolist() == train.clean_items.tolist()
 
 
-def test_a_robust_recommender_learns_from_untouched_windows_alone(out, tmp_path):
+def test_a_robust_recommender_learns_from_original_windows_only(out, tmp_path):
     found = bench(DATASET, tmp_path, ["fmlprec"], ["none", "oracle (drop)"], replace(CONFIG, seed=1))
     assert found["denoiser"].unique().to_list() == ["none"]
 
@@ -239,7 +239,7 @@ def test_rows_of_one_table_are_of_the_same_device_and_version(out, tmp_path, cha
         bench(DATASET, tmp_path, ["sasrec"], ["none"], CONFIG)
 
 
-def test_a_robust_recommender_stands_beside_sasrec_only_with_the_same_options(tmp_path):
+def test_a_robust_recommender_is_compared_with_sasrec_only_at_the_same_options(tmp_path):
     line = {"denoiser": "none", "seed": 0, "ndcg": 0.5, "hit_rate": 0.5, "valid_ndcg": 0.5, "seconds": 1.0,
             "device": "CPU", "ranks": [3]}  # fmt: skip
     (tmp_path / "toy").mkdir()

@@ -192,7 +192,7 @@ def llm4dsr(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("end", ["parquet", "csv", "jsonl"])
-def test_nothing_of_the_data_reaches_the_terminal_as_it_is(tmp_path, llm4dsr, end):
+def test_control_characters_of_the_data_never_reach_the_terminal(tmp_path, llm4dsr, end):
     """Ids and titles with escape codes and markup, in an error message and in a report."""
     items = pl.DataFrame({"item_id": [UGLY, "b"], "title": [UGLY, UGLY + "b"]})
     log = pl.DataFrame({"user_id": [UGLY], "item_id": [UGLY + "c"], "timestamp": [UGLY]})

@@ -39,7 +39,7 @@ def test_recipes_survive_a_round_trip(name, tmp_path):
         ("[1]", "expected a mapping of options, got [1]."),
     ],
 )
-def test_wrong_options_are_named_with_what_is_allowed(recipe, message):
+def test_messages_name_the_wrong_option_and_what_is_allowed(recipe, message):
     with pytest.raises(ConfigError) as error:
         Config.from_dict(yaml.safe_load(recipe), "recipe.yaml")
     assert str(error.value).startswith(f"recipe.yaml: {message}")

@@ -134,7 +134,7 @@ def test_times_of_any_kind(tmp_path, times):
     assert describe(tmp_path)["time"] == {"first": "2024-01-01T00:00:00+00:00", "last": "2024-01-05T00:00:00+00:00"}
 
 
-def test_what_is_not_known_is_none(tmp_path):
+def test_unknown_facts_are_null(tmp_path):
     ITEMS.write_parquet(tmp_path / "items.parquet")
     LOG.select("user_id", "item_id").write_parquet(tmp_path / "interactions.parquet")
     found = describe(tmp_path)

@@ -54,7 +54,7 @@ def test_what_belongs_to_an_item_or_user_goes_along():
     assert windows.weights.tolist() == [[1.0, 0.5], [0.5, 1.0], [0.25, 1.0]]
 
 
-def test_merging_takes_means_and_ranks_anew():
+def test_merged_scores_are_means_with_new_ranks():
     histories = Windows.from_lists([[10, 11, 12], [20, 21]], window_ids=np.array([7, 5]))
     windows, origin = overlapping(histories, width=2, stride=1)  # 10 11 | 11 12 | 20 21
     merged = merge_scores(scores_of(windows, [0.0, 1.0, 3.0, 2.0, -4.0, -1.0]), origin)

@@ -165,7 +165,7 @@ def test_a_file_that_was_put_there_by_hand_is_checked(server, tmp_path):
     assert (tmp_path / "Y.json.gz").read_bytes() == b"something else"  # it is the user's
 
 
-def test_a_checksum_that_stands_beside_the_file(server, tmp_path):
+def test_a_checksum_file_beside_the_download(server, tmp_path):
     server.files["X.md5"] = f"MD5 (X.json.gz) = {MD5[4:].upper()}\n".encode()
     get(one_file(server, checksum=server.address("X.md5")), tmp_path)
     assert json.loads((tmp_path / "checksums.json").read_text())["X.json.gz"]["publisher states"] == MD5
@@ -252,7 +252,7 @@ def test_empty_files_and_web_pages_are_refused(server, tmp_path):
     assert visible(tmp_path) == []
 
 
-def test_nobody_answers(tmp_path, server):
+def test_a_server_that_does_not_answer(tmp_path, server):
     gone = one_file(server)
     server.shutdown()
     server.server_close()

@@ -52,7 +52,7 @@ def test_a_short_history_is_one_window_and_a_very_short_one_none():
     assert data.splits["train"].timestamps.tolist() == [6, 11]  # when the target was taken
 
 
-def test_ten_items_and_a_target_unless_told_otherwise():
+def test_ten_items_and_a_target_by_default():
     assert spelled(cut(log(ann="abcdefghijkl"))) == ["abcdefghijk", "bcdefghijkl"]
 
 

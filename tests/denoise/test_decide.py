@@ -80,7 +80,7 @@ def test_precision_is_the_mean_probability_of_the_flagged(eta, expected):
         (1.0, [0.9, 0.8, 0.7, 0.6, 0.5, 0.3]),  # one of each window stays
     ],
 )
-def test_rate_is_a_share_of_the_interactions(eta, expected):
+def test_rate_is_a_fraction_of_the_interactions(eta, expected):
     assert flagged("rate", eta) == expected
 
 
@@ -176,7 +176,7 @@ def test_training_and_test_histories_may_have_settings_of_their_own():
     assert configured_rule(none, is_train=False) == ("rate", 0.0, 0)  # 0 is a setting, not the lack of one
 
 
-def test_one_policy_stands_in_for_validation():
+def test_probability_replaces_validation_without_a_recommender():
     assert Config().decide.policy == VALIDATION
     assert effective_policy(None, 0.3, VALIDATION) == configured_rule(Config().decide, is_train=True)[0] == STAND_IN
     assert STAND_IN in POLICIES

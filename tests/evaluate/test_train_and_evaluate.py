@@ -119,7 +119,7 @@ def test_a_recommender_shares_the_options_that_it_reads():
 
 
 @pytest.mark.parametrize(("gib", "large", "at_once"), [(80, False, 6), (9, False, 4), (1, False, 1), (80, True, 1)])
-def test_as_many_share_a_gpu_as_its_memory_has_room_for(gib, large, at_once, monkeypatch):
+def test_workers_on_a_gpu_are_limited_by_its_memory(gib, large, at_once, monkeypatch):
     """2 GiB for each small model, one for each of eight cores, six to do; a large model has the GPU to itself."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

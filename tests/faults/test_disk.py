@@ -103,7 +103,7 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_the_second_of_two_runs_is_refused_and_told_who_holds_the_folder(calm, tmp_path):
+def test_a_second_run_is_refused_with_the_process_that_holds_the_folder(calm, tmp_path):
     folder = before("train", calm, tmp_path / "run")
     holder = start(folder, "train", moment=5, how=signal.SIGSTOP)  # it stops in the middle, and holds on
     try:

@@ -107,7 +107,7 @@ def test_candidates_are_ranked_by_score_and_other_items_keep_their_rank():
     assert (ranks[inside] != sasrec[inside]).any()
 
 
-def test_as_many_candidates_as_items_are_the_whole_catalogue():
+def test_a_list_of_all_items_is_the_whole_catalogue():
     windows = circle(20, 6)
     expected = untrained_llara().rank(windows.histories(), windows.targets())
     for count in (N, 100):

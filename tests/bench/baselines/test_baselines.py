@@ -242,7 +242,7 @@ def test_what_to_install_for_sentences(bought: Windows) -> None:
 
 
 @ENCODER
-def test_sentences_know_what_no_word_shares(bought: Windows) -> None:
+def test_sentence_vectors_relate_titles_without_common_words(bought: Windows) -> None:
     titles = ["steam locomotive", "railway station", "watercolour brush"]
     baseline = SentenceOutlier(Catalogue(pl.Series(range(3)), titles), 0)
     baseline.fit(bought, bought)
@@ -288,7 +288,7 @@ def test_each_model_learns_from_the_other_half(tiny_demo: Dataset) -> None:
 
 
 @pytest.mark.parametrize("baseline", ["sasrec-likelihood"], indirect=True)
-def test_the_first_item_is_judged_by_its_share_in_training(baseline: Any, tiny_demo: Dataset) -> None:
+def test_the_first_item_is_scored_by_its_popularity(baseline: Any, tiny_demo: Dataset) -> None:
     shares = torch.stack(baseline.halves.priors).exp()
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
     windows = of_user("never seen", 4, 9)

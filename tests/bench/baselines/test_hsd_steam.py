@@ -95,7 +95,7 @@ def test_the_seed_decides_and_nothing_else_is_disturbed(kind: type[Baseline]) ->
     assert not np.allclose(first, other, equal_nan=True)
 
 
-def test_they_are_among_the_peers() -> None:
+def test_they_are_among_the_baselines() -> None:
     assert BASELINES["hsd"] is HSD
     assert BASELINES["steam"] is STEAM
     assert all(1 <= len(kind.grid) <= 4 for kind in (HSD, STEAM))
