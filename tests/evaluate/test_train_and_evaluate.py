@@ -96,9 +96,12 @@ def test_a_recommender_without_a_seed_is_trained_once(rows, backbone):
     assert found["ndcg"].is_between(0.05, 1).all()
     assert found["ndcg"].n_unique() == 2
     assert seen[-1][:2] == (2, 2)  # two rows
-    text = result_table(summarize(found), {}, NAMES[backbone], 20, 0)
+    text = result_table(summarize(found, 20), {}, NAMES[backbone], 20, 0)
     assert f"{NAMES[backbone]} on test, no seed" in text
-    assert "±" not in text
+    rows_shown = [line.split(" | ") for line in text.splitlines() if line.startswith(("| original", "| oracle"))]
+    assert len(rows_shown) == 2
+    assert not any("±" in mean for cells in rows_shown for mean in cells[1:3])  # only gains have one, over users
+    assert "p = " not in text
 
 
 def test_a_recommender_shares_the_options_that_it_reads():

@@ -236,7 +236,8 @@ def test_steam_inserts_what_is_missing(baselines: dict[type[Baseline], Baseline]
     whole = [[(s + i) % N for i in range(7)] for s in range(N)]
     short = [row[:3] + row[4:] + [(row[-1] + 1) % N] for row in whole]
     done = rewritten(baselines, [*short, np.arange(WIDTH)], has_target=True)[:N]  # the last one makes room
-    assert sum(a[:-1] == b for a, b in zip(done, whole, strict=True)) > 0.8 * N
+    # By chance one in a hundred. So short a training differs between processors: 9 to 16 of 16 were right.
+    assert sum(a[:-1] == b for a, b in zip(done, whole, strict=True)) > 0.4 * N
 
 
 @pytest.mark.parametrize("has_target", [False, True])

@@ -220,7 +220,7 @@ def test_a_model_in_a_domain_that_is_its_own_is_as_good_as_at_home(to_itself):
 
 
 def test_every_row_is_tuned_in_the_same_steps(context, monkeypatch):
-    """Only how often and on how much differs; the configuration has steps of 256 windows, and two epochs."""
+    """Only how often and on how much differs; the configuration has steps of 256 windows, and four epochs."""
     tuned = {}
 
     def tune(model, builder, windows, catalogue, config, progress, how):
@@ -231,7 +231,7 @@ def test_every_row_is_tuned_in_the_same_steps(context, monkeypatch):
     train = dataclasses.replace(CONFIG.train, batch_windows=256, samples=100)
     transfer.measure(at, at, dataclasses.replace(CONFIG, train=train), 64, None)
     assert {how: settings.epochs for how, settings in tuned.items()} == {
-        transfer.HOME: 2, transfer.ADAPTED: 1, transfer.FEW_SCRATCH: 10, transfer.ALL_SCRATCH: 2}  # fmt: skip
+        transfer.HOME: 4, transfer.ADAPTED: 1, transfer.FEW_SCRATCH: 10, transfer.ALL_SCRATCH: 4}  # fmt: skip
     assert {(settings.batch_windows, settings.samples) for settings in tuned.values()} == {(64, 0)}
 
 
