@@ -95,6 +95,18 @@ def test_an_earlier_split_is_counted_only_up_to_the_time_of_each_part(denoiser):
     assert denoiser.builder.cooccurrence is before
 
 
+def test_an_earlier_split_is_counted_alike_for_short_and_long_histories(denoiser):
+    """Short test windows: a long one without a time, which is counted for nobody, changes nothing for the others."""
+    valid = dataclasses.replace(VALID, timestamps=np.zeros(len(VALID), dtype=np.int64))
+    rows = [TEST.row(i)[-4:] for i in range(40)]
+    long = max((TEST.row(i) for i in range(len(TEST))), key=len)
+    assert 4 < len(long) <= denoiser.width + 1
+    short = Windows.from_lists(rows, timestamps=np.arange(1, 41))
+    mixed = Windows.from_lists([*rows, long], timestamps=np.array([*range(1, 41), -1]))
+    alone, beside = (denoiser.score_and_map(w, has_target=True, earlier=valid)[0] for w in (short, mixed))
+    np.testing.assert_array_equal(beside["log_odds"].to_numpy()[: len(alone)], alone["log_odds"].to_numpy())
+
+
 def test_without_times_a_split_is_not_replayed(denoiser):
     timeless = TEST.take(np.arange(len(TEST)))
     timeless.timestamps = np.full(len(TEST), -1)

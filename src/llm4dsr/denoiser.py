@@ -196,8 +196,9 @@ class Denoiser:
         windows, cache = as_windows(histories, self.catalogue), PartCache(work)
         parts, origin = self._short(windows.histories() if has_target else windows, self.width)
         log_odds, calibrator = score_prequentially(
-            self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress, cache, earlier
-        )
+            self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress, cache,
+            self.width, earlier,
+        )  # fmt: skip
         scores = score_table(parts, log_odds, calibrator, self.catalogue)
         return merge_scores(scores, origin).drop(c.COVER) if origin else scores, calibrator
 

@@ -130,6 +130,15 @@ def test_a_counted_list_is_left_out_of_its_own_counts():
     assert pair_counts[1, 0, 1] == 1
 
 
+def test_counts_of_groups_add_up_to_those_of_all():
+    data = make_demo(size="tiny").data
+    some, size = data.splits["train"], len(data.catalogue)
+    fitted, whole = CooccurrenceCounts.fit(some, size, seed=0), CooccurrenceCounts.of(some, size)
+    for name in ("pairs", "counts", "popularity", "own"):
+        np.testing.assert_array_equal(getattr(fitted, name), getattr(whole, name))
+        assert getattr(fitted, name).dtype == getattr(whole, name).dtype
+
+
 @pytest.mark.parametrize("cells", [50, 4_000_000])
 def test_it_is_the_same_in_small_parts(monkeypatch, cells):
     """A big log is counted a part at a time; the parts must not show."""

@@ -273,6 +273,12 @@ def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]]) -> float:
     return min(bounds)
 
 
+def noise_rate_interval(pairs: Sequence[tuple[Sample, Sample]], atypical_share: float) -> tuple[float, float]:
+    """Return (low, high): `bound_noise_rate` less the largest share of atypical choices, and the bound itself."""
+    bound = bound_noise_rate(pairs)
+    return bound * (1 - atypical_share), bound
+
+
 def _monotone(noise: Floats, unlabeled: Floats, method: Method) -> tuple[Floats, Floats]:
     """(knots, P(injected | log-odds) at the knots) in the pool of both samples."""
     x = np.concatenate([noise, unlabeled])

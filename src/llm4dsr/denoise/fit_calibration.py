@@ -82,11 +82,10 @@ def fit_calibration(
             ensemble, some, 1, rng, progress, "calibrate: injected noise, training", cache
         )
         pairs.append((training_noise, plain))
-    bound = calibrate.bound_noise_rate(pairs)
+    rates = calibrate.noise_rate_interval(pairs, config.score.atypical_share)
     before, after = calibrate.injected_noise_ece(
         noise, unlabeled, config.score.calibration, (half[source], half[owner])
     )
-    rates = (bound * (1 - config.score.atypical_share), bound)
     fitted = calibrate.fit(noise, unlabeled, config.score.calibration, rates)
     calibrator = dataclasses.replace(fitted, ece_before=before, ece_after=after)
     if config.model.item_input != "soft_token":

@@ -125,6 +125,7 @@ def score_prequentially(
     recalibrate: bool,
     progress: Progress | None,
     cache: PartCache,
+    width: int,
     earlier: Windows | None = None,
 ) -> tuple[FloatArray, Calibrator]:
     """Score windows in order of time.
@@ -150,6 +151,8 @@ def score_prequentially(
         Called with (windows done, all windows, what is being done).
     cache : PartCache
         Keeps finished parts.
+    width : int
+        Histories of more items are too long, as in `prequential`.
     earlier : Windows, optional
         As in `prequential`.
 
@@ -172,14 +175,14 @@ def score_prequentially(
     draws = max(1, min(config.score.calibration_draws, MAX_INJECTED // max(1, len(parts))))
     rng = np.random.default_rng(config.seed + 2)
     log_odds, samples = np.full(parts.items.shape, np.nan), []
-    width = parts.items.shape[1]
     for histories, step in prequential(ensemble.builder, windows, has_target, progress, width, earlier):
         rows = histories if origin is None else origin.windows_of(histories)
         part = parts.take(rows)
         log_odds[rows] = ensemble.log_odds(part, step, "score", cache)
-        some = limit_windows(with_context(part), MAX_INJECTED, config.seed)
-        if recalibrate and method != "off" and len(some):
-            samples.append(injected_sample(ensemble, some, draws, rng, step, "score: injected noise", cache)[0])
+        if recalibrate and method != "off":
+            some = limit_windows(with_context(part), MAX_INJECTED, config.seed)
+            if len(some):
+                samples.append(injected_sample(ensemble, some, draws, rng, step, "score: injected noise", cache)[0])
     if samples and method != "off":
         noise, unlabeled = calibrate.join(samples), Sample.of(parts, log_odds)
         rates = _noise_rates(ensemble, calibrator, windows, noise, unlabeled)
@@ -200,5 +203,4 @@ def _noise_rates(
             "noise rate cannot be estimated. Use train.folds of 2 or more.", calibrator.uncalibrated or "no noise rate",
         )  # fmt: skip
         return None
-    bound = calibrate.bound_noise_rate([(noise, unlabeled)])
-    return bound * (1 - ensemble.config.score.atypical_share), bound
+    return calibrate.noise_rate_interval([(noise, unlabeled)], ensemble.config.score.atypical_share)

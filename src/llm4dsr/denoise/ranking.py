@@ -201,6 +201,8 @@ def ranking_features(
     vectors = F.normalize(model.vectors, dim=-1)
     starts = np.flatnonzero(np.diff(rows, prepend=-1))  # of windows
     size = max(1, SCORES // 8 // len(vectors))
+    counts = builder.cooccurrence
+    popularity = None if counts is None else torch.log1p(torch.tensor(counts.popularity).float())
     begin = 0
     while begin < len(rows):
         ends = np.append(starts[starts > begin], len(rows))  # never inside a window
@@ -219,11 +221,10 @@ def ranking_features(
             hidden = model.hidden(collate(prompts, model.device))[range(len(group)), reads]
             cosine = (F.normalize(model.out(hidden.float()), dim=-1) @ vectors.T).cpu()
         columns = [cosine]
-        counts = builder.cooccurrence
-        if counts is not None:
+        if counts is not None and popularity is not None:
             assert counts.vectors is not None
             context = some.present & ~flagged[rows[group]]
             columns.append(torch.log1p(10 * torch.from_numpy(counts.neighbor_scores(some, context)).float()))
             columns.append(torch.from_numpy(counts.vectors.similarities(some, context)))
-            columns.append(torch.log1p(torch.tensor(counts.popularity).float()).expand_as(cosine))
+            columns.append(popularity.expand_as(cosine))
         yield group, torch.stack(columns)

@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.config import EvaluateConfig
 from llm4dsr.core.arrays import FloatArray
@@ -72,7 +71,7 @@ class Candidate:
 NO_CORRECTION = Candidate(0.0, KEEP)
 
 
-def candidates(goal: str, noise_rate: float, has_suggestions: bool = True) -> list[Candidate]:
+def candidates(goal: str, noise_rate: float) -> list[Candidate]:
     """Return what is tried for a goal, no correction first.
 
     Parameters
@@ -81,8 +80,6 @@ def candidates(goal: str, noise_rate: float, has_suggestions: bool = True) -> li
         See the table above.
     noise_rate : float
         Estimated fraction of interactions that is noise; NaN if unknown.
-    has_suggestions : bool, default True
-        False leaves out actions that need suggestions.
 
     Raises
     ------
@@ -102,7 +99,7 @@ def candidates(goal: str, noise_rate: float, has_suggestions: bool = True) -> li
         noise = UNKNOWN_NOISE if np.isnan(noise_rate) else noise_rate
         rates = dict.fromkeys(round(part * noise, 3) for part in PARTS_OF_NOISE)
         tried = [Candidate(rate, action) for rate in rates if rate for action in ("drop", "mixed", "replace")]
-    return [NO_CORRECTION, *(t for t in tried if has_suggestions or t.action not in c.WITH_SUGGESTIONS)]
+    return [NO_CORRECTION, *tried]
 
 
 def try_candidates(

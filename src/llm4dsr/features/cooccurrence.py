@@ -12,7 +12,7 @@ user has; no user id is stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -74,7 +74,10 @@ class CooccurrenceCounts:
         vectors = CollaborativeVectors.of(
             [(part.pairs, part.counts) for part in parts], user_hashes(windows.user_ids), n_items, seed
         )
-        return replace(cls.of(windows, n_items), vectors=vectors)
+        # No user is in two groups, so their counts add up to those of all.
+        pairs, counts = _summed([part.pairs for part in parts], [part.counts for part in parts])
+        popularity = np.sum([part.popularity for part in parts], axis=0)
+        return cls(pairs, counts, popularity, np.unique(np.concatenate([part.own for part in parts])), vectors)
 
     @classmethod
     def of(cls, windows: Windows, n_items: int) -> CooccurrenceCounts:
@@ -102,8 +105,7 @@ class CooccurrenceCounts:
         pair_owners, first = np.unique(np.concatenate(owners), return_index=True)
         new = ~_among(self.own, pair_owners)
         pair_owners, fresh = pair_owners[new], np.concatenate(keys)[first[new]]
-        pairs, at = np.unique(np.concatenate([self.pairs, fresh]), return_inverse=True)
-        counts = np.bincount(at, weights=np.concatenate([self.counts, np.ones(len(fresh))])).astype(np.int64)
+        pairs, counts = _summed([self.pairs, fresh], [self.counts, np.ones(len(fresh), np.int64)])
         rows = windows.items[windows.present]
         item_owners, first = np.unique(_item_hash(np.repeat(users, windows.lengths), rows), return_index=True)
         new = ~_among(self.own, item_owners)
@@ -249,6 +251,12 @@ class CooccurrenceCounts:
         own = pl.read_parquet(folder / _FILE.format("own"), glob=False)
         return cls(pairs["pair"].to_numpy(), pairs["users"].to_numpy(), items["users"].to_numpy(),
                    own["hash"].to_numpy(), CollaborativeVectors.load(folder))  # fmt: skip
+
+
+def _summed(pairs: list[IntArray], counts: list[IntArray]) -> tuple[IntArray, IntArray]:
+    """(sorted keys, counts) of pairs from several sources; a pair of two sources has the sum."""
+    keys, at = np.unique(np.concatenate(pairs), return_inverse=True)
+    return keys, np.bincount(at, weights=np.concatenate(counts)).astype(np.int64)
 
 
 def _parts(windows: Windows) -> list[slice]:

@@ -145,7 +145,7 @@ class Run(RunFolder):
         DataError
             If the labels cannot be used.
         """
-        scores, facts_before = self.scores(), self.card()["stages"]["score"]
+        scores, facts_before = self.scores(), self._facts("score")
         maps = {n: Calibrator(**m) for n, m in json.loads((self.path("score") / MAPS).read_text()).items()}
         rates = rates_by_labels(labels, scores, maps)
         with self.stage("score", overwrite=True) as (out, facts):
@@ -215,9 +215,8 @@ class Run(RunFolder):
             decisions = self.decided("rate", rate, cap, scores)
             return DecisionTables(decisions, dict(self.suggested(decisions, progress, work["suggest"])))
 
-        stages = self.card()["stages"]
-        low_high = stages["score"].get("noise_rate_interval", stages["train"]["noise_rate_interval"])
-        tried = candidates(goal, sum(low_high) / 2)
+        low, high = (self._facts("train") | self._facts("score"))["noise_rate_interval"]  # labels, if any, come last
+        tried = candidates(goal, (low + high) / 2)
         settings = config.evaluate, config.correct.train_targets, config.seed
         return try_candidates(data.splits, tried, tables_at, data.catalogue, *settings, progress, work["evaluate"])
 
@@ -238,8 +237,7 @@ class Run(RunFolder):
         overwrite : bool, default False
             Correct again.
         """
-        chosen = self.card().get("stages", {}).get("decide", {}).get("action", self.config.correct.action)
-        action = action or str(chosen)
+        action = action or self.chosen_action
         with self.stage("correct", overwrite) as (out, facts):
             facts["action"] = action
             if action in c.WITH_SUGGESTIONS and not self.done("suggest"):
@@ -305,13 +303,17 @@ class Run(RunFolder):
         return text
 
     @property
+    def chosen_action(self) -> str:
+        """The action chosen on validation, else the configured one."""
+        return str(self._facts("decide").get("action", self.config.correct.action))
+
+    @property
     def action(self) -> str:
-        """The action in force: that of the correction, else that chosen on validation, else the configured one."""
-        stages = self.card().get("stages", {})
-        for stage in ("correct", "decide"):
-            if "action" in stages.get(stage, {}):
-                return str(stages[stage]["action"])
-        return self.config.correct.action
+        """The action of the correction; before it, that which it would take."""
+        return str(self._facts("correct").get("action", self.chosen_action))
+
+    def _facts(self, stage: str) -> dict[str, Any]:
+        return dict(self.card().get("stages", {}).get(stage, {}))
 
     # -- tables of the stages ----------------------------------------------------------------------------------------
 
