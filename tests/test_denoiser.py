@@ -155,7 +155,7 @@ def test_windows_longer_than_a_prompt_can_be_are_learned_from_in_parts():
 
 
 def test_recalibrating_moves_probabilities_but_no_order(denoiser, monkeypatch):
-    monkeypatch.setattr("llm4dsr.denoise.prequential.MIN_TO_RECALIBRATE", 10)
+    monkeypatch.setattr("llm4dsr.denoise.score_in_time.MIN_TO_RECALIBRATE", 10)
     plain, anew = (denoiser.score(TEST, has_target=True, recalibrate=flag) for flag in (False, True))
     assert plain["log_odds"].equals(anew["log_odds"])
     assert not plain["noise_probability"].equals(anew["noise_probability"])
@@ -208,7 +208,7 @@ def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"format": 2}, "has format 2; this version reads 5"), ({"prompt_hash": "0"}, "tuned with another prompt")],
+    [({"format": 2}, "has format 2; this version reads 6"), ({"prompt_hash": "0"}, "tuned with another prompt")],
 )
 def test_a_denoiser_of_another_time_is_refused(denoiser, tmp_path, changed, said):
     denoiser.save_pretrained(tmp_path)

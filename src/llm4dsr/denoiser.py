@@ -32,8 +32,9 @@ from llm4dsr.denoise import decide as deciding
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.ensemble import Ensemble, chunks
 from llm4dsr.denoise.fit_calibration import fit_calibration
-from llm4dsr.denoise.prequential import prequential, score_prequentially
+from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights
+from llm4dsr.denoise.score_in_time import score_prequentially
 from llm4dsr.denoise.storage import load_denoiser, save_denoiser
 from llm4dsr.denoise.suggest import NOTHING, suggest
 from llm4dsr.denoise.tables import flagged_rows, score_table, suggestion_table
@@ -45,8 +46,7 @@ from llm4dsr.lm.prompt import MARKERS, PromptBuilder
 class Denoiser:
     """Find interactions that do not belong in a history, and suggest better items.
 
-    Histories may be `Windows`, a Polars or pandas table with `user_id, window_id, item_ids`, or a list of lists of item
-    ids, oldest first.
+    Histories may be `Windows`, a table with `user_id, window_id, item_ids`, or lists of item ids, oldest first.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from llm4dsr.config import TaskConfig
 from llm4dsr.core.arrays import PAD
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.noise_injection import LONGEST_RUN, draw_noise, draw_positions, replace
+from llm4dsr.denoise.noise_injection import LONGEST_RUN, Injectable, draw_noise, draw_positions, inject, replace
 
 SEEDS = st.integers(0, 2**32 - 1)
 LENGTHS = st.lists(st.integers(1, 11), min_size=1, max_size=20).map(np.array)
@@ -18,6 +18,11 @@ LENGTHS = st.lists(st.integers(1, 11), min_size=1, max_size=20).map(np.array)
 
 def catalogue(*titles: str) -> Catalogue:
     return Catalogue(pl.Series("item_id", range(len(titles))), list(titles))
+
+
+def injectable(*titles: str) -> Injectable:
+    """All items of a catalogue."""
+    return Injectable(catalogue(*titles), np.arange(len(titles)))
 
 
 # --- positions -------------------------------------------------------------------------------------------------------
@@ -77,7 +82,7 @@ def test_replacements_are_foreign_and_nothing_else_changes(windows, rate, seed):
     rng = np.random.default_rng(seed)
     chosen = (rng.random(before.items.shape) < rate) & before.present
     given_items = before.items.copy()
-    after = replace(before.items, chosen, items, rng)
+    after = replace(before.items, chosen, Injectable(items, np.arange(12)), rng)
 
     assert (before.items == given_items).all()  # a copy: what was given is as it was
     assert (after[~chosen] == before.items[~chosen]).all()
@@ -90,7 +95,7 @@ def test_replacements_are_foreign_and_nothing_else_changes(windows, rate, seed):
 
 def test_draws_are_uniform_over_the_foreign_items():
     """Window a b of the catalogue a b c d and a second "c": c, d and the other c are each drawn a third of the time."""
-    items = catalogue("a", "b", "c", "d", "c")
+    items = injectable("a", "b", "c", "d", "c")
     windows = np.tile([0, 1], (30_000, 1))
     after = replace(windows, windows == 1, items, np.random.default_rng(3))
     assert (after[:, 0] == 0).all()
@@ -100,26 +105,41 @@ def test_draws_are_uniform_over_the_foreign_items():
 
 def test_one_foreign_item_in_a_large_catalogue_of_the_same_title_is_found():
     """999 items are titled "a"; drawing at random would hardly ever hit the only other one."""
-    items = catalogue(*["a"] * 999, "b")
+    items = injectable(*["a"] * 999, "b")
     windows = np.tile([0, 5], (50, 1))
     after = replace(windows, windows == 0, items, np.random.default_rng(4))
     assert (after == [999, 5]).all()
 
 
 def test_without_a_foreign_item_the_window_stays():
-    items = catalogue("a", "b", "a")
+    items = injectable("a", "b", "a")
     windows = np.array([[0, 1, PAD], [2, 1, 0]])
     chosen = np.array([[True, False, False], [True, True, False]])
     assert (replace(windows, chosen, items, np.random.default_rng(5)) == windows).all()
 
 
 def test_the_seed_decides():
-    items = catalogue(*(f"title {i}" for i in range(100)))
+    items = injectable(*(f"title {i}" for i in range(100)))
     windows = np.arange(40).reshape(4, 10)
     chosen = windows % 2 == 0
     one, same, other = (replace(windows, chosen, items, np.random.default_rng(seed)) for seed in (6, 6, 7))
     assert (one == same).all()
     assert (one != other).any()
+
+
+def test_only_items_that_somebody_has_are_injected():
+    """Of 1,000 items, users have 0 to 9. Each of the others would be recognized by having no user."""
+    rng = np.random.default_rng(8)
+    windows = Windows.from_lists([rng.choice(10, 4, replace=False) for _ in range(2000)])
+    by_windows = Injectable.of(WIDE.catalogue, windows)
+    assert by_windows.rows.tolist() == list(range(10))
+    injected, chosen, _, _ = inject(windows, by_windows, rng)
+    counts = np.bincount(injected.items[chosen], minlength=1000)
+    assert counts[:10] == pytest.approx([200] * 10, abs=60)
+    assert counts[10:].sum() == 0
+    users = np.zeros(1000, dtype=np.int64)
+    users[[3, 700]] = 5, 1
+    assert Injectable.of(WIDE.catalogue, windows, users).rows.tolist() == [3, 700]
 
 
 # --- noise of one training step --------------------------------------------------------------------------------------
@@ -132,7 +152,7 @@ def two_tastes(size: int, length: int = 10) -> Windows:
     return Windows.from_lists(rows, user_ids=pl.Series("user_id", range(size)))
 
 
-WIDE = catalogue(*(f"title {i}" for i in range(1000)))
+WIDE = injectable(*(f"title {i}" for i in range(1000)))
 
 
 def test_bursts_are_runs_of_another_users_items():

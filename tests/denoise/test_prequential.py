@@ -128,7 +128,7 @@ def test_too_few_validation_windows_are_reported_and_kept(caplog, tmp_path):
 @pytest.mark.parametrize("folds", [1, 2])
 def test_recalibrating_without_a_noise_rate_never_gives_nan(folds, caplog, monkeypatch):
     """With folds the rate is estimated from the split; a single model that saw the users keeps what it has."""
-    monkeypatch.setattr("llm4dsr.denoise.prequential.MIN_TO_RECALIBRATE", 10)
+    monkeypatch.setattr("llm4dsr.denoise.score_in_time.MIN_TO_RECALIBRATE", 10)
     few = fitted(folds)
     plain, anew = (few.score(TRAIN, recalibrate=flag)["noise_probability"].to_numpy() for flag in (False, True))
     assert np.isfinite(anew).all()

@@ -75,7 +75,8 @@ class TaskConfig:
     none: Fraction = 0.0
     """Fraction of windows without injected noise."""
     bursts: Fraction = 0.05
-    """Fraction of windows that get a run of another user's items instead of single items. `replaced: 0` only."""
+    """Fraction of windows that get a run of another user's items instead of single items; `replaced: 0` only. Also the
+    fraction of injected interactions in runs, for `score.stacking`."""
     popular: Fraction = 0.2
     """Fraction of the single items that are drawn in proportion to their interactions, not uniformly."""
     whole_prompt_loss: bool = False
@@ -117,6 +118,9 @@ class ScoreConfig:
 
     mode: Literal["whole-title", "first-token"] = "whole-title"
     """Tokens of a title that are scored, for `readout: title`. `first-token` is published, and ties."""
+    stacking: bool = True
+    """Combine the model's log-odds with co-occurrence features by a network fitted on noise injected into validation
+    windows. Needs `model.cooccurrence` and calibration."""
     calibration: Annotated[Literal["isotonic", "platt", "off"], BeforeValidator(_off)] = "isotonic"
     """Map from log-odds to probabilities."""
     calibration_draws: PositiveInt = 3

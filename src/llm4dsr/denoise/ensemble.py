@@ -20,7 +20,9 @@ from llm4dsr.core.hashing import Hashes, derived_seed, digest, user_folds, user_
 from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.noise_injection import Injectable
 from llm4dsr.denoise.score import score_windows
+from llm4dsr.denoise.stacking import Evidence, Stacker
 from llm4dsr.denoise.train import build_model, tune
 from llm4dsr.errors import DataError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
@@ -48,6 +50,8 @@ class Ensemble:
         All options.
     seen : array of uint64
         Sorted hashes of all users in training.
+    stacker_newer, stacker_training : Stacker or None
+        For windows newer than training or of new users, and for windows of training. None: log-odds of the models.
     """
 
     models: list[NoiseLM]
@@ -55,6 +59,8 @@ class Ensemble:
     catalogue: Catalogue
     config: Config
     seen: Hashes
+    stacker_newer: Stacker | None = None
+    stacker_training: Stacker | None = None
 
     @classmethod
     def fit(
@@ -131,7 +137,35 @@ class Ensemble:
             models.append(model)
         return cls(models, builder, catalogue, config, np.unique(users)), curve
 
-    def log_odds(self, windows: Windows, progress: Progress | None, doing: str, cache: PartCache) -> FloatArray:
+    def log_odds(
+        self, windows: Windows, is_newer: bool, progress: Progress | None, doing: str, cache: PartCache
+    ) -> FloatArray:
+        """Score windows by models and stacker.
+
+        Parameters
+        ----------
+        windows, progress, doing, cache
+            As in `model_log_odds`.
+        is_newer : bool
+            The windows are newer than training. Those of new users always count as newer.
+
+        Returns
+        -------
+        array of float
+            [W, L] log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
+        """
+        out, counts = self.model_log_odds(windows, progress, doing, cache), self.builder.cooccurrence
+        newer = is_newer | ~np.isin(user_hashes(windows.user_ids), self.seen)
+        for stacker, rows in (
+            (self.stacker_newer, np.flatnonzero(newer)),
+            (self.stacker_training, np.flatnonzero(~newer)),
+        ):
+            if stacker is not None and counts is not None and len(rows):
+                part = windows.take(rows)
+                out[rows] = stacker.log_odds(part, out[rows], Evidence.of(part, out[rows], counts))
+        return out
+
+    def model_log_odds(self, windows: Windows, progress: Progress | None, doing: str, cache: PartCache) -> FloatArray:
         """Score windows, each by the models that `assignments` names.
 
         Parameters
@@ -170,6 +204,11 @@ class Ensemble:
                         progress(done, total, doing)
                 out[chunk] = np.mean(scores, axis=0)
         return out
+
+    def injectable(self, windows: Windows) -> Injectable:
+        """Return the items that may be injected into windows: those that somebody has by now."""
+        counts = self.builder.cooccurrence
+        return Injectable.of(self.catalogue, windows, None if counts is None else counts.popularity)
 
     def assignments(self, windows: Windows) -> list[tuple[IntArray, list[int]]]:
         """Return (rows of the windows, models that score them): never a model tuned on that user, if there is one."""

@@ -9,20 +9,20 @@ import dataclasses
 
 import numpy as np
 
-from llm4dsr.core.arrays import IntArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import user_hashes
-from llm4dsr.core.progress import Progress, log, subprogress
+from llm4dsr.core.progress import Progress, log
 from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.denoise import calibrate
-from llm4dsr.denoise.calibrate import Calibrator, Sample
+from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.ensemble import Ensemble
-from llm4dsr.denoise.noise_injection import inject
+from llm4dsr.denoise.injected import MAX_INJECTED, ScoredWindows, with_context
+from llm4dsr.denoise.noise_injection import inject, task_rate
+from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights, fit_ranking_weights
 
 MIN_WINDOWS = 20  # validation windows of two items below which nothing is calibrated
 MIN_UNSEEN = 200  # validation windows of unseen users that are enough to calibrate on
-MAX_INJECTED = 20_000  # most windows that noise is injected into
 
 
 def fit_calibration(
@@ -68,20 +68,19 @@ def fit_calibration(
         new = np.flatnonzero(~np.isin(user_hashes(validation.user_ids), ensemble.seen))
         validation = validation.take(new) if len(new) >= MIN_UNSEEN else validation
     rng = np.random.default_rng(config.seed + 1)
+    newer, draws = ScoredWindows(), config.score.calibration_draws
+    for rows, step in prequential(ensemble.builder, validation, True, progress):
+        newer.add(ensemble, validation.take(rows), rows, draws, rng, step, "calibrate", cache)
+    rate = task_rate(config.task, windows)
+    ensemble.stacker_newer = ensemble.stacker_training = newer.fit_stacker(rate, config.seed)
+    noise, unlabeled, source, owner = newer.samples(ensemble.stacker_newer)
     half = rng.random(len(validation)) < 0.5
-    log_odds = ensemble.log_odds(validation, progress, "calibrate: unlabeled", cache)
-    unlabeled, owner = Sample.of(validation, log_odds), np.nonzero(validation.present)[0]
-    noise, source = injected_sample(
-        ensemble, validation, config.score.calibration_draws, rng, progress, "calibrate: injected noise", cache
-    )
     pairs = [(noise, unlabeled)]
     if out_of_fold:
-        some = limit_windows(windows, MAX_INJECTED, config.seed)
-        plain = Sample.of(some, ensemble.log_odds(some, progress, "calibrate: unlabeled, training", cache))
-        training_noise, _ = injected_sample(
-            ensemble, some, 1, rng, progress, "calibrate: injected noise, training", cache
-        )
-        pairs.append((training_noise, plain))
+        training, some = ScoredWindows(), limit_windows(windows, MAX_INJECTED, config.seed)
+        training.add(ensemble, some, np.arange(len(some)), 1, rng, progress, "calibrate: training", cache)
+        ensemble.stacker_training = training.fit_stacker(rate, config.seed)
+        pairs.append(training.samples(ensemble.stacker_training)[:2])
     rates = calibrate.noise_rate_interval(pairs, config.score.atypical_share)
     before, after = calibrate.injected_noise_ece(
         noise, unlabeled, config.score.calibration, (half[source], half[owner])
@@ -90,7 +89,7 @@ def fit_calibration(
     calibrator = dataclasses.replace(fitted, ece_before=before, ece_after=after)
     if config.model.item_input != "soft_token":
         return calibrator, RankingWeights()
-    injected, chosen, _, originals = inject(validation, ensemble.catalogue, rng)
+    injected, chosen, _, originals = inject(validation, ensemble.injectable(validation), rng)
     rows = np.concatenate([rows for rows, members in ensemble.assignments(injected) if 0 in members])
     weights = fit_ranking_weights(
         ensemble.models[0],
@@ -102,50 +101,3 @@ def fit_calibration(
         config,
     )
     return calibrator, weights
-
-
-def with_context(windows: Windows) -> Windows:
-    """Return the windows of at least two items. In a single item, nothing tells noise from the rest."""
-    return windows.take(np.flatnonzero(windows.lengths >= 2))
-
-
-def injected_sample(
-    ensemble: Ensemble,
-    windows: Windows,
-    draws: int,
-    rng: np.random.Generator,
-    progress: Progress | None,
-    doing: str,
-    cache: PartCache,
-) -> tuple[Sample, IntArray]:
-    """Inject noise into windows and score it.
-
-    Parameters
-    ----------
-    ensemble : Ensemble
-        The tuned models.
-    windows : Windows
-        Windows that get one injected item each, in every draw.
-    draws : int
-        How often.
-    rng : Generator
-        Draws positions and items.
-    progress, doing, cache
-        As in `Ensemble.log_odds`.
-
-    Returns
-    -------
-    sample : Sample
-        One injected item per window and draw.
-    source : array of int
-        The window of each.
-    """
-    samples, sources = [], []
-    size = len(windows)
-    for draw in range(draws):
-        step = progress and subprogress(progress, draw * size, size, draws * size)
-        injected, chosen, source, _ = inject(windows, ensemble.catalogue, rng)
-        sample = Sample.of(injected, ensemble.log_odds(injected, step, doing, cache))
-        samples.append(sample.take(chosen[injected.present]))
-        sources.append(source)
-    return calibrate.join(samples), np.concatenate(sources)

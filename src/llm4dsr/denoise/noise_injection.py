@@ -8,6 +8,7 @@ drawn by popularity, as real noise is.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,31 @@ from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 
 LONGEST_RUN = 5  # items of a run
+
+
+@dataclass(frozen=True)
+class Injectable:
+    """The items that may be injected.
+
+    A catalogue can hold many items that nobody has. They would be recognized by that alone, and real noise seldom is
+    one of them. So injected items are drawn from those that users have.
+
+    Attributes
+    ----------
+    catalogue : Catalogue
+        All items.
+    rows : array of int
+        Catalogue rows that are drawn from.
+    """
+
+    catalogue: Catalogue
+    rows: IntArray
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, windows: Windows, popularity: IntArray | None = None) -> Injectable:
+        """Take the items that somebody has: by their numbers of users [N], else by their presence in windows."""
+        rows = np.unique(windows.items[windows.present]) if popularity is None else np.flatnonzero(popularity)
+        return cls(catalogue, rows if len(rows) else np.arange(len(catalogue)))
 
 
 def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.random.Generator) -> BoolArray:
@@ -53,7 +79,7 @@ def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.rand
 
 
 def draw_noise(
-    windows: Windows, catalogue: Catalogue, task: TaskConfig, rng: np.random.Generator
+    windows: Windows, injectable: Injectable, task: TaskConfig, rng: np.random.Generator
 ) -> tuple[IntArray, BoolArray]:
     """Draw the noise of one training step.
 
@@ -61,7 +87,7 @@ def draw_noise(
     ----------
     windows : Windows
         B windows of up to L items. Runs are drawn from each other, and popular items from all of them.
-    catalogue : Catalogue
+    injectable : Injectable
         The items to draw from.
     task : TaskConfig
         How much of which noise.
@@ -80,15 +106,43 @@ def draw_noise(
     popular = pool[rng.integers(0, len(pool), size=chosen.shape)] if task.popular else windows.items
     popular = np.where(rng.random(chosen.shape) < task.popular, popular, PAD)
     if task.replaced or not task.bursts:
-        return replace(windows.items, chosen, catalogue, rng, popular), chosen
-    runs, foreign = _runs_of_others(windows, task.bursts, rng)
-    with_run = runs.any(axis=1)
+        return replace(windows.items, chosen, injectable, rng, popular), chosen
+    foreign, runs, with_run = draw_runs(windows, injectable.catalogue, task.bursts, rng)
     chosen[with_run] = False
-    canonical = np.append(catalogue.canonical, PAD)
-    known = (canonical[windows.items][:, :, None] == canonical[foreign][:, None, :]).any(axis=1)
-    runs &= ~known  # an item that the window has anyway is no noise
-    items = replace(windows.items, chosen, catalogue, rng, popular)
+    items = replace(windows.items, chosen, injectable, rng, popular)
     return np.where(runs, foreign, items), chosen | runs
+
+
+def draw_runs(
+    windows: Windows, catalogue: Catalogue, rate: float, rng: np.random.Generator
+) -> tuple[IntArray, BoolArray, BoolArray]:
+    """Draw runs of another user's items.
+
+    Parameters
+    ----------
+    windows : Windows
+        B windows of up to L items; runs are drawn from each other.
+    catalogue : Catalogue
+        The items.
+    rate : float
+        Probability that a window gets a run, where it can hold one and the other window is of another user.
+    rng : Generator
+        Draws.
+
+    Returns
+    -------
+    items : array of int
+        [B, L] catalogue rows; those of the other user in a run.
+    runs : array of bool
+        [B, L] True where such an item stands. An item that the window has anyway is no noise.
+    with_run : array of bool
+        [B] True where a run was drawn.
+    """
+    runs, foreign = _runs_of_others(windows, rate, rng)
+    with_run: BoolArray = np.asarray(runs.any(axis=1))
+    canonical = np.append(catalogue.canonical, PAD)
+    runs &= ~(canonical[windows.items][:, :, None] == canonical[foreign][:, None, :]).any(axis=1)
+    return np.where(runs, foreign, windows.items), runs, with_run
 
 
 def _runs_of_others(windows: Windows, rate: float, rng: np.random.Generator) -> tuple[BoolArray, IntArray]:
@@ -111,14 +165,20 @@ def _runs_of_others(windows: Windows, rate: float, rng: np.random.Generator) -> 
     return inside, windows.items[donor[:, None], taken]
 
 
+def task_rate(task: TaskConfig, windows: Windows) -> float:
+    """Return the fraction of the interactions that single injected items replace, in (0, 1)."""
+    rate = task.replaced / max(1.0, windows.lengths.mean()) if task.replaced else task.rate
+    return float(np.clip((1 - task.none) * rate, 0.01, 0.99))
+
+
 def replace(
     items: IntArray,
     chosen: BoolArray,
-    catalogue: Catalogue,
+    injectable: Injectable,
     rng: np.random.Generator,
     first: IntArray | None = None,
 ) -> IntArray:
-    """Replace items by items drawn uniformly from the catalogue.
+    """Replace items by items drawn uniformly from those that may be injected.
 
     A draw with a title that the window already has is drawn again. If no other title exists, the position stays as it
     is.
@@ -129,7 +189,7 @@ def replace(
         [B, L] catalogue rows.
     chosen : array of bool
         [B, L] positions to replace.
-    catalogue : Catalogue
+    injectable : Injectable
         The items to draw from.
     rng : Generator
         Draws.
@@ -141,14 +201,14 @@ def replace(
     array of int
         [B, L] a copy with the injected items.
     """
-    out = items.copy()
+    out, catalogue = items.copy(), injectable.catalogue
     canonical = np.append(catalogue.canonical, PAD)  # row PAD = -1 stays PAD
     todo = chosen.copy()
     for _ in range(20):
         rows, cols = np.nonzero(todo)
         if not len(rows):
             return out
-        drawn = rng.integers(0, len(catalogue), size=len(rows))
+        drawn = rng.choice(injectable.rows, size=len(rows))
         if first is not None:
             drawn, first = np.where(first[rows, cols] == PAD, drawn, first[rows, cols]), None
         out[rows, cols] = drawn
@@ -162,7 +222,7 @@ def replace(
 
 
 def inject(
-    windows: Windows, catalogue: Catalogue, rng: np.random.Generator
+    windows: Windows, injectable: Injectable, rng: np.random.Generator
 ) -> tuple[Windows, BoolArray, IntArray, IntArray]:
     """Inject one item into each of as many windows as given.
 
@@ -172,7 +232,7 @@ def inject(
     ----------
     windows : Windows
         W windows of up to L items.
-    catalogue : Catalogue
+    injectable : Injectable
         The items to draw from.
     rng : Generator
         Draws.
@@ -193,5 +253,5 @@ def inject(
     some, at = windows.take(rows[drawn]), (np.arange(len(windows)), positions[drawn])
     chosen = np.zeros(some.items.shape, dtype=bool)
     chosen[at] = True
-    injected = dataclasses.replace(some, items=replace(some.items, chosen, catalogue, rng))
+    injected = dataclasses.replace(some, items=replace(some.items, chosen, injectable, rng))
     return injected, chosen, rows[drawn], some.items[at]

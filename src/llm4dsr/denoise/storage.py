@@ -13,12 +13,14 @@ from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_parquet
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.stacking import Stacker
 from llm4dsr.errors import ModelError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
-FORMAT = 5  # of a saved denoiser; other formats are refused
+FORMAT = 6  # of a saved denoiser; other formats are refused
+NEWER, TRAINING = "newer", "training"  # windows that a stacker is for
 CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
 
 
@@ -30,6 +32,9 @@ def save_denoiser(folder: Path, ensemble: Ensemble, facts: dict[str, Any]) -> No
     write_parquet(pl.DataFrame({"hash": ensemble.seen}), folder / USERS)
     if ensemble.builder.cooccurrence is not None:
         ensemble.builder.cooccurrence.save(folder)
+    for name, stacker in ((NEWER, ensemble.stacker_newer), (TRAINING, ensemble.stacker_training)):
+        if stacker is not None:
+            stacker.save(folder, name)
     card = {
         "format": FORMAT,
         "prompt_hash": ensemble.builder.hash,
@@ -68,7 +73,8 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
     builder = PromptBuilder(models[0].tokenizer, catalogue.titles, config.model, config.train.max_tokens, counts)
     if builder.hash != card["prompt_hash"]:
         raise ModelError(f"{folder} was tuned with another prompt ({card['prompt_hash']}). Tune the model again.")
-    return Ensemble(models, builder, catalogue, config, seen), card
+    stackers = Stacker.load(folder, NEWER), Stacker.load(folder, TRAINING)
+    return Ensemble(models, builder, catalogue, config, seen, *stackers), card
 
 
 def _model_folders(folder: Path, config: Config) -> list[Path]:

@@ -22,7 +22,7 @@ from llm4dsr.core.device import halve_budget, pick_device, precision, run_or_oom
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.noise_injection import draw_noise
+from llm4dsr.denoise.noise_injection import Injectable, draw_noise
 from llm4dsr.errors import ModelError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.lm.checkpoint import Checkpoint, Position
@@ -119,7 +119,7 @@ def tune(
     windows : Windows
         Training windows, target included.
     catalogue : Catalogue
-        The items that are injected.
+        The items. Those of the windows are injected.
     config : Config
         All options.
     progress : Progress, optional
@@ -144,7 +144,7 @@ def tune(
     LLM4DSR, arXiv 2408.08208, section 4.1. Small-loss selection: co-teaching, Han et al. (2018).
     """
     settings, rng = config.train, np.random.default_rng(config.seed)
-    checkpoint = checkpoint or Checkpoint(None, "")
+    checkpoint, injectable = checkpoint or Checkpoint(None, ""), Injectable.of(catalogue, windows)
     rows = np.arange(len(windows))
     if settings.samples and settings.samples < len(rows):
         rows = np.sort(rng.choice(rows, settings.samples, replace=False))
@@ -168,7 +168,7 @@ def tune(
         batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])
         limit = at.loss_limit if at.epoch and settings.small_loss_drop_rate else math.inf
         budget = at.budget or settings.batch_tokens
-        loss, unlabeled, at.budget = _backward(model, builder, batch, catalogue, config, rng, limit, budget, scaler)
+        loss, unlabeled, at.budget = _backward(model, builder, batch, injectable, config, rng, limit, budget, scaler)
         at.losses.append(loss)
         if len(unlabeled):
             at.loss_limit = float(np.quantile(unlabeled, 1 - settings.small_loss_drop_rate))
@@ -198,7 +198,7 @@ def _backward(
     model: NoiseLM,
     builder: PromptBuilder,
     batch: Windows,
-    catalogue: Catalogue,
+    injectable: Injectable,
     config: Config,
     rng: np.random.Generator,
     loss_limit: float,
@@ -214,7 +214,7 @@ def _backward(
 
     def passes() -> tuple[float, FloatArray]:
         loss, unlabeled = 0.0, [np.empty(0)]
-        for part, of_unlabeled in _losses(model, builder, batch, catalogue, config, rng, loss_limit, budget):
+        for part, of_unlabeled in _losses(model, builder, batch, injectable, config, rng, loss_limit, budget):
             scaler.scale(part).backward()
             loss += float(part.detach())
             unlabeled.append(of_unlabeled.cpu().double().numpy())
@@ -236,23 +236,23 @@ def _losses(
     model: NoiseLM,
     builder: PromptBuilder,
     batch: Windows,
-    catalogue: Catalogue,
+    injectable: Injectable,
     config: Config,
     rng: np.random.Generator,
     loss_limit: float,
     budget: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The loss of a step in parts, one forward pass each, which add up to its mean over the answers; see `_loss`."""
-    corrupted, chosen = draw_noise(batch, catalogue, config.task, rng)
+    corrupted, chosen = draw_noise(batch, injectable, config.task, rng)
     rows = []
-    unknown = rng.random(len(catalogue)) < UNKNOWN
+    unknown = rng.random(len(injectable.catalogue)) < UNKNOWN
     features = builder.features(with_changes(batch, items=corrupted), unknown)
     for i, n in enumerate(batch.lengths):
         noisy = np.flatnonzero(chosen[i]).tolist()
         if config.model.readout == "per_position" and len(noisy) > 1 and config.model.item_input == "title":
             noisy = [int(rng.choice(noisy))]  # one suggestion per prompt, as when suggesting
         rows.append(builder.training(corrupted[i, :n].tolist(), noisy, batch.items[i, noisy].tolist(), features[i]))
-    negatives = rng.integers(0, len(catalogue), size=NEGATIVES)
+    negatives = rng.integers(0, len(injectable.catalogue), size=NEGATIVES)
     counts = {"noise_logits": int(batch.lengths.sum()), "replaced": max(1, int(chosen.sum())),
               "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
     for group in token_batches([len(r) for r in rows], budget):

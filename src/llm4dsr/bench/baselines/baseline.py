@@ -17,7 +17,7 @@ import numpy as np
 from llm4dsr.core.arrays import FloatArray
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows, limit_windows
-from llm4dsr.denoise.noise_injection import inject
+from llm4dsr.denoise.noise_injection import Injectable, inject
 from llm4dsr.metrics import average_precision
 
 TUNED_ON = 8_000  # training windows that settings are compared on
@@ -113,7 +113,8 @@ def choose(
     tried: list[dict[str, Any]] = []
     if len(kind.grid) > 1:
         some = limit_windows(train, TUNED_ON, seed)
-        injected, chosen, _, _ = inject(valid.histories(), catalogue, np.random.default_rng(seed))
+        injectable = Injectable.of(catalogue, train)
+        injected, chosen, _, _ = inject(valid.histories(), injectable, np.random.default_rng(seed))
         for settings in kind.grid:
             baseline = kind(catalogue, seed, **settings)
             baseline.fit(some, valid)

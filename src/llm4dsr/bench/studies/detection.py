@@ -14,7 +14,7 @@ from llm4dsr.config import TaskConfig
 from llm4dsr.core.arrays import BoolArray, FloatArray
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.noise_injection import draw_positions, replace
+from llm4dsr.denoise.noise_injection import Injectable, draw_positions, replace
 from llm4dsr.errors import DataError
 from llm4dsr.evaluate.detection import flag_metrics
 from llm4dsr.evaluate.summary import Difference
@@ -42,7 +42,7 @@ def known_noise(windows: Windows, catalogue: Catalogue, seed: int) -> Windows:
         return windows
     rng = np.random.default_rng(seed)
     chosen = draw_positions(windows.lengths - 1, windows.items.shape[1], INJECTED_NOISE, rng)
-    items = replace(windows.items, chosen, catalogue, rng)
+    items = replace(windows.items, chosen, Injectable.of(catalogue, windows), rng)
     return dataclasses.replace(windows, items=items, noise_mask=items != windows.items, clean_items=windows.items)
 
 

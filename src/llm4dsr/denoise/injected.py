@@ -1,0 +1,164 @@
+"""Windows with injected noise, scored: what stacking and calibration learn from. No label is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
+from llm4dsr.core.cache import PartCache
+from llm4dsr.core.progress import Progress, subprogress
+from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.calibrate import Sample, join
+from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.noise_injection import draw_runs, inject
+from llm4dsr.denoise.stacking import Evidence, Stacker
+
+MEAN_RUN = 3  # about the items of a run
+MAX_INJECTED = 20_000  # most windows that noise is injected into
+
+
+@dataclass
+class ScoredPart:
+    """Windows that were scored with the same counts, and their evidence.
+
+    Attributes
+    ----------
+    windows : Windows
+        W windows of up to L items.
+    log_odds : array of float
+        [W, L] of the models, before stacking.
+    evidence : Evidence or None
+        Of all interactions; None without co-occurrence counts.
+    chosen : array of bool
+        [W, L] True where noise was injected.
+    source : array of int
+        [W] the window of the sample that each is a copy of.
+    """
+
+    windows: Windows
+    log_odds: FloatArray
+    evidence: Evidence | None
+    chosen: BoolArray
+    source: IntArray
+
+    def sample(self, stacker: Stacker | None) -> Sample:
+        """Return all interactions, with the log-odds of a stacker, if there is one."""
+        log_odds = self.log_odds
+        if stacker is not None and self.evidence is not None:
+            log_odds = stacker.log_odds(self.windows, self.log_odds, self.evidence)
+        return Sample.of(self.windows, log_odds)
+
+    def injected(self, stacker: Stacker | None) -> tuple[Sample, IntArray]:
+        """Return (the injected interactions, the source window of each)."""
+        here = self.chosen[self.windows.present]
+        return self.sample(stacker).take(here), np.repeat(self.source, self.windows.lengths)[here]
+
+
+@dataclass
+class ScoredWindows:
+    """A sample of windows, scored as they are and with injected noise.
+
+    Attributes
+    ----------
+    unlabeled : list of ScoredPart
+        The windows as they are.
+    uniform : list of ScoredPart
+        With one uniformly drawn item each, as calibration needs it.
+    runs : list of ScoredPart
+        Some of them with a run of another user's items, so that about the fraction `task.bursts` of all injected
+        interactions is in runs.
+    """
+
+    unlabeled: list[ScoredPart] = dataclasses.field(default_factory=list)
+    uniform: list[ScoredPart] = dataclasses.field(default_factory=list)
+    runs: list[ScoredPart] = dataclasses.field(default_factory=list)
+
+    def add(
+        self,
+        ensemble: Ensemble,
+        windows: Windows,
+        rows: IntArray,
+        draws: int,
+        rng: np.random.Generator,
+        progress: Progress | None,
+        doing: str,
+        cache: PartCache,
+    ) -> None:
+        """Score windows with the counts of now, as they are and with injected noise.
+
+        Parameters
+        ----------
+        ensemble : Ensemble
+            The tuned models.
+        windows : Windows
+            W windows of at least two items.
+        rows : array of int
+            [W] their rows in the sample.
+        draws : int
+            Draws of uniform noise, each with one item per window.
+        rng : Generator
+            Draws positions and items.
+        progress, doing, cache
+            As in `Ensemble.log_odds`.
+        """
+        is_stacked = ensemble.builder.cooccurrence is not None and ensemble.config.score.stacking
+        size = len(windows)
+
+        def scored(some: Windows, chosen: BoolArray, source: IntArray, step: int) -> ScoredPart:
+            part = progress and subprogress(progress, step * size, len(some), (2 + draws) * size)
+            log_odds = ensemble.model_log_odds(some, part, doing, cache)
+            counts = ensemble.builder.cooccurrence
+            found = Evidence.of(some, log_odds, counts) if is_stacked and counts is not None else None
+            return ScoredPart(some, log_odds, found, chosen, source)
+
+        self.unlabeled.append(scored(windows, np.zeros(windows.items.shape, dtype=bool), rows, 0))
+        for draw in range(draws):
+            some, chosen, source, _ = inject(windows, ensemble.injectable(windows), rng)
+            self.uniform.append(scored(some, chosen, rows[source], 1 + draw))
+        count = round(ensemble.config.task.bursts * draws * size / MEAN_RUN) if is_stacked else 0
+        if count:
+            few = np.sort(rng.permutation(size)[:count])
+            some = windows.take(few)
+            items, chosen, _ = draw_runs(some, ensemble.catalogue, 1.0, rng)
+            self.runs.append(scored(dataclasses.replace(some, items=items), chosen, rows[few], 1 + draws))
+
+    def fit_stacker(self, rate: float, seed: int) -> Stacker | None:
+        """Fit a stacker as `Stacker.fit` does; None where there is no evidence but the model's log-odds."""
+        noise = [p.evidence.take(p.chosen[p.windows.present]) for p in self.uniform + self.runs if p.evidence]
+        unlabeled = [p.evidence for p in self.unlabeled if p.evidence]
+        return Stacker.fit(Evidence.join(noise), Evidence.join(unlabeled), rate, seed) if noise else None
+
+    def samples(self, stacker: Stacker | None) -> tuple[Sample, Sample, IntArray, IntArray]:
+        """Return (injected noise, unlabeled, the source window of each injected and each unlabeled interaction)."""
+        noise = [part.injected(stacker) for part in self.uniform]
+        unlabeled = join([part.sample(stacker) for part in self.unlabeled])
+        owners = [np.repeat(part.source, part.windows.lengths) for part in self.unlabeled]
+        return join([s for s, _ in noise]), unlabeled, np.concatenate([s for _, s in noise]), np.concatenate(owners)
+
+
+def injected_sample(
+    ensemble: Ensemble,
+    windows: Windows,
+    is_newer: bool,
+    draws: int,
+    rng: np.random.Generator,
+    progress: Progress | None,
+    doing: str,
+    cache: PartCache,
+) -> Sample:
+    """Score windows with one uniformly drawn item each, and return these items. Arguments as in `ScoredWindows.add`."""
+    samples, size = [], len(windows)
+    for draw in range(draws):
+        step = progress and subprogress(progress, draw * size, size, draws * size)
+        some, chosen, _, _ = inject(windows, ensemble.injectable(windows), rng)
+        sample = Sample.of(some, ensemble.log_odds(some, is_newer, step, doing, cache))
+        samples.append(sample.take(chosen[some.present]))
+    return join(samples)
+
+
+def with_context(windows: Windows) -> Windows:
+    """Return the windows of at least two items. In a single item, nothing tells noise from the rest."""
+    return windows.take(np.flatnonzero(windows.lengths >= 2))

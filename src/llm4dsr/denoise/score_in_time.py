@@ -1,0 +1,112 @@
+"""Score windows in order of time, and map their log-odds to probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llm4dsr.core.arrays import FloatArray
+from llm4dsr.core.cache import PartCache
+from llm4dsr.core.hashing import user_hashes
+from llm4dsr.core.progress import Progress, log
+from llm4dsr.data.overlap import Origin
+from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.denoise import calibrate
+from llm4dsr.denoise.calibrate import Calibrator, Sample
+from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.injected import MAX_INJECTED, injected_sample, with_context
+from llm4dsr.denoise.prequential import prequential
+
+MIN_TO_RECALIBRATE = 1_000  # windows below which probabilities keep the map of `fit`
+
+
+def score_prequentially(
+    ensemble: Ensemble,
+    calibrator: Calibrator,
+    windows: Windows,
+    parts: Windows,
+    origin: Origin | None,
+    has_target: bool,
+    recalibrate: bool,
+    progress: Progress | None,
+    cache: PartCache,
+    width: int,
+    earlier: Windows | None = None,
+) -> tuple[FloatArray, Calibrator]:
+    """Score windows in order of time.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        The tuned models.
+    calibrator : Calibrator
+        The map to probabilities that `fit` made.
+    windows : Windows
+        W windows, with their targets if there are any.
+    parts : Windows
+        P windows that are scored: the histories, those that are too long as overlapping windows.
+    origin : Origin or None
+        Where the parts come from. None: they are the histories.
+    has_target : bool
+        The last item of each window is an evaluation target: it is not among the parts.
+    recalibrate : bool
+        Fit a new map, on noise injected into these windows. Ignored below MIN_TO_RECALIBRATE windows. If `fit` has
+        estimated no noise rate, it is estimated here, or the map is kept where models score users they were tuned on.
+    progress : Progress or None
+        Called with (windows done, all windows, what is being done).
+    cache : PartCache
+        Keeps finished parts.
+    width : int
+        Histories of more items are too long, as in `prequential`.
+    earlier : Windows, optional
+        As in `prequential`.
+
+    Returns
+    -------
+    log_odds : array of float
+        [P, L] higher = more likely noise; NaN as in `score_windows`.
+    calibrator : Calibrator
+        The map to use for them.
+    """
+    config = ensemble.config
+    untimed = int((windows.timestamps < 0).sum())
+    if has_target and ensemble.builder.cooccurrence is not None and 0 < untimed < len(windows):
+        log.warning(
+            "%d of %d windows have no timestamp. They are scored with what was known before all others, and are not "
+            "counted for them.", untimed, len(windows),
+        )  # fmt: skip
+    method = config.score.calibration
+    recalibrate = recalibrate and len(windows) >= MIN_TO_RECALIBRATE
+    draws = max(1, min(config.score.calibration_draws, MAX_INJECTED // max(1, len(parts))))
+    rng = np.random.default_rng(config.seed + 2)
+    log_odds, samples = np.full(parts.items.shape, np.nan), []
+    for histories, step in prequential(ensemble.builder, windows, has_target, progress, width, earlier):
+        rows = histories if origin is None else origin.windows_of(histories)
+        part = parts.take(rows)
+        log_odds[rows] = ensemble.log_odds(part, has_target, step, "score", cache)
+        if recalibrate and method != "off":
+            some = limit_windows(with_context(part), MAX_INJECTED, config.seed)
+            if len(some):
+                samples.append(
+                    injected_sample(ensemble, some, has_target, draws, rng, step, "score: injected noise", cache)
+                )
+    if samples and method != "off":
+        noise, unlabeled = calibrate.join(samples), Sample.of(parts, log_odds)
+        rates = _noise_rates(ensemble, calibrator, windows, noise, unlabeled)
+        if rates is not None:
+            calibrator = calibrate.fit(noise, unlabeled, method, rates)
+    return log_odds, calibrator
+
+
+def _noise_rates(
+    ensemble: Ensemble, calibrator: Calibrator, windows: Windows, noise: Sample, unlabeled: Sample
+) -> tuple[float, float] | None:
+    """The rates that `fit` has estimated, else those of these windows; None where models have memorized their noise."""
+    if not np.isnan(calibrator.noise_rate):
+        return calibrator.rate_low, calibrator.rate_high
+    if len(ensemble.models) == 1 and np.isin(user_hashes(windows.user_ids), ensemble.seen).any():
+        log.warning(
+            "Noise probabilities stay uncalibrated (%s): a single model scores users that it was tuned on, so their "
+            "noise rate cannot be estimated. Use train.folds of 2 or more.", calibrator.uncalibrated or "no noise rate",
+        )  # fmt: skip
+        return None
+    return calibrate.noise_rate_interval([(noise, unlabeled)], ensemble.config.score.atypical_share)

@@ -1,0 +1,230 @@
+"""Stacking: combine the model's log-odds with co-occurrence features, as new windows show them.
+
+The language model is tuned on training windows. Newer windows differ: items have appeared that training does not know,
+and others have become popular. A model takes such items for noise. So a small network is fitted on newer windows with
+injected noise [1]_. It reads the log-odds of an interaction and of its window, and the co-occurrence features. No label
+is read: the network learns to tell injected noise from unlabeled interactions, as the model does.
+
+Nothing is scored by a network that was fitted on its own user: users are in two halves, and each half is scored by the
+network of the other. Training windows have networks of their own, because their users are in the counts.
+
+References
+----------
+.. [1] Wolpert (1992), Stacked generalization.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
+from llm4dsr.core.device import seeded
+from llm4dsr.core.hashing import digest, user_folds
+from llm4dsr.core.progress import log
+from llm4dsr.data.windows import Windows
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.metrics import auroc
+
+FILE = "stacking_{}.safetensors"
+HALVES = 2
+MIN_INJECTED = 500  # injected interactions in each half, below which nothing is fitted
+NETWORKS = 3  # whose mean is taken
+HIDDEN = 32
+EPOCHS = 20
+BATCH = 512
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 1e-2
+LIMIT = 5.0  # standard deviations beyond which an input is cut off
+
+Floats = npt.NDArray[np.float32]
+
+
+def evidence(windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts) -> Floats:
+    """Describe each interaction by all that is known about it.
+
+    Parameters
+    ----------
+    windows : Windows
+        W windows of up to L items.
+    log_odds : array of float
+        [W, L] of the model, higher = more likely noise.
+    counts : CooccurrenceCounts
+        What is known before these windows.
+
+    Returns
+    -------
+    array of float32
+        [n, K] in the order of np.nonzero(windows.present): the log-odds; their mean and largest value among the other
+        items of the window; items of the window; then the features of `CooccurrenceCounts.features`.
+    """
+    present = windows.present
+    known = np.where(present, np.nan_to_num(log_odds), 0.0)
+    others = np.maximum(windows.lengths - 1, 1)[:, None]
+    mean = (known.sum(axis=1, keepdims=True) - known) / others
+    ordered = np.sort(np.where(present, known, -np.inf), axis=1)
+    largest, second = ordered[:, -1:], ordered[:, -2:-1] if ordered.shape[1] > 1 else ordered[:, -1:]
+    top = np.where(known == largest, second, largest)
+    columns = (
+        known,
+        mean,
+        np.where(np.isfinite(top), top, 0.0),
+        np.broadcast_to(windows.lengths[:, None], known.shape),
+    )
+    own = np.stack(columns, axis=2).astype(np.float32)
+    return np.asarray(np.concatenate([own, counts.features(windows)], axis=2)[present])
+
+
+@dataclass
+class Evidence:
+    """Evidence on some interactions.
+
+    Attributes
+    ----------
+    values : array of float32
+        [n, K] as `evidence` returns it.
+    half : array of int
+        [n] half of the user, 0 or 1.
+    """
+
+    values: Floats
+    half: IntArray
+
+    @classmethod
+    def of(cls, windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts) -> Evidence:
+        """Describe all interactions of windows; arguments as in `evidence`."""
+        half = np.repeat(user_folds(windows.user_ids, HALVES), windows.lengths)
+        return cls(evidence(windows, log_odds, counts), half)
+
+    def take(self, chosen: BoolArray) -> Evidence:
+        """Return the chosen [n] interactions."""
+        return Evidence(self.values[chosen], self.half[chosen])
+
+    @classmethod
+    def join(cls, parts: list[Evidence]) -> Evidence:
+        """Concatenate."""
+        return cls(np.concatenate([p.values for p in parts]), np.concatenate([p.half for p in parts]))
+
+
+@dataclass
+class Stacker:
+    """Networks that turn evidence into log-odds; of each half, fitted on the other.
+
+    Attributes
+    ----------
+    center, scale : array of float32
+        [HALVES, K] of the standardized inputs.
+    hidden_weight, hidden_bias : array of float32
+        [HALVES, NETWORKS, K, HIDDEN] and [HALVES, NETWORKS, 1, HIDDEN].
+    out_weight, out_bias : array of float32
+        [HALVES, NETWORKS, HIDDEN, 1] and [HALVES, NETWORKS, 1, 1].
+    """
+
+    center: Floats
+    scale: Floats
+    hidden_weight: Floats
+    hidden_bias: Floats
+    out_weight: Floats
+    out_bias: Floats
+
+    @classmethod
+    def fit(cls, noise: Evidence, unlabeled: Evidence, rate: float, seed: int) -> Stacker | None:
+        """Fit the networks.
+
+        Parameters
+        ----------
+        noise, unlabeled : Evidence
+            Of injected noise, and of unlabeled interactions.
+        rate : float
+            Noise rate, in (0, 1), that the log-odds assume; that of the models' own, so that both mean the same.
+        seed : int
+            Seed of initial weights and order.
+
+        Returns
+        -------
+        Stacker or None
+            None if the sample is too small, or if the networks do not find injected noise better than the model alone
+            does in the half that they were not fitted on.
+        """
+        if min(np.bincount(noise.half, minlength=HALVES)) < MIN_INJECTED or len(set(unlabeled.half)) < HALVES:
+            return None
+        with seeded(seed):
+            fitted = [
+                _fit(noise.values[noise.half != h], unlabeled.values[unlabeled.half != h], rate) for h in range(HALVES)
+            ]
+        stacker = cls(*(np.stack(part) for part in zip(*fitted, strict=True)))
+        is_noise = np.arange(len(noise.half) + len(unlabeled.half)) < len(noise.half)
+        both = Evidence.join([noise, unlabeled])
+        alone, stacked = auroc(both.values[:, 0], is_noise), auroc(stacker(both), is_noise)
+        if stacked <= alone:
+            log.info("Stacking was left out: AUROC of injected noise %.3f with it, %.3f without.", stacked, alone)
+            return None
+        return stacker
+
+    def log_odds(self, windows: Windows, log_odds: FloatArray, evidence: Evidence) -> FloatArray:
+        """Return log-odds [W, L] in place of the model's; NaN where those are."""
+        out = np.full(log_odds.shape, np.nan)
+        out[windows.present] = self(evidence)
+        return np.where(np.isnan(log_odds), np.nan, out)
+
+    def __call__(self, evidence: Evidence) -> FloatArray:
+        """Return the log-odds [n], higher = more likely noise."""
+        out = np.empty(len(evidence.half))
+        for h in range(HALVES):
+            rows = evidence.half == h
+            x = np.clip((evidence.values[rows] - self.center[h]) / self.scale[h], -LIMIT, LIMIT)
+            hidden = np.maximum(x @ self.hidden_weight[h] + self.hidden_bias[h], 0)  # [NETWORKS, n, HIDDEN]
+            out[rows] = (hidden @ self.out_weight[h] + self.out_bias[h])[:, :, 0].mean(axis=0)
+        return out
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash; equal for equal networks."""
+        return digest(*vars(self).values())
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write the networks as safetensors into a folder."""
+        save_file(vars(self), folder / FILE.format(name))
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Stacker | None:
+        """Read what `save` wrote; None if nothing was."""
+        path = folder / FILE.format(name)
+        return cls(**load_file(path)) if path.is_file() else None
+
+
+def _fit(noise: Floats, unlabeled: Floats, rate: float) -> tuple[Floats, ...]:
+    """The arrays of `Stacker` for one half, from its [n, K] evidence."""
+    values = np.concatenate([noise, unlabeled])
+    center, scale = values.mean(axis=0), values.std(axis=0) + 1e-6
+    x = torch.from_numpy(np.clip((values - center) / scale, -LIMIT, LIMIT))
+    y = torch.zeros(len(x))
+    y[: len(noise)] = 1
+    size = x.shape[1]
+    weights = [
+        nn.Parameter(torch.randn(NETWORKS, size, HIDDEN) * (2 / size) ** 0.5),
+        nn.Parameter(torch.zeros(NETWORKS, 1, HIDDEN)),
+        nn.Parameter(torch.randn(NETWORKS, HIDDEN, 1) * HIDDEN**-0.5),
+        nn.Parameter(torch.zeros(NETWORKS, 1, 1)),
+    ]
+    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps = EPOCHS * -(-len(x) // BATCH)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for _ in range(EPOCHS):
+        for rows in torch.split(torch.randperm(len(x)), BATCH):
+            hidden = torch.relu(x[rows] @ weights[0] + weights[1])
+            logits = (hidden @ weights[2] + weights[3])[:, :, 0]
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, y[rows].expand_as(logits))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            decay.step()
+    with torch.no_grad():  # from the rate of the sample to the rate that is assumed
+        weights[-1].add_(float(np.log(rate / (1 - rate) * len(unlabeled) / len(noise))))
+    return center, scale, *(w.detach().numpy() for w in weights)

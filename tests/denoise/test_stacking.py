@@ -1,0 +1,107 @@
+"""Stacking: log-odds and co-occurrence features become one score, learned from injected noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llm4dsr.core.arrays import PAD
+from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.stacking import Evidence, Stacker, evidence
+from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
+from llm4dsr.metrics import auroc
+
+RATE = 0.15
+
+
+def sample(size: int, seed: int, values: np.ndarray) -> Evidence:
+    return Evidence(values.astype(np.float32), np.random.default_rng(seed).integers(0, 2, size))
+
+
+def drifted(seed: int) -> tuple[Evidence, Evidence]:
+    """Noise has log-odds around 2, clean items around 0; but a third of the clean items are new, with 4 on average."""
+    rng = np.random.default_rng(seed)
+    noise = np.stack([rng.normal(2, 1, 3000), np.zeros(3000)], axis=1)
+    is_new = rng.random(6000) < 1 / 3
+    clean = np.stack([rng.normal(np.where(is_new, 4, 0), 1), is_new], axis=1)
+    return sample(3000, seed, noise), sample(6000, seed + 1, clean)
+
+
+def test_new_items_are_no_longer_taken_for_noise() -> None:
+    noise, clean = drifted(0)
+    stacker = Stacker.fit(noise, clean, RATE, seed=0)
+    assert stacker is not None
+    truth = np.arange(9000) < 3000
+    both = Evidence.join([noise, clean])
+    assert auroc(both.values[:, 0], truth) < 0.7
+    assert auroc(stacker(both), truth) > 0.9
+
+
+def test_log_odds_assume_the_given_rate() -> None:
+    """One feature is 1 for 90 % of the noise and 10 % of the rest: odds of 9 to 1, times those of the rate."""
+    n = 4000
+    rng = np.random.default_rng(0)
+    noise = sample(n, 1, np.stack([rng.normal(size=n), rng.random(n) < 0.9], axis=1))
+    clean = sample(3 * n, 2, np.stack([rng.normal(size=3 * n), rng.random(3 * n) < 0.1], axis=1))
+    stacker = Stacker.fit(noise, clean, RATE, seed=0)
+    assert stacker is not None
+    seen = stacker(Evidence(np.array([[0, 1], [0, 0]], np.float32), np.zeros(2, np.int64)))
+    base = np.log(RATE / (1 - RATE))
+    np.testing.assert_allclose(seen, [np.log(9) + base, -np.log(9) + base], atol=0.5)
+
+
+def test_no_user_is_scored_by_a_network_that_was_fitted_on_it() -> None:
+    noise, clean = drifted(0)
+    first = Stacker.fit(noise, clean, RATE, seed=0)
+    changed = Evidence(np.where(noise.half[:, None] == 0, noise.values + 0.5, noise.values), noise.half)
+    second = Stacker.fit(changed, clean, RATE, seed=0)
+    assert first is not None
+    assert second is not None
+    own = clean.half == 0
+    np.testing.assert_array_equal(first(clean)[own], second(clean)[own])
+    assert not np.allclose(first(clean)[~own], second(clean)[~own])
+
+
+def test_it_is_left_out_where_it_helps_nothing_or_has_too_little_to_learn_from() -> None:
+    separate = np.stack([np.full(2000, 5.0), np.zeros(2000)], axis=1)
+    noise, clean = sample(2000, 0, separate), sample(2000, 1, -separate)
+    assert Stacker.fit(noise, clean, RATE, seed=0) is None  # the log-odds alone are perfect
+    noise, clean = drifted(0)
+    few = Evidence(noise.values[:600], noise.half[:600])
+    assert Stacker.fit(few, clean, RATE, seed=0) is None
+
+
+def test_the_same_seed_gives_the_same_networks_and_they_are_saved_whole(tmp_path: Path) -> None:
+    noise, clean = drifted(0)
+    first, second = (Stacker.fit(noise, clean, RATE, seed=3) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.fingerprint == second.fingerprint
+    first.save(tmp_path, "newer")
+    loaded = Stacker.load(tmp_path, "newer")
+    assert loaded is not None
+    assert loaded.fingerprint == first.fingerprint
+    assert Stacker.load(tmp_path, "training") is None
+
+
+@pytest.fixture
+def windows() -> Windows:
+    return Windows(
+        items=np.array([[0, 1, 2], [3, 1, PAD]]),
+        lengths=np.array([3, 2]),
+        window_ids=np.array([0, 1]),
+        user_ids=pl.Series(["a", "b"]),
+        timestamps=np.array([-1, -1]),
+    )
+
+
+def test_evidence_starts_with_the_log_odds_and_those_of_the_rest_of_the_window(windows: Windows) -> None:
+    counts = CooccurrenceCounts.fit(windows, 4, seed=0)
+    found = evidence(windows, np.array([[1.0, -2.0, 4.0], [3.0, 0.5, np.nan]]), counts)
+    assert found.shape == (5, 4 + N_FEATURES)
+    expected = [[1, 1, 4, 3], [-2, 2.5, 4, 3], [4, -0.5, 1, 3], [3, 0.5, 0.5, 2], [0.5, 3, 3, 2]]
+    np.testing.assert_allclose(found[:, :4], expected)
+    np.testing.assert_array_equal(found[:, 4:], counts.features(windows)[windows.present])
