@@ -96,3 +96,12 @@ def test_ties_count_within_a_window_and_not_in_padding() -> None:
     assert metrics.tie_rate(scores, present) == 3 / 6  # the 0.5 of the second window has no equal there
     assert metrics.tie_rate(scores) == 5 / 8  # two zeros more, where the padding counts
     assert math.isnan(metrics.tie_rate(scores, np.zeros_like(present)))
+
+
+def test_coverage_and_gini_of_recommendations():
+    """Item 0 is shown three times, item 1 once, items 2 and 3 never; -1 is no item."""
+    shown = np.array([[0, 1], [0, -1], [0, -1]])
+    assert metrics.coverage(shown, 4) == 0.5
+    assert metrics.gini(shown, 4) == pytest.approx((-3 * 0 - 1 * 0 + 1 * 1 + 3 * 3) / (4 * 4))
+    assert math.isnan(metrics.gini(np.array([-1]), 4))
+    assert metrics.coverage(np.array([-1]), 4) == 0

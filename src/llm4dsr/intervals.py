@@ -1,6 +1,7 @@
 """Confidence intervals, paired tests, and a choice among candidates that allows for their number.
 
-- Over seeds: `mean_interval`, `paired_difference`, with Student's t distribution.
+- Over seeds: `mean_interval`, `paired_difference`, with Student's t distribution; over seeds of the denoiser and of the
+  recommender at once: `crossed_interval`.
 - Over test windows: `clustered_difference`. Windows of one user are alike, so its error is clustered by user.
 - Among candidates: `select_candidate`. The more are tried, the better the luckiest looks; its bounds account for that.
 """
@@ -109,6 +110,58 @@ def paired_difference(a: Numbers, b: Numbers, confidence: float = 0.95) -> tuple
     if not d.std():  # equal differences: ttest_rel warns, and its p is NaN if they are 0
         return mean, half, 1.0 if mean == 0 else 0.0
     return mean, half, float(stats.ttest_rel(x, y).pvalue)
+
+
+def crossed_interval(values: Numbers, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Compute the mean of values that vary with two kinds of seeds, with an interval and a test against 0.
+
+    values[i, j] has the i-th seed of the denoiser and the j-th of the recommender. Both are drawn at random, and other
+    seeds of either kind would give another mean. Its variance is (A + B - E) / (n m) with the mean squares of rows (A),
+    of columns (B) and of the rest (E), as in a two-way analysis of variance without replication; not less than the
+    largest of A, B and E alone would give. The degrees of freedom are Satterthwaite's. With one row or one column it is
+    `mean_interval`.
+
+    Parameters
+    ----------
+    values : array of float
+        [n, m], such as differences between two rows of a benchmark.
+    confidence : float, default 0.95
+        Confidence level of the interval, in (0, 1).
+
+    Returns
+    -------
+    mean, half_width, p : float
+        As in `paired_difference`; half_width and p are NaN with a single value.
+
+    References
+    ----------
+    Satterthwaite (1946), An approximate distribution of estimates of variance components.
+
+    Examples
+    --------
+    >>> [round(x, 4) for x in crossed_interval([[1.0, 2.0, 3.0]])]  # one row: t = 2 √3
+    [2.0, 2.4841, 0.0742]
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 2:
+        raise DataError(f"The values have {x.ndim} dimensions; expected [denoiser seeds, recommender seeds].")
+    n, m = x.shape
+    if min(n, m) < 2:
+        return paired_difference(x.ravel(), np.zeros(x.size), confidence)
+    mean, rows, columns = x.mean(), x.mean(axis=1), x.mean(axis=0)
+    rest = x - rows[:, None] - columns[None, :] + mean
+    squares = np.array([m * rows.var(ddof=1), n * columns.var(ddof=1), (rest**2).sum() / ((n - 1) * (m - 1))])
+    freedom = np.array([n - 1, m - 1, (n - 1) * (m - 1)])
+    total = squares[0] + squares[1] - squares[2]
+    if total < squares.max():
+        total, df = squares.max(), float(freedom[squares.argmax()])
+    else:
+        df = float(total**2 / (squares**2 / freedom).sum())
+    error = math.sqrt(total / x.size)
+    if error <= _EXACT * abs(mean):
+        return float(mean), 0.0, 1.0 if mean == 0 else 0.0
+    half = float(stats.t.ppf((1 + confidence) / 2, df) * error)
+    return float(mean), half, float(2 * stats.t.sf(abs(mean) / error, df))
 
 
 def clustered_difference(

@@ -217,6 +217,54 @@ def ndcg_of_each(ranks: Numbers, k: int) -> npt.NDArray[np.float64]:
     return np.where(r <= k, 1 / np.log2(1 + r), 0.0)
 
 
+def coverage(items: npt.NDArray[Any], n_items: int) -> float:
+    """Compute the fraction of the catalogue that is recommended to anybody.
+
+    Parameters
+    ----------
+    items : array of int
+        Recommended catalogue rows, of any shape; negative ones are no item.
+    n_items : int
+        Number of items in the catalogue.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Examples
+    --------
+    >>> coverage(np.array([[0, 1], [0, 2]]), 4)
+    0.75
+    """
+    return len(np.unique(items[items >= 0])) / n_items
+
+
+def gini(items: npt.NDArray[Any], n_items: int) -> float:
+    """Compute the Gini coefficient of how often each item of the catalogue is recommended.
+
+    Parameters
+    ----------
+    items, n_items
+        As in `coverage`.
+
+    Returns
+    -------
+    float
+        In [0, 1]: 0 if all items are recommended equally often, near 1 if a few take all. NaN without items.
+
+    Examples
+    --------
+    >>> gini(np.array([0, 1, 2, 3]), 4), gini(np.array([0, 0, 0, 0]), 4)
+    (0.0, 0.75)
+    """
+    counts = np.sort(np.bincount(items[items >= 0], minlength=n_items))
+    if not counts.sum():
+        return math.nan
+    weights = 2 * np.arange(1, n_items + 1) - n_items - 1
+    return float((weights * counts).sum() / (n_items * counts.sum()))
+
+
 def tie_rate(scores: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> float:
     """Compute the fraction of interactions whose score equals that of another one in their window.
 

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from llm4dsr.bench import tables
-from llm4dsr.bench.cells import DETECTION, RESULTS, bench
+from llm4dsr.bench.cells import DETECTION, RESULTS, TARGETS, bench
 from llm4dsr.bench.datasets import BenchDataset, load_dataset
-from llm4dsr.bench.denoised import BASELINE_RATE, HIGH_RATE, OURS, denoised, names, our_run, usual
+from llm4dsr.bench.denoised import BASELINE_RATE, denoised, names, usual
+from llm4dsr.bench.ours import FIXED, HIGH_RATE, OURS, OurRun, our_run, run_name
 from llm4dsr.bench.studies.study import smaller
 from llm4dsr.config import Config, NeighborhoodConfig
 from llm4dsr.core.memory import peak_memory_mb
@@ -27,13 +28,14 @@ from llm4dsr.pipeline import Run
 DATASET = load_dataset("demo", tiny=True)
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "bench"
 CONFIG = smaller(Config())
-SIX = ["none", "llm4dsr (replace)", "llm4dsr (drop)", "random", "tfidf", "oracle (restore)"]
+SIX = ["none", "llm4dsr (replace 10 %)", "llm4dsr (drop 10 %)", "random", "tfidf", "oracle (restore)"]
+SEEDS = 2  # of our denoiser
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    bench(DATASET, folder, ["sasrec"], SIX, CONFIG)
+    bench(DATASET, folder, ["sasrec"], SIX, CONFIG, denoiser_seeds=SEEDS)
     return folder
 
 
@@ -43,8 +45,13 @@ def results(out) -> pl.DataFrame:
 
 def test_there_is_a_cell_for_each_denoiser_and_seed(out):
     found = results(out)
-    assert set(found["denoiser"]) == set(SIX)
-    assert found.group_by("denoiser").len()["len"].to_list() == [2] * 6
+    counts = dict(found.group_by("denoiser").len().iter_rows())
+    assert counts == {name: 2 * SEEDS if name in OURS else 2 for name in SIX}
+    ours = found.filter(pl.col("denoiser") == "llm4dsr (drop 10 %)").sort("denoiser_seed", "seed")
+    assert ours.select("denoiser_seed", "seed").rows() == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert ours["ranks"].to_list()[0] != ours["ranks"].to_list()[2]  # another run of the denoiser
+    assert found.filter(pl.col("denoiser") == "none")["denoiser_seed"].is_null().all()
+    assert found["coverage"].is_between(0, 1).all()
     assert found["ranks"].list.len().unique().to_list() == [len(DATASET.data.splits["test"])]
     assert found["ranks"].explode().is_between(1, len(DATASET.data.catalogue)).all()
 
@@ -66,23 +73,33 @@ def test_detection_is_measured_for_each_split(out):
     assert found["auroc"].is_between(0.5, 1).all()  # titles of the demo's series share words
 
 
-@pytest.mark.parametrize(("name", "share"), [(name, share) for name, (_, share) in OURS.items() if share is not None])
-def test_our_rows_at_other_correction_rates(out, name, share):
-    rows, detection = denoised(DATASET, out / DATASET.name, [name], CONFIG)
-    lines = detection.filter(pl.col("denoiser") == f"llm4dsr ({100 * share:.0f} %)")
-    assert lines["flagged"].to_list() == pytest.approx([share] * 3, abs=0.01)
-    before, after = DATASET.data.splits["train"], rows[name]["train"]
-    if "drop" in name:
+@pytest.mark.parametrize("name", FIXED)
+def test_our_rows_at_fixed_correction_rates(out, name):
+    action, rate = FIXED[name]
+    rows, _ = denoised(DATASET, out / DATASET.name, [name], CONFIG)
+    before, after = DATASET.data.splits["train"], rows[name, 0]["train"]
+    if action == "drop":
         left = after.lengths.sum() / before.lengths.sum()
     else:
         left = (after.items[before.present] == before.items[before.present]).mean()
-    assert left == pytest.approx(1 - share, abs=0.01)
+    assert left == pytest.approx(1 - rate, abs=0.01)
 
 
-def test_rows_of_one_correction_rate_share_a_line_of_detection(out):
-    rows, detection = denoised(DATASET, out / DATASET.name, ["llm4dsr (replace 20 %)", "llm4dsr (drop 20 %)"], CONFIG)
-    assert {"llm4dsr (replace 20 %)", "llm4dsr (drop 20 %)"} < set(rows)
-    assert not detection.select("denoiser", "split").is_duplicated().any()
+def test_the_default_row_is_what_validation_chooses(out):
+    """No correction is kept as it is; otherwise action and rate are those of the choice. The choice is made once."""
+    run = our_run(DATASET.data, out / DATASET.name / run_name(0), CONFIG, None)
+    ours = OurRun(run, DATASET.data, CONFIG, out / DATASET.name / "llm4dsr-suggestions", None)
+    rows, detection = denoised(DATASET, out / DATASET.name, ["llm4dsr"], CONFIG)
+    choice = ours.choice("denoise")
+    best = choice.filter("chosen").row(0, named=True)
+    changed = (rows["llm4dsr", 0]["train"].items.shape != DATASET.data.splits["train"].items.shape) or (
+        rows["llm4dsr", 0]["train"].items != DATASET.data.splits["train"].items
+    ).any()
+    assert changed == (best["action"] != "keep")
+    assert detection["denoiser_seed"].to_list() == [0, 0, 0]
+    before = {path: path.stat().st_mtime_ns for path in ours.work.iterdir()}
+    assert ours.choice("denoise").equals(choice)
+    assert {path: path.stat().st_mtime_ns for path in ours.work.iterdir()} == before
 
 
 def test_a_baseline_can_drop_at_a_higher_rate(out):
@@ -90,7 +107,7 @@ def test_a_baseline_can_drop_at_a_higher_rate(out):
     few, more = (detection.filter(pl.col("denoiser") == n) for n in ("tfidf", "tfidf (20 %)"))
     assert more["flagged"].to_list() == pytest.approx([HIGH_RATE] * 3, abs=0.01)
     assert more["average_precision"].to_list() == few["average_precision"].to_list()
-    assert rows["tfidf (20 %)"]["train"].lengths.sum() < rows["tfidf"]["train"].lengths.sum()
+    assert rows["tfidf (20 %)", None]["train"].lengths.sum() < rows["tfidf", None]["train"].lengths.sum()
 
 
 def test_flags_of_a_baseline_can_get_our_suggestions(out):
@@ -98,7 +115,7 @@ def test_flags_of_a_baseline_can_get_our_suggestions(out):
     rows, detection = denoised(DATASET, out / DATASET.name, ["random (20 %)", "random (replace 20 %)"], CONFIG)
     assert detection["denoiser"].unique().to_list() == ["random (20 %)"]
     for name, before in DATASET.data.splits.items():
-        dropped, replaced = rows["random (20 %)"][name], rows["random (replace 20 %)"][name]
+        dropped, replaced = rows["random (20 %)", None][name], rows["random (replace 20 %)", 0][name]
         assert replaced.lengths.tolist() == before.lengths.tolist()
         at = {int(w): i for i, w in enumerate(dropped.window_ids)}
         changed = 0
@@ -128,7 +145,7 @@ def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
         for name in ("valid", "test"):
             assert splits[name].targets().tolist() == DATASET.data.splits[name].targets().tolist()
     train = DATASET.data.splits["train"]
-    assert rows["oracle (restore)"]["train"].items.tolist() == train.clean_items.tolist()
+    assert rows["oracle (restore)", None]["train"].items.tolist() == train.clean_items.tolist()
 
 
 def test_a_robust_recommender_learns_from_original_windows_only(out, tmp_path):
@@ -146,7 +163,7 @@ def test_recommenders_without_a_seed_have_one_cell_and_no_interval(tmp_path):
     ranking = [
         line for line in tables.results_markdown(tmp_path).splitlines() if line.startswith(("| none", "| oracle"))
     ]
-    lines = [line for line in ranking if line.split(" | ")[1] == "1"]  # of one seed
+    lines = [line for line in ranking if line.split(" | ")[1] == "1 × 1"]
     assert len(lines) == 4
     assert not any("±" in line.split(" | ")[2] for line in lines)  # NDCG; gains have one over users
     for backbone in ("itemknn", "ease"):
@@ -190,7 +207,7 @@ def test_one_process_at_a_time(tmp_path):
 )
 def test_a_finished_run_of_ours_is_reused_only_for_the_same_configuration_and_windows(out, config, dataset, why):
     with pytest.raises(ConfigError, match=f"{why}.*Choose another --out"):
-        our_run(dataset.data, out / DATASET.name / "llm4dsr", config, None)
+        our_run(dataset.data, out / DATASET.name / "llm4dsr-0", config, None)
 
 
 def test_scores_of_a_baseline_are_reused_only_for_the_same_windows_and_seed(out):
@@ -263,7 +280,7 @@ def test_the_results_that_are_shown_are_made_from_the_cells_that_are_kept():
 
 def test_recommenders_may_have_other_options_on_the_same_run_of_ours(out):
     other = replace(CONFIG, threads=1, evaluate=replace(CONFIG.evaluate, k=10))
-    assert our_run(DATASET.data, out / DATASET.name / "llm4dsr", other, None).done("suggest")
+    assert our_run(DATASET.data, out / DATASET.name / "llm4dsr-0", other, None).done("suggest")
 
 
 def test_memory_of_a_baseline_excludes_the_parent_process():
@@ -282,7 +299,8 @@ def test_the_bench_command_writes_tables_and_resumes(tmp_path):
               "evaluate": {"recommender": {"hidden_size": 16, "epochs": 2}}}  # fmt: skip
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
     command = [Path(sys.executable).with_name("llm4dsr"), "bench", "--dataset", "shop", "--out", "out", "--seeds", "2",
-               "--config", "small.yaml", "--denoisers", "none,llm4dsr (drop),pmi,oracle (drop)"]  # fmt: skip
+               "--config", "small.yaml", "--denoisers", "none,llm4dsr (drop 5 %),pmi,oracle (drop)",
+               "--denoiser-seeds", "1"]  # fmt: skip
     texts = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -290,7 +308,7 @@ def test_the_bench_command_writes_tables_and_resumes(tmp_path):
         texts.append((tmp_path / "out" / "RESULTS.md").read_text("utf-8"))
     assert texts[0] == texts[1]  # minutes included: they are those of the first run
     assert "at most 8 recommenders" in " ".join(done.stdout.split())
-    assert texts[0].count("| oracle (drop) |") == 1
+    assert texts[0].count("| oracle (drop) | 1 ×") == 1
 
 
 def test_tables_need_results(tmp_path):
@@ -310,8 +328,8 @@ def test_ndcg_of_candidate_lists_against_random_order_by_hand(tmp_path):
 
 
 def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(tmp_path):
-    ndcg = {"none": 0.1, "llm4dsr (replace 20 %)": 0.5, "llm4dsr (drop 20 %)": 0.2, "pmi": 0.3, "tfidf (20 %)": 0.15,
-            "random (replace 20 %)": 0.4}  # fmt: skip
+    ndcg = {"none": 0.1, "llm4dsr": 0.45, "llm4dsr (replace 20 %)": 0.5, "llm4dsr (drop 5 %)": 0.2, "pmi": 0.3,
+            "tfidf (20 %)": 0.15, "random (replace 20 %)": 0.4}  # fmt: skip
     lines = [{"backbone": "gru4rec", "denoiser": name, "seed": 0, "ndcg": value, "hit_rate": 0.5, "valid_ndcg": 0.5,
               "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30]}
              for name, value in ndcg.items()]  # fmt: skip
@@ -320,23 +338,23 @@ def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(
     lines_of_ours = [line for line in tables.results_markdown(tmp_path).splitlines() if " against " in line]
     said = [line.split(":")[0] for line in lines_of_ours if line.startswith("- llm4dsr")]
     assert said == [
+        "- llm4dsr against none",
+        "- llm4dsr (drop 5 %) against none",
         "- llm4dsr (replace 20 %) against none",
-        "- llm4dsr (drop 20 %) against none",
-        "- llm4dsr (replace 20 %) against the best baseline, pmi",
+        "- llm4dsr against the best baseline, pmi",
+        "- llm4dsr (drop 5 %) against the best baseline that drops 5 %, pmi",
         "- llm4dsr (replace 20 %) against our suggestions for the flags of random",
-        "- llm4dsr (drop 20 %) against the best baseline, pmi",
-        "- llm4dsr (drop 20 %) against the best baseline that flags 20 %, tfidf (20 %)",
     ]
 
 
 def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     """Two windows, two seeds. none: rank 3 of each (NDCG 1/2); ours: one of the two at rank 1 (NDCG 3/4)."""
-    ranks = {"none": [[3, 3], [3, 3]], "llm4dsr (drop)": [[1, 3], [1, 3]], "pmi": [[30, 3], [3, 30]]}
+    ranks = {"none": [[3, 3], [3, 3]], "llm4dsr (drop 5 %)": [[1, 3], [1, 3]], "pmi": [[30, 3], [3, 30]]}
     lines = [
         {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
          "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
          "recipe": "one", "device": "CPU", "ranks": r, "users": [0, 1],
-         "valid_ndcg": {"none": 0.4, "llm4dsr (drop)": 0.3, "pmi": 0.9}[name]}
+         "valid_ndcg": {"none": 0.4, "llm4dsr (drop 5 %)": 0.3, "pmi": 0.9}[name]}
         for name, of in ranks.items()
         for seed, r in enumerate(of)
     ]  # fmt: skip
@@ -344,9 +362,26 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
     text = tables.results_markdown(tmp_path)
     means, gain = "0.7500 ± 0.0000 | 1.0000 ± 0.0000", "+50.0 ± 635.3 % | < .001 | 0.500"  # t = 12.706, error ⅛
-    assert f"| llm4dsr (drop) | 2 | {means} | {gain} | +0.0 % | 1.0 |" in text
-    assert "| none | 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  | 1.0 |" in text
-    assert "llm4dsr (drop) against none: +50.0 ± 635.3 % NDCG@20, significant over seeds" in text
-    assert "llm4dsr (drop) against the best baseline, pmi: +200.0 ± " in text
-    assert "Chosen on validation, of none and ours: none (NDCG@20 0.4000, none 0.4000)" in text
-    assert text.index("llm4dsr (drop) |") < text.index("none |") < text.index("pmi |")  # best first
+    assert f"| llm4dsr (drop 5 %) | 1 × 2 | {means} | {gain} | +0.0 % |  |  | 1.0 |" in text
+    assert "| none | 1 × 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  |  |  | 1.0 |" in text
+    assert "llm4dsr (drop 5 %) against none: +50.0 ± 635.3 % NDCG@20, significant over seeds" in text
+    assert "llm4dsr (drop 5 %) against the best baseline that drops 5 %, pmi: +200.0 ± " in text
+    assert "Best on validation, of none and ours: none (NDCG@20 0.4000, none 0.4000)" in text
+    assert text.index("llm4dsr (drop 5 %) |") < text.index("none |") < text.index("pmi |")  # best first
+
+
+def test_gains_by_target_popularity_by_hand(tmp_path):
+    """Three windows whose targets have 1, 5 and 9 users. Ours puts the rare target first, and is as good elsewhere."""
+    lines = [
+        {"backbone": "sasrec", "denoiser": name, "seed": 0, "hit_rate": 1.0, "ndcg": 0.5, "valid_ndcg": 0.5,
+         "seconds": 60.0, "recipe": "one", "device": "CPU", "ranks": ranks, "users": [0, 1, 2]}
+        for name, ranks in (("none", [3, 3, 3]), ("llm4dsr", [1, 3, 3]), ("pmi", [3, 3, 3]))
+    ]  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
+    pl.DataFrame({"users": [1, 5, 9]}).write_parquet(tmp_path / "toy" / TARGETS)
+    text = tables.results_markdown(tmp_path)
+    assert "| denoiser | 1 to 1 users (1) | 5 to 5 users (1) | 9 to 9 users (1) |" in text
+    assert "| llm4dsr | 1.0000 (+100 %) | 0.5000 (+0 %) | 0.5000 (+0 %) |" in text
+    assert "| none | 0.5000 | 0.5000 | 0.5000 |" in text
+    assert text.count("| pmi |") == 1  # baselines are not shown there

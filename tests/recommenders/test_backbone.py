@@ -104,6 +104,21 @@ def test_ranks_equal_those_of_sorting(kind: Kind, monkeypatch: pytest.MonkeyPatc
     assert model.rank(histories, targets).tolist() == expected
 
 
+@every_recommender
+def test_an_item_of_rank_r_is_the_rth_that_is_recommended(kind: Kind) -> None:
+    """Items that score no more than an unrelated one are not recommended; nor is anything after an empty history."""
+    model = ready(kind)
+    histories = circle(30, 4).histories()
+    shown = model.recommend(histories, 3)
+    for r in range(3):
+        known = np.flatnonzero(shown[:, r] >= 0)
+        assert len(known)
+        ranks = model.rank(histories.take(known), shown[known, r])
+        assert (ranks >= r + 1).all()  # ties have the worse rank
+        assert (ranks == r + 1).mean() > 0.5
+    assert (model.recommend(Windows.from_lists([[], [1, 2]]), 3)[0] == -1).all()
+
+
 @every_backbone
 def test_ties_count_against_the_target(kind: type[Backbone]) -> None:
     windows = circle(5, 5)

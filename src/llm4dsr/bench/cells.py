@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from llm4dsr import columns as c
 from llm4dsr.bench.datasets import BenchDataset
 from llm4dsr.bench.denoised import NONE, denoised, names
 from llm4dsr.config import Config
@@ -17,8 +19,10 @@ from llm4dsr.errors import ConfigError
 from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate
 from llm4dsr.pipeline import Run, origin
 from llm4dsr.recommenders import NAMES, ROBUST, SEEDLESS
+from llm4dsr.recommenders.neighborhood import user_matrix
 
-RESULTS, DETECTION = "results.parquet", "detection.parquet"
+RESULTS, DETECTION, TARGETS = "results.parquet", "detection.parquet", "targets.parquet"
+SEPARATOR = "|"  # between the seed of a denoiser and its name
 
 
 def bench(
@@ -28,6 +32,7 @@ def bench(
     denoisers: list[str],
     config: Config,
     progress: Progress | None = None,
+    denoiser_seeds: int = 1,
 ) -> pl.DataFrame:
     """Fill the cells that are missing.
 
@@ -47,12 +52,15 @@ def bench(
         Options of our denoiser and of the recommenders.
     progress : Progress, optional
         Called with (steps done, all steps, what is being done).
+    denoiser_seeds : int, default 1
+        Whole runs of our denoiser.
 
     Returns
     -------
     DataFrame
-        One line per cell: `backbone, denoiser, seed`; `ndcg`, `hit_rate`, `valid_ndcg` (higher is better); `epochs`,
-        `seconds`, `ranks`; `users`, codes of the users of the test windows; `data`, a hash of the windows; `recipe`, a
+        One line per cell: `backbone, denoiser, denoiser_seed, seed`, the second seed that of the recommender; `ndcg`,
+        `hit_rate`, `valid_ndcg` (higher is better); `coverage` and `gini` of what is recommended; `epochs`, `seconds`,
+        `ranks`; `users`, codes of the users of the test windows; `data`, a hash of the windows; `recipe`, a
         hash of the recommender's options, the same in all rows of a backbone; `listed`, the candidates that llara
         reorders (0 = all, null for other backbones); `device` of the recommender.
 
@@ -74,26 +82,40 @@ def bench(
     devices = {name: "CPU" if name in SEEDLESS else gpu for name in backbones}
     _check(folder / RESULTS, data, recipes, devices)
     with Run(folder, config).locked():
-        rows, detection = denoised(dataset, folder, denoisers, config, progress)
+        rows, detection = denoised(dataset, folder, denoisers, config, progress, denoiser_seeds)
+        write_parquet(target_users(dataset), folder / TARGETS)
         if len(detection):
-            _add(folder / DETECTION, detection, ["denoiser", "split"])
+            _add(folder / DETECTION, detection, ["denoiser", "denoiser_seed", "split"])
         for backbone in backbones:
-            compared = {NONE: rows[NONE]} if backbone in ROBUST else rows
+            compared = {
+                f"{seed}{SEPARATOR}{name}": splits
+                for (name, seed), splits in rows.items()
+                if name == NONE or backbone not in ROBUST
+            }
             cells = train_and_evaluate(
                 compared, dataset.data.catalogue, settings[backbone], config.seed, progress, folder / "cells"
             )
             listed = config.evaluate.llara.candidates if backbone == "llara" else None
             found.append(cells.select(
                 pl.lit(backbone).alias("backbone"),
-                pl.col("row").alias("denoiser"),
+                pl.col("row").str.split_exact(SEPARATOR, 1).struct[1].alias("denoiser"),
+                pl.col("row").str.split_exact(SEPARATOR, 1).struct[0].cast(pl.Int64, strict=False)
+                .alias("denoiser_seed"),  # null: it has none
                 pl.exclude("row", "valid_ranks", "valid_users"),
                 pl.lit(data).alias("data"),
                 pl.lit(recipes[backbone]).alias("recipe"),
                 pl.lit(listed, dtype=pl.Int64).alias("listed"),
                 pl.lit(devices[backbone]).alias("device"),
             ))  # fmt: skip
-            _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "seed"])
+            _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "denoiser_seed", "seed"])
     return pl.concat(found)
+
+
+def target_users(dataset: BenchDataset) -> pl.DataFrame:
+    """Return how many users have the target of each test window in training, in the column `users`."""
+    train, test = dataset.data.splits[c.TRAIN], dataset.data.splits[c.TEST]
+    users = user_matrix(train, len(dataset.data.catalogue)).getnnz(axis=0)
+    return pl.DataFrame({"users": users[test.targets()].astype(np.int32)})
 
 
 def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, str]) -> None:
@@ -101,7 +123,7 @@ def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, st
     if not path.is_file():
         return
     there = pl.read_parquet(path, glob=False)
-    if not {"data", "recipe", "device"} <= set(there.columns):
+    if not {"data", "recipe", "device", "denoiser_seed"} <= set(there.columns):
         raise ConfigError(f"{path} was made by another version. Choose another --out.")
     if set(there["data"]) - {data}:
         raise ConfigError(f"{path} is of other windows. Choose another --out.")
@@ -121,6 +143,6 @@ def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, st
 def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:
     """Write new rows beside those that are there and not made again."""
     if path.is_file():
-        old = pl.read_parquet(path, glob=False).join(new, on=key, how="anti")
+        old = pl.read_parquet(path, glob=False).join(new, on=key, how="anti", nulls_equal=True)
         new = pl.concat([old, new], how="diagonal_relaxed")
     write_parquet(new.sort(key), path)

@@ -1,8 +1,7 @@
 """Every way to denoise a dataset: its corrected windows, and how well it found the known noise.
 
-Baselines flag the same fraction of the interactions each and drop them. Ours flags what is more likely noise than not,
-or a fraction, and replaces or drops it. Finished parts are kept: `llm4dsr/` is a run folder, `baselines/NAME/` holds
-the scores of each split and a card.
+Baselines flag the same fraction of the interactions each and drop them. Ours (`ours.py`) is run with several seeds.
+Finished parts are kept: `llm4dsr-SEED/` is a run folder, `baselines/NAME/` holds the scores of each split and a card.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from llm4dsr.bench.baselines import BASELINES
 from llm4dsr.bench.baselines.baseline import Baseline, choose
 from llm4dsr.bench.baselines.text import SentenceOutlier
 from llm4dsr.bench.datasets import BenchDataset
+from llm4dsr.bench.ours import DEFAULT, HIGH_RATE, OURS, SUGGESTIONS, OurRun, Scores, our_run, run_name
 from llm4dsr.config import Config
 from llm4dsr.core.device import max_workers, single_thread
 from llm4dsr.core.hashing import versions
@@ -33,25 +33,17 @@ from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows, to_matrix
-from llm4dsr.denoise.decide import STAND_IN, VALIDATION
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.evaluate.detection import detection_metrics, flag_metrics
 from llm4dsr.evaluate.rows import ORACLE_DROP, ORACLE_RESTORE, DecisionTables, Splits, correct_splits, oracle_splits
-from llm4dsr.pipeline import CONFIG, Run, origin
+from llm4dsr.pipeline import origin
 
-NONE, REPLACE, DROP = "none", "llm4dsr (replace)", "llm4dsr (drop)"
-BASELINE_RATE = 0.05  # correction rate of baselines: about what ours flags on Toys
-HIGH_RATE = 0.2  # what a run chooses on Toys, on validation, of 0, .05, .1 and .2
-# Name → action and correction rate of ours; None: what is more likely noise than not
-OURS: dict[str, tuple[str, float | None]] = {
-    REPLACE: ("replace", None), DROP: ("drop", None), "llm4dsr (replace 5 %)": ("replace", BASELINE_RATE),
-    "llm4dsr (replace 20 %)": ("replace", HIGH_RATE), "llm4dsr (drop 20 %)": ("drop", HIGH_RATE),
-}  # fmt: skip
-SUGGESTIONS = "llm4dsr-suggestions"  # our suggestions for decisions other than the run's
-OUR_STAGES = ("prepare", "train", "score", "decide", "suggest")
+NONE = "none"
+BASELINE_RATE = 0.05  # correction rate of baselines
 ORACLES = {ORACLE_DROP: "drop", ORACLE_RESTORE: "replace"}
 UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), float("nan"))
+STATED = ("stated_precision", "stated_low", "stated_high", "ece")  # what ours says about its flags
 
 # Name → baseline and correction rate. A baseline that rewrites histories ignores the rate.
 SCORE_ALONE = [name for name, baseline in BASELINES.items() if baseline.rewrite is Baseline.rewrite]
@@ -59,10 +51,12 @@ DROPPERS = {name: (name, BASELINE_RATE) for name in BASELINES} | {
     f"{n} ({100 * HIGH_RATE:.0f} %)": (n, HIGH_RATE) for n in SCORE_ALONE
 }
 # Name → baseline whose flags get our suggestions: a control for what suggestions alone gain
-REPLACED = {f"{n} (replace {100 * HIGH_RATE:.0f} %)": n for n in SCORE_ALONE}
+REPLACED = {
+    f"{n} (replace {100 * rate:.0f} %)": (n, rate) for n in SCORE_ALONE for rate in (BASELINE_RATE, 0.1, HIGH_RATE)
+}
 
+Row = tuple[str, int | None]  # denoiser, and its seed if it has one
 Lines = list[dict[str, Any]]
-Scores = dict[str, pl.DataFrame]  # of each split
 
 
 def names(dataset: BenchDataset) -> list[str]:
@@ -85,8 +79,13 @@ def usual(dataset: BenchDataset) -> list[str]:
 
 
 def denoised(
-    dataset: BenchDataset, folder: Path, asked: list[str], config: Config, progress: Progress | None = None
-) -> tuple[dict[str, Splits], pl.DataFrame]:
+    dataset: BenchDataset,
+    folder: Path,
+    asked: list[str],
+    config: Config,
+    progress: Progress | None = None,
+    denoiser_seeds: int = 1,
+) -> tuple[dict[Row, Splits], pl.DataFrame]:
     """Denoise a dataset in every way that is asked for; what is in `folder` already is not made again.
 
     Parameters
@@ -98,16 +97,18 @@ def denoised(
     asked : list of str
         Of `names`.
     config : Config
-        Options of our denoiser.
+        Options of our denoiser; its seed is the first.
     progress : Progress, optional
         Called with (steps done, all steps, what is being done).
+    denoiser_seeds : int, default 1
+        Whole runs of our denoiser.
 
     Returns
     -------
-    splits : dict of str to dict of str to Windows
-        Denoiser → the splits as it corrects them; NONE is always there.
+    splits : dict of (str, int or None) to dict of str to Windows
+        Denoiser and its seed → the splits as it corrects them; (NONE, None) is always there.
     detection : DataFrame
-        One line per denoiser and split.
+        One line per denoiser, seed and split.
 
     Raises
     ------
@@ -117,83 +118,45 @@ def denoised(
         If a baseline runs out of memory.
     """
     data, targets = dataset.data, config.correct.train_targets
-    out, lines = {NONE: data.splits}, Lines()
-    ours = {name: OURS[name] for name in asked if name in OURS}
+    out, lines = dict[Row, Splits]({(NONE, None): data.splits}), Lines()
     droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
     replaced = {name: REPLACED[name] for name in asked if name in REPLACED}
-    baselines = dict.fromkeys([*(baseline for baseline, _ in droppers.values()), *replaced.values()])
+    baselines = dict.fromkeys([name for name, _ in (*droppers.values(), *replaced.values())])
     _run_baselines(list(baselines), data, folder / "baselines", config.seed, progress)
-    if ours or replaced:
-        run = our_run(data, folder / "llm4dsr", config, progress)
-    if ours:
-        scores = run.scores()
-        by: dict[float | None, DecisionTables] = {None: run.tables()}
-        lines += _our_detection("llm4dsr", run, scores, by[None], data)
-        for part in dict.fromkeys(rate for _, rate in ours.values() if rate is not None):
-            by[part] = _at_rate(run, scores, part, folder / SUGGESTIONS, progress)
-            lines += _our_detection(f"llm4dsr ({100 * part:.0f} %)", run, scores, by[part], data)
-        for name, (action, rate) in ours.items():
-            out[name] = correct_splits(data.splits, by[rate], data.catalogue, action, targets)
+    with_ours = any(name in OURS for name in asked)
+    for seed in range(config.seed, config.seed + denoiser_seeds) if with_ours or replaced else ():
+        run = our_run(data, folder / run_name(seed), replace(config, seed=seed), progress)
+        ours = OurRun(run, data, config, folder / SUGGESTIONS, progress)
+        lines += _our_detection(ours, seed) if with_ours else []
+        out |= {(name, seed): ours.splits(name) for name in asked if name in OURS}
+        for name, (baseline, rate) in replaced.items():
+            tables = ours.tables(rate, _scores(folder / "baselines" / baseline))
+            out[name, seed] = correct_splits(data.splits, tables, data.catalogue, "replace", targets)
     for name, action in ORACLES.items():
         if name in asked:
-            out[name] = oracle_splits(data.splits, data.catalogue, action, targets)
+            out[name, None] = oracle_splits(data.splits, data.catalogue, action, targets)
     for name, (baseline, rate) in droppers.items():
-        out[name], found = _corrected_by_baseline(folder / "baselines" / baseline, data, rate, config)
-        lines += [{**line, "denoiser": name} for line in found]
-    for name, baseline in replaced.items():
-        tables = _at_rate(run, _scores(folder / "baselines" / baseline), HIGH_RATE, folder / SUGGESTIONS, progress)
-        out[name] = correct_splits(data.splits, tables, data.catalogue, "replace", targets)
-    return out, pl.DataFrame(lines)
+        out[name, None], found = _corrected_by_baseline(folder / "baselines" / baseline, data, rate, config)
+        lines += [{**line, "denoiser": name, "denoiser_seed": None} for line in found]
+    return out, pl.DataFrame(lines, schema_overrides={"denoiser_seed": pl.Int64}, infer_schema_length=None)
 
 
-def our_run(data: Dataset, folder: Path, config: Config, progress: Progress | None) -> Run:
-    """Run our stages up to the suggestions, in a run folder.
-
-    Correction rates are compared as rows here (OURS), so none is chosen on validation. With that policy, the run flags
-    what is more likely noise than not.
-
-    Raises
-    ------
-    ConfigError
-        If the folder has a run with other options or windows.
-    """
-    if config.decide.policy == VALIDATION:
-        config = replace(config, decide=replace(config.decide, policy=STAND_IN))
-    if (folder / CONFIG).is_file():
-        made = Run(folder).config
-        # These stages depend neither on the recommender nor on the number of threads
-        if made != replace(config, evaluate=made.evaluate, threads=made.threads):
-            raise ConfigError(f"{folder} was made with another configuration of the denoiser. Choose another --out.")
-    run = Run(folder, config)
-    given = origin(data)
-    # If the card names a folder, the windows read from it are compared
-    if run.done("prepare") and run.card().get("data") != given and origin(run.data()) != given:
-        raise ConfigError(f"{folder} was made from other windows. Choose another --out.")
-    for stage in OUR_STAGES:
-        if not run.done(stage):
-            run.make(stage, data, progress)
-    return run
-
-
-def _at_rate(run: Run, scores: Scores, rate: float, work: Path, progress: Progress | None) -> DecisionTables:
-    """Decisions at this correction rate, and our suggestions for them."""
-    decisions = run.decided("rate", rate, scores=scores)
-    return DecisionTables(decisions, dict(run.suggested(decisions, progress, work)))
-
-
-def _our_detection(name: str, run: Run, scores: Scores, tables: DecisionTables, data: Dataset) -> Lines:
-    stages = run.card()["stages"]
+def _our_detection(ours: OurRun, seed: int) -> Lines:
+    """Detection of our scores, and of what is more likely noise than not."""
+    stages, tables = ours.run.card()["stages"], ours.run.tables()
     line = {
-        "denoiser": name,
+        "denoiser": DEFAULT,
+        "denoiser_seed": seed,
         "seconds": sum(stages[s]["seconds"] for s in ("train", "score", "decide", "suggest")),
         "memory_mb": max(stages[s]["peak_memory_mb"] for s in ("train", "score", "suggest")),
     }
     out = []
-    for split, windows in data.splits.items():
-        found = {"flagged": len(tables.decisions[split]) / max(1, len(scores[split])), **UNKNOWN}
+    for split, windows in ours.data.splits.items():
+        scores = ours.scores[split]
+        found = {"flagged": len(tables.decisions[split]) / max(1, len(scores)), **UNKNOWN}
         if windows.noise_mask is not None:
-            known = detection_metrics(scores[split], tables.decisions[split], windows)
-            found |= {key: known[key] for key in UNKNOWN}
+            known = detection_metrics(scores, tables.decisions[split], windows)
+            found |= {key: known[key] for key in (*UNKNOWN, *STATED)}
         out.append(line | {"split": split, **found})
     return out
 

@@ -29,6 +29,7 @@ def bench(
     backbones: Annotated[str, typer.Option(help="Recommenders, separated by commas.")] = "sasrec",
     denoisers: Annotated[str, typer.Option(help="Denoisers, separated by commas, or all.")] = "all",
     seeds: Seeds = 3,
+    denoiser_seeds: Annotated[int, typer.Option(min=1, help="Whole runs of our denoiser.")] = 3,
     natural: Annotated[bool, typer.Option(help="Use the windows as they were before noise was injected.")] = False,
     limit: Limit = 0,
     config: Recipe = None,
@@ -37,6 +38,7 @@ def bench(
     """Train every recommender on every denoiser's output, with intervals and paired tests."""
     from llm4dsr.bench import cells, denoised, tables
     from llm4dsr.bench.datasets import load_dataset
+    from llm4dsr.bench.ours import OURS
     from llm4dsr.core.io import write_text
     from llm4dsr.recommenders import SEEDLESS
 
@@ -44,13 +46,14 @@ def bench(
     data = load_dataset(dataset, natural, limit, chosen.seed)
     rows = denoised.usual(data) if denoisers == "all" else [name.strip() for name in denoisers.split(",")]
     recommenders = [name.strip() for name in backbones.split(",")]
-    most = len(rows) * sum(1 if name in SEEDLESS else seeds for name in recommenders)
+    runs = sum(denoiser_seeds if name in (*OURS, *denoised.REPLACED) else 1 for name in rows)
+    most = runs * sum(1 if name in SEEDLESS else seeds for name in recommenders)
     console.print(
-        f"{len(rows)} denoisers, {len(recommenders)} recommender(s), {seeds} seed(s): at most "
+        f"{len(rows)} denoisers, {len(recommenders)} recommender(s), {denoiser_seeds} x {seeds} seed(s): at most "
         f"{most} recommenders to train. Finished ones in {escape(str(out))} are kept."
     )
     with bar() as progress:
-        cells.bench(data, out, recommenders, rows, chosen, progress)
+        cells.bench(data, out, recommenders, rows, chosen, progress, denoiser_seeds)
     text = tables.results_markdown(out, chosen.evaluate.k)
     write_text(report or out / "RESULTS.md", text)
     console.print(Markdown(text))

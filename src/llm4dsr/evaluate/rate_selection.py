@@ -102,6 +102,11 @@ def candidates(goal: str, noise_rate: float) -> list[Candidate]:
     return [NO_CORRECTION, *tried]
 
 
+def flag_cap(goal: str, splits: Splits) -> int | None:
+    """Return the most flags in a window that a goal allows; None: as configured. Imputation may change any of them."""
+    return int(max(w.lengths.max() for w in splits.values())) if goal == "impute" else None
+
+
 def try_candidates(
     splits: Splits,
     tried: Sequence[Candidate],

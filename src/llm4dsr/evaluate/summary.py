@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,7 @@ import polars as pl
 from llm4dsr import metrics
 from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.evaluate.rows import ORACLE_DROP, ORACLE_RESTORE, ORIGINAL
-from llm4dsr.intervals import clustered_difference, mean_interval, paired_difference
+from llm4dsr.intervals import clustered_difference, crossed_interval, mean_interval, paired_difference
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Difference:
     gain_percent : float
         The gain in percent of the second row.
     half_width : float
-        Half of the gain's 95 % Student interval over seeds.
+        Half of the gain's 95 % interval over seeds, as in `crossed_interval`.
     p_seeds : float
-        Two-sided p of a paired t test over seeds: would another training run show the same?
+        Two-sided p of a paired t test over seeds, of denoiser and recommender: would other runs show the same?
     user_half_width : float
         Half of the gain's 95 % interval over test windows, each with its mean over seeds, clustered by user.
     user_half_width_percent : float
@@ -46,15 +47,35 @@ class Difference:
 
     @classmethod
     def between(cls, a: pl.DataFrame, b: pl.DataFrame, k: int) -> Difference:
-        """Compare two rows of `train_and_evaluate`; all NaN if they share no seed."""
-        seeds = sorted(set(a["seed"].to_list()) & set(b["seed"].to_list()))
-        if not seeds:
+        """Compare two rows of `train_and_evaluate`, on the seeds that both have; all NaN if they share none.
+
+        A column `denoiser_seed` tells runs of a denoiser apart. A row with a single one, such as no correction, is
+        compared with each run of the other.
+        """
+        x, y = by_seeds(a), by_seeds(b)
+        first, second = (sorted({run for run, _ in cells}) for cells in (x, y))
+        runs = [(i, i) for i in first if i in second]
+        if len(first) == 1 or len(second) == 1:
+            runs = [(i, j) for i in first for j in second]
+        seeds = sorted({s for _, s in x} & {s for _, s in y})
+        pairs = [[((i, s), (j, s)) for s in seeds] for i, j in runs]
+        if not seeds or not runs:
             return cls(*[math.nan] * 7)
-        a, b = (rows.filter(pl.col("seed").is_in(seeds)).sort("seed") for rows in (a, b))
-        gain, half, over_seeds = paired_difference(a["ndcg"].to_list(), b["ndcg"].to_list())
+        differences = [[x[p]["ndcg"] - y[q]["ndcg"] for p, q in line] for line in pairs]
+        gain, half, over_seeds = crossed_interval(differences)
+        cells_a, cells_b = (dict.fromkeys(pair[side] for line in pairs for pair in line) for side in (0, 1))
+        a, b = pl.DataFrame([x[p] for p in cells_a]), pl.DataFrame([y[q] for q in cells_b])
         percent = 100 / max(_mean(b["ndcg"]), 1e-12)
         user_half, over_users = _over_users(a, b, "ndcg", k)
         return cls(gain, percent * gain, half, over_seeds, user_half, percent * user_half, over_users)
+
+
+def by_seeds(rows: pl.DataFrame) -> dict[tuple[int, int], dict[str, Any]]:
+    """Return the lines of a row by (seed of the denoiser, seed of the recommender); 0 where it has no denoiser seed."""
+    if "denoiser_seed" not in rows.columns:
+        rows = rows.with_columns(denoiser_seed=0)
+    lines = rows.with_columns(pl.col("denoiser_seed").fill_null(0)).iter_rows(named=True)
+    return {(line["denoiser_seed"], line["seed"]): line for line in lines}
 
 
 def summarize(results: pl.DataFrame, k: int) -> pl.DataFrame:

@@ -68,8 +68,9 @@ def train_and_evaluate(
     -------
     DataFrame
         One line per row and seed: `row, seed`; `ndcg` and `hit_rate` at k on test and `valid_ndcg` (NDCG@20), higher is
-        better; `epochs`; `seconds`; `ranks` of the test targets and `valid_ranks` of the validation targets at the best
-        epoch, 1 = best; `users` and `valid_users`, codes of the users of these windows.
+        better; `coverage` and `gini` of the k items recommended for each test history, as in `metrics`; `epochs`;
+        `seconds`; `ranks` of the test targets and `valid_ranks` of the validation targets at the best epoch, 1 = best;
+        `users` and `valid_users`, codes of the users of these windows.
 
     Raises
     ------
@@ -183,12 +184,16 @@ def _train_and_test(
             config.llara,
             config.neighborhood,
         )
-        ranks = trained.model.rank(splits[c.TEST].histories(), splits[c.TEST].targets())
+        histories = splits[c.TEST].histories()
+        ranks = trained.model.rank(histories, splits[c.TEST].targets())
+        shown = trained.model.recommend(histories, min(config.k, len(catalogue)))
         line = {
             "row": name,
             "seed": seed,
             "ndcg": metrics.ndcg(ranks, config.k),
             "hit_rate": metrics.hit_rate(ranks, config.k),
+            "coverage": metrics.coverage(shown, len(catalogue)),
+            "gini": metrics.gini(shown, len(catalogue)),
             "valid_ndcg": max(trained.curve),
             "epochs": len(trained.curve),
             "seconds": trained.seconds,

@@ -29,7 +29,7 @@ from llm4dsr.denoise.tables import probabilities
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics
-from llm4dsr.evaluate.rate_selection import KEEP, candidates, try_candidates
+from llm4dsr.evaluate.rate_selection import KEEP, candidates, flag_cap, try_candidates
 from llm4dsr.evaluate.report import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
@@ -185,9 +185,8 @@ class Run(RunFolder):
             policy = effective_policy(policy, eta, self.config.decide.policy)
             if policy == VALIDATION:
                 goal = goal or self.config.decide.goal
-                if goal == "impute" and cap is None:
-                    cap = int(max(w.lengths.max() for w in self.data().splits.values()))  # up to half of a window
-                tried = self._try_candidates(goal, cap, progress)
+                cap = flag_cap(goal, self.data().splits) if cap is None else cap
+                tried = self.try_candidates(goal, cap, progress)
                 write_parquet(tried, out / TRIED)
                 best = tried.filter("chosen").row(0, named=True)
                 facts |= {"goal": goal, "tried": tried.to_dicts()}
@@ -206,8 +205,8 @@ class Run(RunFolder):
                     "cap": rule[2],
                 }
 
-    def _try_candidates(self, goal: str, cap: int | None, progress: Progress | None) -> pl.DataFrame:
-        """Compare corrections; parts are left where suggest and evaluate look for them."""
+    def try_candidates(self, goal: str, cap: int | None, progress: Progress | None) -> pl.DataFrame:
+        """Compare corrections on validation; parts are left where suggest and evaluate look for them."""
         config, data, scores = self.config, self.data(), self.scores()
         work = {stage: self.work("decide" if self.done(stage) else stage) for stage in ("suggest", "evaluate")}
 

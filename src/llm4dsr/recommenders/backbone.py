@@ -170,6 +170,27 @@ class Backbone(nn.Module):
             ranks[part] = (self.n_items - below).cpu().numpy()
         return ranks
 
+    def recommend(self, histories: Windows, k: int) -> IntArray:
+        """Return the best items of each history. Items of the history are not filtered out.
+
+        Parameters
+        ----------
+        histories : Windows
+            W histories, without their targets.
+        k : int
+            Number of items; at most n_items.
+
+        Returns
+        -------
+        array of int
+            [W, k] catalogue rows, best first; PAD after an empty history.
+        """
+        out = np.full((len(histories), k), PAD)
+        for part, scores in self.score_batches(histories):
+            out[part] = scores.topk(k, dim=1).indices.cpu().numpy()
+        out[histories.lengths == 0] = PAD
+        return out
+
     def score_batches(self, histories: Windows) -> Iterator[tuple[slice, Tensor]]:
         """Score the whole catalogue, in batches of histories that fit in memory.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from llm4dsr.config import LLaRAConfig
-from llm4dsr.core.arrays import FloatArray, IntArray
+from llm4dsr.core.arrays import PAD, FloatArray, IntArray
 from llm4dsr.core.device import precision
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
@@ -255,6 +255,25 @@ class LLaRA:
             target = scores[(catalogue if items is None else items[n]) == targets[inside[n]]]
             ranks[inside[n]] = len(scores) - np.count_nonzero(scores < target)  # a NaN score ranks last
         return ranks
+
+    def recommend(self, histories: Windows, k: int) -> IntArray:
+        """Return the best items [W, k] of each history, best first; PAD where there are fewer candidates.
+
+        Parameters
+        ----------
+        histories : Windows
+            W histories, without their targets.
+        k : int
+            Number of items.
+        """
+        out = np.full((len(histories), k), PAD)
+        inside = np.flatnonzero(histories.lengths > 0)
+        some = histories.take(inside)
+        items = self.candidates(some) if self.config.candidates else [np.arange(len(self.titles))] * len(some)
+        for w, rows, scores in zip(inside, items, self.score(some, items), strict=True):
+            best = rows[np.argsort(-scores, kind="stable")[:k]]
+            out[w, : len(best)] = best
+        return out
 
     def candidates(self, histories: Windows) -> list[IntArray]:
         """Return for each history the items of SASRec ranks 1 to `config.candidates`, best first.

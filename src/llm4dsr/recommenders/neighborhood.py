@@ -18,7 +18,7 @@ import polars as pl
 from scipy import sparse
 
 from llm4dsr.config import NeighborhoodConfig
-from llm4dsr.core.arrays import IntArray
+from llm4dsr.core.arrays import PAD, IntArray
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.windows import Windows
 from llm4dsr.metrics import ndcg
@@ -73,14 +73,40 @@ class Neighborhood:
         array of int
             [W] ranks from 1 to n_items, 1 = best.
         """
+        ranks = np.empty(len(targets), dtype=np.int64)
+        for part, scores in self._score_batches(histories):
+            ranks[part] = scores.shape[1] - _count_below(scores, targets[part], self.tolerance)
+        return ranks
+
+    def recommend(self, histories: Windows, k: int) -> IntArray:
+        """Return the best items of each history. Items of the history are not filtered out.
+
+        Parameters
+        ----------
+        histories : Windows
+            W histories, without their targets.
+        k : int
+            Number of items; at most n_items.
+
+        Returns
+        -------
+        array of int
+            [W, k] catalogue rows, best first; PAD where an item scores no more than an unrelated one, which is 0.
+        """
+        out = np.full((len(histories), k), PAD)
+        for part, scores in self._score_batches(histories):
+            dense = np.asarray(scores.todense() if sparse.issparse(scores) else scores)
+            best = np.argsort(-dense, axis=1, kind="stable")[:, :k]
+            out[part] = np.where(np.take_along_axis(dense, best, axis=1) > self.tolerance, best, PAD)
+        return out
+
+    def _score_batches(self, histories: Windows) -> Iterator[tuple[slice, Any]]:
+        """Slices of the histories with the scores [B, n_items] of all items."""
         n_items = self.weights.shape[0]
         read = history_matrix(histories, n_items, self.config.decay)
         neighbors = self.weights.getnnz(axis=1) if sparse.issparse(self.weights) else np.full(n_items, n_items)
-        ranks = np.empty(len(targets), dtype=np.int64)
         for part in _batches(read, neighbors, n_items):
-            scores = read[part] @ self.weights
-            ranks[part] = n_items - _count_below(scores, targets[part], self.tolerance)
-        return ranks
+            yield part, read[part] @ self.weights
 
 
 def fit_neighborhood(

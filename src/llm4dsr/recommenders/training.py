@@ -34,6 +34,9 @@ class Recommender(Protocol):
     def rank(self, histories: Windows, targets: IntArray) -> IntArray:
         """Rank each target among the whole catalogue: [W] from 1 = best; ties count against the target."""
 
+    def recommend(self, histories: Windows, k: int) -> IntArray:
+        """Return the k best items [W, k] of each history, best first; PAD where nothing tells items apart."""
+
 
 @dataclass
 class Trained:

@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from llm4dsr.bench.datasets import BenchDataset
-from llm4dsr.bench.denoised import SUGGESTIONS, our_run
+from llm4dsr.bench.ours import SUGGESTIONS, our_run, run_name
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import versions
@@ -61,7 +61,7 @@ class Context:
 
     def run(self) -> Run:
         """Return our run on the dataset, up to the suggestions; made once, and shared with the benchmark."""
-        return our_run(self.dataset.data, self.folder / "llm4dsr", self.config, self.progress)
+        return our_run(self.dataset.data, self.folder / run_name(self.config.seed), self.config, self.progress)
 
     def variant(self, name: str, config: Config) -> Run:
         """Return a run with another configuration, kept under `name`."""
