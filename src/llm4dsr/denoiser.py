@@ -19,25 +19,23 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.config import Config
-from llm4dsr.core.arrays import BoolArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.io import as_frame
-from llm4dsr.core.progress import Progress, subprogress
+from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
-from llm4dsr.data.overlap import Origin, into_windows, merge_scores, out_of_windows, overlapping
+from llm4dsr.data.overlap import Origin, merge_scores, overlapping
 from llm4dsr.data.read import as_windows
-from llm4dsr.data.windows import Windows, hold_out, to_matrix
+from llm4dsr.data.windows import Windows, hold_out
 from llm4dsr.denoise import correct as correcting
 from llm4dsr.denoise import decide as deciding
 from llm4dsr.denoise.calibrate import Calibrator
-from llm4dsr.denoise.ensemble import Ensemble, chunks
+from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.fit_calibration import fit_calibration
-from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.score_in_time import score_prequentially
 from llm4dsr.denoise.storage import load_denoiser, save_denoiser
-from llm4dsr.denoise.suggest import NOTHING, suggest
-from llm4dsr.denoise.tables import flagged_rows, score_table, suggestion_table
+from llm4dsr.denoise.suggest_in_time import suggest_prequentially
+from llm4dsr.denoise.tables import flagged_rows, score_table
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import MARKERS, PromptBuilder
@@ -275,8 +273,8 @@ class Denoiser:
         -------
         DataFrame
             One row per flagged interaction: `window_id`, `position`; `suggested_item_id` and `suggested_title`, never
-            an item of the window nor one item twice in it, null if none is left; `generated_text`; `grounding`, how the
-            item was found; `distance` to it, 0 = exact; `suggestion_probability`.
+            an item of the history nor one item twice in it, null if none is left; `generated_text`; `grounding`, how
+            the item was found; `distance` to it, 0 = exact; `suggestion_probability`.
 
         Raises
         ------
@@ -284,36 +282,11 @@ class Denoiser:
             If `decisions` names a window or position that is not among the histories.
         """
         windows = as_windows(histories, self.catalogue)
-        scored = windows.histories() if has_target else windows
-        parts, origin = self._short(scored, self.width)
-        here = into_windows(decisions, parts, origin) if origin else decisions
-        flagged, cache = to_matrix(here, parts, None), PartCache(work)
-        tables, done, total = [suggestion_table(parts, NOTHING, self.catalogue)], 0, int(flagged.sum())
-        for histories_rows, _ in prequential(self.builder, windows, has_target, None, self.width, earlier):
-            part_rows = origin.windows_of(histories_rows) if origin else histories_rows
-            for assigned, members in self.ensemble.assignments(parts.take(part_rows)):
-                rows_of = part_rows[assigned]
-                for rows in chunks(rows_of[flagged[rows_of].any(axis=1)]):
-                    count = int(flagged[rows].sum())
-                    step = progress and subprogress(progress, done, count, total)
-                    tables.append(self._suggestions(parts.take(rows), flagged[rows], members[0], step, cache))
-                    done += count
-                    if progress:
-                        progress(done, total, "suggest")
-        order = pl.DataFrame({c.WINDOW: parts.window_ids}).with_row_index("order")
-        table = pl.concat(tables).join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")
-        return out_of_windows(table, origin) if origin else table
-
-    def _suggestions(
-        self, part: Windows, flagged: BoolArray, member: int, progress: Progress | None, cache: PartCache
-    ) -> pl.DataFrame:
-        def make() -> pl.DataFrame:
-            model, weights = self.ensemble.models[member], self.ranking_weights
-            found = suggest(model, self.builder, part, flagged, self.catalogue, self.config, weights, progress)
-            return suggestion_table(part, found, self.catalogue)
-
-        key = self.ensemble.key(part, cache)
-        return cache.table((*key, member, flagged, part.window_ids, self.ranking_weights, self.config.suggest), make)
+        parts, origin = self._short(windows.histories() if has_target else windows, self.width)
+        return suggest_prequentially(
+            self.ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, progress,
+            PartCache(work), self.width, earlier,
+        )  # fmt: skip
 
     def correct(
         self,

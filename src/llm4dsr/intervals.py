@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from llm4dsr.core.arrays import Numbers, flat_pair
 from llm4dsr.errors import DataError
 
-Numbers = npt.ArrayLike
 Floats = npt.NDArray[np.float64]
 _EXACT = 1e-12  # relative size of sums that would be 0 without rounding
 _BLOCK = 2_000_000  # weights of resampled users held at a time
@@ -102,7 +102,7 @@ def paired_difference(a: Numbers, b: Numbers, confidence: float = 0.95) -> tuple
     >>> [round(x, 4) for x in paired_difference([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])]  # differences 1, 2, 3: t = 2 √3
     [2.0, 2.4841, 0.0742]
     """
-    x, y = _pair(a, b)
+    x, y = flat_pair(a, b)
     d = x - y
     mean, half = mean_interval(d, confidence)
     if d.size < 2:
@@ -206,7 +206,7 @@ def clustered_difference(
     >>> [round(x, 4) for x in clustered_difference([2, 4, 6, 8], [1, 1, 1, 1], [0, 0, 1, 2])]
     [4.0, 6.7175, 0.1245]
     """
-    x, y = _pair(a, b)
+    x, y = flat_pair(a, b)
     d, users = x - y, _codes(clusters, x.size)
     if not d.size:
         return math.nan, math.nan, math.nan
@@ -328,13 +328,6 @@ def _variance(weights: Floats, sums: Floats, n: Floats) -> Floats:
     squares = weights @ (sums**2).T - 2 * mean * (weights @ (sums * n).T) + mean**2 * (weights @ n**2)[:, None]
     found: Floats = len(n) / (len(n) - 1) * np.maximum(squares, 0.0) / windows**2
     return found
-
-
-def _pair(a: Numbers, b: Numbers) -> tuple[Floats, Floats]:
-    x, y = (np.asarray(values, dtype=np.float64).ravel() for values in (a, b))
-    if x.shape != y.shape:
-        raise DataError(f"The two arrays have {x.size} and {y.size} entries; expected as many in both.")
-    return x, y
 
 
 def _codes(clusters: Numbers, size: int) -> npt.NDArray[Any]:

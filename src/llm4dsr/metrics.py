@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from llm4dsr.core.arrays import Numbers, flat_pair
 from llm4dsr.errors import DataError
-
-Numbers = npt.ArrayLike
 
 
 def auroc(scores: Numbers, is_noise: Numbers) -> float:
@@ -99,7 +98,7 @@ def precision_recall(flagged: Numbers, is_noise: Numbers) -> tuple[float, float]
     >>> precision_recall([1, 1, 0, 0, 0], [1, 0, 1, 0, 1])  # one of two flags is correct; one of three noises is found
     (0.5, 0.3333333333333333)
     """
-    f, y = _pair(flagged, is_noise, bool)
+    f, y = flat_pair(flagged, is_noise, bool)
     hits = int((f & y).sum())
     return _ratio(hits, int(f.sum())), _ratio(hits, int(y.sum()))
 
@@ -135,7 +134,7 @@ def expected_calibration_error(probabilities: Numbers, outcomes: Numbers, bins: 
     >>> round(expected_calibration_error([0.1, 0.1, 0.9, 0.9], [0, 0, 1, 0], bins=2), 4)  # ½ · 0.1 + ½ · 0.4
     0.25
     """
-    p, y = _pair(probabilities, outcomes, float)
+    p, y = flat_pair(probabilities, outcomes, float)
     if not len(p):
         return math.nan
     if not ((p >= 0) & (p <= 1)).all():
@@ -295,16 +294,8 @@ def tie_rate(scores: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = N
     return float(tied.sum() / here.sum())
 
 
-def _pair(a: Numbers, b: Numbers, kind: type) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    x: npt.NDArray[Any] = np.asarray(a).ravel().astype(kind)
-    y: npt.NDArray[Any] = np.asarray(b).ravel().astype(kind)
-    if x.shape != y.shape:
-        raise DataError(f"The two arrays have {x.size} and {y.size} entries; expected as many in both.")
-    return x, y
-
-
 def _labeled(metric: str, scores: Numbers, is_noise: Numbers) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    s, y = _pair(scores, is_noise, float)
+    s, y = flat_pair(scores, is_noise, float)
     if y.all() or not y.any():
         kind = "noisy" if y.size and y.all() else "clean"
         raise DataError(f"{metric} needs noisy and clean interactions, but all {y.size} are {kind}.")

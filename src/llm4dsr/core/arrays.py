@@ -1,4 +1,4 @@
-"""Array types that all packages share, and padding."""
+"""Array types that all packages share, padding, and checked pairs of arrays."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llm4dsr.errors import DataError
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+Numbers = npt.ArrayLike  # what a public function takes for an array
 PAD = -1  # fills the end of a row, where a window has no item
 
 
@@ -27,3 +30,23 @@ def pad(rows: Sequence[npt.NDArray[Any] | Sequence[int]], fill: int) -> IntArray
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out
+
+
+def flat_pair(a: Numbers, b: Numbers, dtype: type = float) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Flatten two arrays of one type and check that they have as many entries.
+
+    Raises
+    ------
+    DataError
+        If they differ in size.
+
+    Examples
+    --------
+    >>> flat_pair([[1, 0], [0, 1]], [0, 0, 1, 1], bool)
+    (array([ True, False, False,  True]), array([False, False,  True,  True]))
+    """
+    x: npt.NDArray[Any] = np.asarray(a).ravel().astype(dtype)
+    y: npt.NDArray[Any] = np.asarray(b).ravel().astype(dtype)
+    if x.size != y.size:
+        raise DataError(f"The two arrays have {x.size} and {y.size} entries; expected as many in both.")
+    return x, y

@@ -34,9 +34,14 @@ class Origin:
     window_ids: IntArray
     offsets: IntArray
 
+    @property
+    def histories(self) -> IntArray:
+        """[W] row of the history of each window, ascending."""
+        return np.cumsum(self.offsets == 0) - 1  # only the first window of a history begins with it
+
     def windows_of(self, histories: IntArray) -> IntArray:
         """Return the rows of the overlapping windows of the histories at these rows, history after history."""
-        starts = np.flatnonzero(self.offsets == 0)  # only the first window of a history begins with it
+        starts = np.flatnonzero(self.offsets == 0)
         sizes = np.diff(starts, append=len(self.offsets))[histories]
         return np.asarray(np.arange(sizes.sum()) + np.repeat(starts[histories] - np.cumsum(sizes) + sizes, sizes))
 

@@ -142,15 +142,15 @@ def allowed_items(windows: Windows, catalogue: Catalogue) -> BoolArray:
     return allowed
 
 
-def assign_distinct(scores: FloatArray, windows: IntArray) -> tuple[IntArray, FloatArray]:
-    """Choose an item for each flag, no item twice in a window; the most confident flag chooses first.
+def assign_distinct(scores: FloatArray, histories: IntArray) -> tuple[IntArray, FloatArray]:
+    """Choose an item for each flag, no item twice in a history; the most confident flag chooses first.
 
     Parameters
     ----------
     scores : array of float
         [G, N] log-probability of each item at each flag; -inf where it is not allowed.
-    windows : array of int
-        [G] the window of each flag.
+    histories : array of int
+        [G] the history of each flag.
 
     Returns
     -------
@@ -171,41 +171,55 @@ def assign_distinct(scores: FloatArray, windows: IntArray) -> tuple[IntArray, Fl
     while len(left):
         best = scores[left].argmax(axis=1)
         value = scores[left, best]
-        order = np.lexsort((left, -value, windows[left]))  # by window, the most confident first
-        _, first = np.unique(windows[left[order]], return_index=True)
+        order = np.lexsort((left, -value, histories[left]))  # by history, the most confident first
+        _, first = np.unique(histories[left[order]], return_index=True)
         taken = np.isfinite(value[order[first]])
         winners = left[order[first]]
         items[winners[taken]], values[winners[taken]] = best[order[first]][taken], value[order[first]][taken]
         left = np.setdiff1d(left, winners)
-        whose = dict(zip(windows[winners].tolist(), items[winners].tolist(), strict=True))
-        claimed = np.array([whose[w] for w in windows[left].tolist()], dtype=np.int64)
+        whose = dict(zip(histories[winners].tolist(), items[winners].tolist(), strict=True))
+        claimed = np.array([whose[h] for h in histories[left].tolist()], dtype=np.int64)
         some = claimed >= 0
         scores[left[some], claimed[some]] = -np.inf
     return items, values
 
 
 def ranking_features(
-    model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: BoolArray, config: Config
+    model: NoiseLM,
+    builder: PromptBuilder,
+    windows: Windows,
+    flagged: BoolArray,
+    config: Config,
+    histories: IntArray | None = None,
 ) -> Iterator[tuple[IntArray, Tensor]]:
     """Describe every item as a suggestion for each flag, by the items of the window that are not flagged.
+
+    Parameters
+    ----------
+    model, builder, windows, config
+        As in `suggest.suggest`.
+    flagged : array of bool
+        [W, L] True where items are described.
+    histories : array of int, optional
+        [F] the history of each flag, ascending. Default: the window.
 
     Yields
     ------
     flags : array of int
-        G flags, in the order of np.nonzero(flagged); the flags of a window come together.
+        G flags, in the order of np.nonzero(flagged); the flags of a history come together.
     features : Tensor
         [K, G, N] what `RankingWeights` weighs; the first is the cosine of title vector and predicted vector.
     """
     assert model.vectors is not None
     rows, positions = np.nonzero(flagged)
     vectors = F.normalize(model.vectors, dim=-1)
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))  # of windows
+    starts = np.flatnonzero(np.diff(rows if histories is None else histories, prepend=-1))  # of histories
     size = max(1, SCORES // 8 // len(vectors))
     counts = builder.cooccurrence
     popularity = None if counts is None else torch.log1p(torch.tensor(counts.popularity).float())
     begin = 0
     while begin < len(rows):
-        ends = np.append(starts[starts > begin], len(rows))  # never inside a window
+        ends = np.append(starts[starts > begin], len(rows))  # never inside a history
         end = int(ends[ends <= begin + size].max(initial=ends[0]))
         group, begin = np.arange(begin, end), end
         some = windows.take(rows[group])

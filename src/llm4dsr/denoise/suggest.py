@@ -1,6 +1,6 @@
 """Suggesting: a replacement for each flagged interaction, always an item that exists (arXiv 2408.08208, section 4.3).
 
-Never the noisy item, never an item of the window, and never one item twice in a window. Items with the same title
+Never the noisy item, never an item of the history, and never one item twice in a history. Items with the same title
 count as one.
 """
 
@@ -76,6 +76,8 @@ def suggest(
     config: Config,
     ranking_weights: RankingWeights | None = None,
     progress: Progress | None = None,
+    histories: Windows | None = None,
+    history_rows: IntArray | None = None,
 ) -> Suggestions:
     """Suggest a replacement for each flagged interaction.
 
@@ -98,6 +100,10 @@ def suggest(
         For soft tokens.
     progress : Progress, optional
         Called with (flags done, all flags, "suggest").
+    histories : Windows, optional
+        The whole histories, where windows are parts of long ones. Default: the windows.
+    history_rows : array of int, optional
+        [W] row in `histories` of each window, ascending. Default: 0, 1, 2, …
 
     Returns
     -------
@@ -109,12 +115,14 @@ def suggest(
     count, out = len(rows), Suggestions.none(rows, positions)
     if not count:
         return out
+    whole = windows if histories is None else histories
+    of = rows if history_rows is None else history_rows[rows]  # [F] the history of each flag
     if config.model.item_input == "soft_token":
         rank = ranking_weights or RankingWeights()
-        for group, evidence in ranking_features(model, builder, windows, flagged, config):
-            barred = torch.from_numpy(~allowed_items(windows.take(rows[group]), catalogue))
+        for group, evidence in ranking_features(model, builder, windows, flagged, config, of):
+            barred = torch.from_numpy(~allowed_items(whole.take(of[group]), catalogue))
             log_p = torch.log_softmax(rank(evidence).masked_fill(barred, -torch.inf), dim=1).numpy()
-            items, best = assign_distinct(log_p, rows[group])
+            items, best = assign_distinct(log_p, of[group])
             found = group[items >= 0]
             out.items[found], out.probability[found] = items[items >= 0], np.exp(best[items >= 0])
             out.distance[found] = 1 - evidence[0].numpy()[items >= 0, items[items >= 0]]
@@ -123,9 +131,9 @@ def suggest(
             if progress:
                 progress(int(group[-1]) + 1, count, "suggest")
         return out
-    state = _Work(model, builder, windows, catalogue, config, out)
+    state = _Work(model, builder, whole, of, catalogue, config, out)
     features = builder.features(windows.take(rows))
-    prompts = [builder.suggestion_prompt(state.window(i), int(positions[i]), features[i]) for i in range(count)]
+    prompts = [builder.suggestion_prompt(windows.row(rows[i]), int(positions[i]), features[i]) for i in range(count)]
     tree = CatalogueTree(builder.titles[: len(catalogue)], catalogue.canonical.tolist())
     limit = tree if config.suggest.mode == "constrained" else None
 
@@ -134,8 +142,8 @@ def suggest(
             return decode(model, [prompts[i] for i in flags], limit, [state.excluded(i) for i in flags],
                           builder.close, config.suggest.max_new_tokens)  # fmt: skip
 
-    done, nth = 0, np.arange(count) - np.searchsorted(rows, rows)  # 0 for the first flag of a window, …
-    for turn in range(int(nth.max()) + 1):  # later flags of a window must not get what earlier ones got
+    done, nth = 0, np.arange(count) - np.searchsorted(of, of)  # 0 for the first flag of a history, …
+    for turn in range(int(nth.max()) + 1):  # later flags of a history must not get what earlier ones got
         turns = np.flatnonzero(nth == turn).tolist()
         for some, written in run_batches([len(prompts[i]) for i in turns], config.train.batch_tokens // 4,
                                          lambda part, turns=turns: write([turns[k] for k in part])):  # type: ignore[misc]  # fmt: skip
@@ -151,19 +159,17 @@ def suggest(
 class _Work:
     model: NoiseLM
     builder: PromptBuilder
-    windows: Windows
+    histories: Windows
+    of: IntArray  # [F] the history of each flag, ascending
     catalogue: Catalogue
     config: Config
     out: Suggestions
     _title_embeddings: Tensor | None = None
 
-    def window(self, i: int) -> list[int]:
-        return self.windows.row(self.out.rows[i])
-
     def excluded(self, i: int) -> list[int]:
-        """Canonical rows of the window's items, the noisy one among them, and of what was suggested for others."""
-        rows: list[int] = self.catalogue.canonical[self.window(i)].tolist()
-        here = slice(*np.searchsorted(self.out.rows, [self.out.rows[i], self.out.rows[i] + 1]))
+        """Canonical rows of the history's items, the noisy one among them, and of what was suggested for others."""
+        rows: list[int] = self.catalogue.canonical[self.histories.row(self.of[i])].tolist()
+        here = slice(*np.searchsorted(self.of, [self.of[i], self.of[i] + 1]))
         return rows + [item for item in self.out.items[here].tolist() if item >= 0]
 
     def ground(self, group: list[int], written: list[list[int]], tree: CatalogueTree, constrained: bool) -> None:
