@@ -49,6 +49,16 @@ def test_no_item_twice_in_a_window_and_none_that_is_not_allowed(seed, flags, n_i
         assert set(np.flatnonzero(np.isfinite(scores[i])).tolist()) <= set(taken.tolist())
 
 
+def test_suggestions_are_ordered_by_evidence_not_by_popularity():
+    """Item 0 fits a little better, item 1 has e² times as many users: the likelier choice, but not the suggestion."""
+    evidence = torch.tensor([[[0.30, 0.25]], [[0.0, 0.0]], [[0.0, 0.0]], [[1.0, 3.0]]])
+    rank = RankingWeights(cosine=10.0, popularity=0.5)
+    assert rank(evidence).argmax() == 1
+    assert rank.by_evidence()(evidence).argmax() == 0
+    against = RankingWeights(cosine=10.0, popularity=-0.5)  # a correction for co-occurrence stays
+    assert against.by_evidence() == against
+
+
 def test_titles_of_the_window_and_doubles_are_not_allowed():
     catalogue = Catalogue(pl.Series("item_id", range(5)), ["train", "doll", "train", "car", "kite"])
     allowed = allowed_items(Windows.from_lists([[2, 3], [4]]), catalogue)

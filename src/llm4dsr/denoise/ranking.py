@@ -7,6 +7,7 @@ injected items, whose originals were replaced.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -54,6 +55,14 @@ class RankingWeights:
         weights = torch.tensor([self.cosine, self.cooccurrence, self.collaborative, self.popularity])
         scores: Tensor = torch.tensordot(weights[: len(features)].to(features), features, dims=1)
         return scores
+
+    def by_evidence(self) -> RankingWeights:
+        """Return the weights that suggestions are ordered by: an item gains nothing by being popular.
+
+        A popular item is the more probable choice, all else being equal. But thousands of such choices are the same few
+        items, which narrows the catalogue that a recommender learns from.
+        """
+        return dataclasses.replace(self, popularity=min(self.popularity, 0.0))
 
 
 def fit_ranking_weights(

@@ -121,11 +121,15 @@ def suggest(
         rank = ranking_weights or RankingWeights()
         for group, evidence in ranking_features(model, builder, windows, flagged, config, of):
             barred = torch.from_numpy(~allowed_items(whole.take(of[group]), catalogue))
-            log_p = torch.log_softmax(rank(evidence).masked_fill(barred, -torch.inf), dim=1).numpy()
-            items, best = assign_distinct(log_p, of[group])
-            found = group[items >= 0]
-            out.items[found], out.probability[found] = items[items >= 0], np.exp(best[items >= 0])
-            out.distance[found] = 1 - evidence[0].numpy()[items >= 0, items[items >= 0]]
+            log_p, order = (
+                torch.log_softmax(weights(evidence).masked_fill(barred, -torch.inf), dim=1).numpy()
+                for weights in (rank, rank.by_evidence())
+            )
+            items, _ = assign_distinct(order, of[group])
+            any_left = np.flatnonzero(items >= 0)
+            found, chosen = group[any_left], items[any_left]
+            out.items[found], out.probability[found] = chosen, np.exp(log_p[any_left, chosen])
+            out.distance[found] = 1 - evidence[0].numpy()[any_left, chosen]
             for i in found:
                 out.grounding[i] = "nearest_vector"
             if progress:
