@@ -239,7 +239,10 @@ def test_labels_that_were_chosen_by_score_are_noticed(caplog, rows, said):
 
 @pytest.mark.parametrize(
     ("calibrator", "message"),
-    [(Calibrator(uncalibrated="too few"), "injected noise: too few"), (Calibrator(), "earlier version; score again")],
+    [
+        (Calibrator(uncalibrated="too few"), "injected noise: too few"),
+        (Calibrator(), "earlier version; train and score again"),
+    ],
 )
 def test_without_scores_of_injected_noise_none_can_be_controlled(calibrator, message):
     with pytest.raises(DataError, match=message):

@@ -231,7 +231,7 @@ def control_missed_noise(maps: dict[str, Calibrator], alpha: float) -> dict[str,
     found = {}
     for name, calibrator in maps.items():
         if not calibrator.injected:
-            why = calibrator.uncalibrated or "they were written by an earlier version; score again"
+            why = calibrator.uncalibrated or "they were written by an earlier version; train and score again"
             raise DataError(f"The scores of {name} come without scores of injected noise: {why}.")
         found[name] = missed_noise_threshold(calibrator.injected, alpha)
         if np.isneginf(found[name].value):
