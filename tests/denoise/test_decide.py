@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from llm4dsr.config import Config, DecideConfig
 from llm4dsr.denoise.decide import (
+    CONTROLLED,
     POLICIES,
     STAND_IN,
     VALIDATION,
@@ -190,3 +191,9 @@ def test_arguments_override_the_configuration():
     assert rule(config, None, None, None, is_train=True) == ("probability", 0.5, 3)
     assert rule(config, "rate", 0.1, 1, is_train=False) == ("rate", 0.1, 1)
     assert rule(config, None, 0.8, None, is_train=True) == ("probability", 0.8, 3)
+
+
+@pytest.mark.parametrize("policy", CONTROLLED)
+def test_guarantees_are_only_for_runs(policy):
+    with pytest.raises(ConfigError, match=f"'{policy}' needs more than a table of scores, so it is only for runs"):
+        rule(DecideConfig(), policy, 0.1, None, is_train=True)

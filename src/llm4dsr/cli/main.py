@@ -19,6 +19,7 @@ from llm4dsr.cli import config as config_commands
 from llm4dsr.cli import data as data_commands
 from llm4dsr.cli.options import (
     Data,
+    DecidePolicy,
     Eta,
     Goal,
     Limit,
@@ -148,14 +149,20 @@ def calibrate(
 def decide(
     run: RunFolder,
     goal: Goal = None,
-    policy: Policy = None,
+    policy: DecidePolicy = None,
     eta: Eta = None,
     cap: Annotated[int | None, typer.Option(min=0, help="Most flagged interactions in a window.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels of a random sample, as for calibrate; for false-flag-rate.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Flag interactions as noise, by η or by what recommenders gain on validation."""
+    from llm4dsr.core.io import read_table
+
+    table = None if labels is None else read_table(labels)
     with bar() as progress:
-        _open(run).decide(progress, policy, eta, cap, overwrite, goal)
+        _open(run).decide(progress, policy, eta, cap, overwrite, goal, table)
     _show_tried(_open(run))
 
 

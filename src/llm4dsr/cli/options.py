@@ -25,6 +25,14 @@ Seed = Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of e
 Policy = Annotated[
     str | None, typer.Option(help="How η is read: percentile, probability, precision, rate; or validation.")
 ]
+DecidePolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        help="How η is read: percentile, probability, precision, rate; validation; or false-flag-rate, "
+        "missed-noise-rate (guarantees).",
+    ),
+]
 Goal = Annotated[
     str | None,
     typer.Option(help="What validation tries: denoise (default) or impute, which replaces up to half of everything."),

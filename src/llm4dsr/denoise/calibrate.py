@@ -47,6 +47,7 @@ CHI_SQUARE = 3.841  # 95 % quantile with one degree of freedom, for the interval
 RATES = 33  # noise rates that a probability is averaged over
 REGION = 0.05  # smallest fraction of the injected noise that a region may hold
 CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # fractions of the injected noise, in the most coherent contexts
+KEPT = 1_000  # most scores of injected noise that a calibrator keeps
 TOPS = (0.5, 0.3, 0.2, 0.1, 0.05)  # fractions of these, with the highest log-odds
 
 
@@ -61,10 +62,13 @@ class Sample:
     context : array of float
         [n] mean log-odds of the other interactions of the window. Lower = a clearer interest, from which an injected
         item stands out more.
+    least_suspicious : array of bool, optional
+        [n] True for the least suspicious interaction of each window, which is never flagged. None: unknown.
     """
 
     log_odds: Floats
     context: Floats
+    least_suspicious: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, windows: Windows, log_odds: Floats) -> Sample:
@@ -72,16 +76,31 @@ class Sample:
         present = windows.present & ~np.isnan(log_odds)
         total = np.where(present, log_odds, 0.0).sum(axis=1, keepdims=True)
         context = (total - log_odds) / np.maximum(windows.lengths - 1, 1)[:, None]
-        return cls(log_odds[present], context[present])
+        least = np.zeros(present.shape, dtype=bool)
+        newest_first = np.where(present, log_odds, np.inf)[:, ::-1]  # of equals, the newest stays: see decide.ranks
+        least[np.arange(len(least)), present.shape[1] - 1 - newest_first.argmin(axis=1)] = True
+        return cls(log_odds[present], context[present], least[present])
 
     def take(self, rows: npt.NDArray[Any]) -> Sample:
         """Return the interactions at these rows."""
-        return Sample(self.log_odds[rows], self.context[rows])
+        least = None if self.least_suspicious is None else self.least_suspicious[rows]
+        return Sample(self.log_odds[rows], self.context[rows], least)
+
+    @property
+    def flaggable(self) -> Floats:
+        """[n] log-odds, and -inf for the least suspicious interaction of each window, which is never flagged."""
+        least = False if self.least_suspicious is None else self.least_suspicious
+        return np.where(least, -np.inf, self.log_odds)
 
 
 def join(samples: Sequence[Sample]) -> Sample:
     """Concatenate samples."""
-    return Sample(np.concatenate([s.log_odds for s in samples]), np.concatenate([s.context for s in samples]))
+    least = [s.least_suspicious for s in samples if s.least_suspicious is not None]
+    return Sample(
+        np.concatenate([s.log_odds for s in samples]),
+        np.concatenate([s.context for s in samples]),
+        np.concatenate(least) if len(least) == len(samples) else None,
+    )
 
 
 @dataclass
@@ -101,6 +120,9 @@ class Calibrator:
         map, on the half of the validation windows that the map was not fitted on.
     uncalibrated : str
         Why there is no map; empty if there is one.
+    injected : list of float
+        Sorted `Sample.flaggable` of injected noise, at most KEPT of them; `missed-noise-rate` takes its threshold from
+        these (risk_control.py).
     """
 
     knots: list[float] = field(default_factory=list)
@@ -111,6 +133,7 @@ class Calibrator:
     ece_before: float = float("nan")
     ece_after: float = float("nan")
     uncalibrated: str = ""
+    injected: list[float] = field(default_factory=list)
 
     @property
     def noise_rate(self) -> float:
@@ -174,7 +197,37 @@ def fit(noise: Sample, unlabeled: Sample, method: Method, rates: tuple[float, fl
     # Where the map would reach 1, n unlabeled interactions were seen. They cannot tell 1 from 1 - 1 / (n + 2).
     certain = knots[ratios * rates[1] >= 1]
     seen = int((unlabeled.log_odds >= certain.min()).sum()) if len(certain) else len(unlabeled.log_odds)
-    return Calibrator(knots.tolist(), ratios.tolist(), *rates, ceiling=1 - 1 / (seen + 2))
+    injected = evenly_ranked(noise.flaggable).tolist()
+    return Calibrator(knots.tolist(), ratios.tolist(), *rates, ceiling=1 - 1 / (seen + 2), injected=injected)
+
+
+def evenly_ranked(values: Floats, most: int = KEPT) -> Floats:
+    """Sort values, and keep evenly ranked ones if there are too many.
+
+    Of n values the ranks floor(j (n + 1) / (most + 1)) stay, for j = 1 to most. They are rounded down, so a threshold
+    for missed noise that is taken from these is never above the one taken from all.
+
+    Parameters
+    ----------
+    values : array of float
+        [n] in any order.
+    most : int, default KEPT
+        Most values that stay.
+
+    Returns
+    -------
+    array of float
+        [min(n, most)] in rising order.
+
+    Examples
+    --------
+    >>> evenly_ranked(np.arange(1.0, 12.0), 3)  # of 1 to 11
+    array([3., 6., 9.])
+    """
+    ordered = np.sort(values)
+    if len(ordered) <= most:
+        return ordered
+    return np.asarray(ordered[np.arange(1, most + 1) * (len(ordered) + 1) // (most + 1) - 1])
 
 
 def possible_rates(ratio: Floats, is_noise: npt.NDArray[np.bool_]) -> tuple[float, float]:

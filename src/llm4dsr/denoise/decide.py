@@ -9,7 +9,8 @@
 
 Interactions without log-odds (NaN, a history of one item) are never flagged and not among the split's interactions.
 
-A run has a fifth policy, `validation`: recommenders choose rate and action (evaluate/rate_selection.py).
+A run has three more. With `validation`, recommenders choose rate and action (evaluate/rate_selection.py). With
+`false-flag-rate` and `missed-noise-rate`, η is the highest rate of such errors (risk_control.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from llm4dsr.errors import ConfigError
 
 POLICIES = ("percentile", "probability", "precision", "rate")
 VALIDATION = "validation"  # only in a run
+FALSE_FLAG_RATE, MISSED_NOISE_RATE = CONTROLLED = ("false-flag-rate", "missed-noise-rate")  # only in a run
 STAND_IN: Final = "probability"  # for VALIDATION, without a recommender
 
 
@@ -134,8 +136,13 @@ def rule(
     Raises
     ------
     ConfigError
-        If the policy is `validation`, which needs a recommender.
+        If the policy is only for runs.
     """
+    if policy in CONTROLLED:
+        raise ConfigError(
+            f"The policy {policy!r} needs more than a table of scores, so it is only for runs:  llm4dsr decide --run … "
+            f"--policy {policy} --eta …. In Python, use llm4dsr.denoise.risk_control."
+        )
     if policy == VALIDATION:
         raise ConfigError(
             "The policy 'validation' asks a recommender, so it is only for runs:  llm4dsr decide --run … --policy "

@@ -1,4 +1,4 @@
-"""Labels: some reviewed interactions that tell how much of what looks like noise is noise."""
+"""Labels: reviewed interactions, and the noise rate that they tell."""
 
 from __future__ import annotations
 
@@ -6,36 +6,34 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
+from llm4dsr.core.arrays import BoolArray, FloatArray
 from llm4dsr.denoise.calibrate import Calibrator, possible_rates
 from llm4dsr.errors import DataError
 
 EXPECTED = (c.SPLIT, c.WINDOW, c.POSITION, c.IS_NOISE)
 
 
-def rates_by_labels(
-    labels: pl.DataFrame, scores: dict[str, pl.DataFrame], maps: dict[str, Calibrator]
-) -> tuple[float, float]:
-    """Estimate the noise rate from labeled interactions of one or more splits.
+def labeled_scores(labels: pl.DataFrame, scores: dict[str, pl.DataFrame]) -> dict[str, tuple[FloatArray, BoolArray]]:
+    """Return the scores and the labels of labeled interactions.
 
     Parameters
     ----------
     labels : DataFrame
-        `split`, `window_id`, `position`, and `is_noise`, 0 or 1. They may be chosen by their scores in any way.
+        `split`, `window_id`, `position`, and `is_noise`, 0 or 1.
     scores : dict of str to DataFrame
         Table of scores of each split.
-    maps : dict of str to Calibrator
-        The map to probabilities of each split.
 
     Returns
     -------
-    low, high : float
-        The 95 % interval of the fraction of interactions that is noise.
+    dict of str to (array of float, array of bool)
+        Of each split with labels: [n] log-odds, and whether they are noise. Histories of one item have no log-odds and
+        are left out.
 
     Raises
     ------
     DataError
-        If a column is missing, there is no label or one that is not 0 or 1, an interaction is not among the scores or
-        is labeled twice, or the scores are uncalibrated.
+        If a column is missing, there is no label or one that is not 0 or 1, or an interaction is not among the scores
+        or is labeled twice.
     """
     missing = [name for name in EXPECTED if name not in labels.columns]
     if missing:
@@ -50,11 +48,11 @@ def rates_by_labels(
         raise DataError(f"{len(wrong)} label(s) are neither 0 nor 1, such as {wrong[c.IS_NOISE][0]!r}.")
     if labels.select(EXPECTED[:3]).is_duplicated().any():
         raise DataError("An interaction is labeled more than once. Keep one label for each.")
-    ratios, truth = [], []
-    for split, part in labels.group_by(c.SPLIT):
-        name = str(split[0])
-        if not maps[name].knots:
-            raise DataError(f"The scores of {name} are uncalibrated: {maps[name].uncalibrated}. Labels cannot help.")
+    found = {}
+    for name in scores:
+        part = labels.filter(pl.col(c.SPLIT) == name)
+        if part.is_empty():
+            continue
         joined = part.join(scores[name], on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
         absent = joined.filter(pl.col(c.LOG_ODDS).is_null())
         if len(absent):
@@ -62,8 +60,37 @@ def rates_by_labels(
                 f"Position {absent[c.POSITION][0]} of {c.WINDOW} {absent[c.WINDOW][0]} in {name} is labeled, but has "
                 "no score. Targets of validation and test are not scored."
             )
-        ratios.append(maps[name].ratio(joined[c.LOG_ODDS].to_numpy()))
-        truth.append(joined[c.IS_NOISE].cast(pl.Float64).to_numpy() > 0)
-    ratio, is_noise = np.concatenate(ratios), np.concatenate(truth)
-    known = np.isfinite(ratio)  # histories of one item have none
-    return possible_rates(ratio[known], is_noise[known])
+        log_odds, is_noise = joined[c.LOG_ODDS].to_numpy(), joined[c.IS_NOISE].cast(pl.Float64).to_numpy() > 0
+        found[name] = log_odds[np.isfinite(log_odds)], is_noise[np.isfinite(log_odds)]
+    return found
+
+
+def rates_by_labels(
+    labels: pl.DataFrame, scores: dict[str, pl.DataFrame], maps: dict[str, Calibrator]
+) -> tuple[float, float]:
+    """Estimate the noise rate from labeled interactions of one or more splits.
+
+    Parameters
+    ----------
+    labels, scores
+        As in `labeled_scores`. The labeled interactions may be chosen by their scores in any way.
+    maps : dict of str to Calibrator
+        The map to probabilities of each split.
+
+    Returns
+    -------
+    low, high : float
+        The 95 % interval of the fraction of interactions that is noise.
+
+    Raises
+    ------
+    DataError
+        As `labeled_scores` does, and if the scores are uncalibrated.
+    """
+    ratios, truth = [], []
+    for name, (log_odds, is_noise) in labeled_scores(labels, scores).items():
+        if not maps[name].knots:
+            raise DataError(f"The scores of {name} are uncalibrated: {maps[name].uncalibrated}. Labels cannot help.")
+        ratios.append(maps[name].ratio(log_odds))
+        truth.append(is_noise)
+    return possible_rates(np.concatenate(ratios), np.concatenate(truth))

@@ -51,6 +51,16 @@ def _mean(values: FloatArray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
+def has_truth(windows: Windows) -> bool:
+    """Return whether the noise mask of the histories is known and holds both noisy and clean interactions."""
+    if windows.noise_mask is None:
+        return False
+    inner = windows.histories()
+    assert inner.noise_mask is not None
+    known = inner.noise_mask[inner.present]
+    return bool(known.any() and not known.all())
+
+
 def flag_metrics(suspicion: FloatArray, flagged: BoolArray | None, truth: BoolArray) -> dict[str, float]:
     """Measure suspicion scores and flags of the same interactions.
 

@@ -23,17 +23,17 @@ from llm4dsr.data.validate import validate
 from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.decide import VALIDATION, effective_policy
-from llm4dsr.denoise.decide import rule as decision_rule
 from llm4dsr.denoise.labels import rates_by_labels
 from llm4dsr.denoise.tables import probabilities
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import DataError, OutputError
-from llm4dsr.evaluate.detection import detection_metrics
+from llm4dsr.evaluate.detection import detection_metrics, has_truth
 from llm4dsr.evaluate.rate_selection import KEEP, candidates, flag_cap, try_candidates
 from llm4dsr.evaluate.report import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
+from llm4dsr.pipeline.deciding import check_labels, flag_splits
 from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder, origin
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
@@ -146,7 +146,7 @@ class Run(RunFolder):
             If the labels cannot be used.
         """
         scores, facts_before = self.scores(), self._facts("score")
-        maps = {n: Calibrator(**m) for n, m in json.loads((self.path("score") / MAPS).read_text()).items()}
+        maps = self.maps()
         rates = rates_by_labels(labels, scores, maps)
         with self.stage("score", overwrite=True) as (out, facts):
             facts |= facts_before | {"labels": len(labels), "noise_rate_interval": list(rates)}
@@ -165,6 +165,7 @@ class Run(RunFolder):
         cap: int | None = None,
         overwrite: bool = False,
         goal: str | None = None,
+        labels: pl.DataFrame | None = None,
     ) -> None:
         """Flag interactions as noise and write decisions/.
 
@@ -174,15 +175,18 @@ class Run(RunFolder):
             Called with (steps done, all steps, what is being done).
         policy, eta, cap : optional
             Given here, they override `config.decide`. With the policy `validation`, correction rates and actions are
-            tried with two recommenders, and the best on validation is used (`rate_selection.py`).
+            tried with two recommenders, and the best on validation is used (`rate_selection.py`). With
+            `false-flag-rate` and `missed-noise-rate`, η is the highest rate of such errors (`risk_control.py`).
         overwrite : bool, default False
             Decide again.
         goal : {"denoise", "impute"}, optional
             What `validation` tries. Default: `config.decide.goal`.
+        labels : DataFrame, optional
+            Labels of a random sample, as in `calibrate`, for `false-flag-rate`.
         """
         with self.stage("decide", overwrite) as (out, facts):
-            denoiser = Denoiser(self.config)  # deciding reads scores and configuration; no model is loaded
             policy = effective_policy(policy, eta, self.config.decide.policy)
+            check_labels(policy, labels)
             if policy == VALIDATION:
                 goal = goal or self.config.decide.goal
                 cap = flag_cap(goal, self.data().splits) if cap is None else cap
@@ -192,18 +196,10 @@ class Run(RunFolder):
                 facts |= {"goal": goal, "tried": tried.to_dicts()}
                 facts |= {} if best["action"] == KEEP else {"action": best["action"]}
                 policy, eta = "rate", best["correction_rate"]
-            for name, scores in self.scores().items():
-                rule = decision_rule(self.config.decide, policy, eta, cap, is_train=name == c.TRAIN)
-                flagged = denoiser.decide(scores, *rule)
+            found = flag_splits(self.config, self.scores(), self.maps(), policy, eta, cap, labels)
+            for name, flagged, told in found:
                 write_parquet(flagged, out / f"{name}.parquet")
-                facts[name] = {
-                    "flagged": len(flagged),
-                    "flagged_rate": len(flagged) / max(1, len(scores)),
-                    "expected_precision": flagged[c.NOISE_PROBABILITY].mean(),
-                    "policy": rule[0],
-                    "eta": rule[1],
-                    "cap": rule[2],
-                }
+                facts[name] = told
 
     def try_candidates(self, goal: str, cap: int | None, progress: Progress | None) -> pl.DataFrame:
         """Compare corrections on validation; parts are left where suggest and evaluate look for them."""
@@ -280,7 +276,7 @@ class Run(RunFolder):
             found = {
                 name: detection_metrics(scores[name], tables.decisions[name], w)
                 for name, w in data.splits.items()
-                if _has_truth(w)
+                if has_truth(w)
             }
             compared = compared_rows(
                 data.splits, tables, data.catalogue, tuple(actions), self.config.correct.train_targets
@@ -323,6 +319,11 @@ class Run(RunFolder):
     def scores(self) -> dict[str, pl.DataFrame]:
         """Read scores/, by split."""
         return self._by_split("score")
+
+    def maps(self) -> dict[str, Calibrator]:
+        """Read the map from log-odds to probabilities of each split."""
+        found = json.loads((self.path("score") / MAPS).read_text(encoding="utf-8"))
+        return {name: Calibrator(**options) for name, options in found.items()}
 
     def decisions(self) -> dict[str, pl.DataFrame]:
         """Read decisions/, by split."""
@@ -375,16 +376,6 @@ class Run(RunFolder):
 
     def _by_split(self, stage: str) -> dict[str, pl.DataFrame]:
         return {name: pl.read_parquet(self.path(stage) / f"{name}.parquet", glob=False) for name in c.SPLITS}
-
-
-def _has_truth(windows: Windows) -> bool:
-    """Whether the noise mask of the histories is known and holds both noisy and clean interactions."""
-    if windows.noise_mask is None:
-        return False
-    inner = windows.histories()
-    assert inner.noise_mask is not None
-    known = inner.noise_mask[inner.present]
-    return bool(known.any() and not known.all())
 
 
 def _checked(path: str | Path, facts: dict[str, Any]) -> Dataset:
