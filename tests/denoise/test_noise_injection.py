@@ -22,7 +22,7 @@ def catalogue(*titles: str) -> Catalogue:
 
 def injectable(*titles: str) -> Injectable:
     """All items of a catalogue."""
-    return Injectable(catalogue(*titles), np.arange(len(titles)))
+    return Injectable(catalogue(*titles), np.arange(len(titles)), np.empty(0, dtype=np.int64), 0.0)
 
 
 # --- positions -------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_replacements_are_foreign_and_nothing_else_changes(windows, rate, seed):
     rng = np.random.default_rng(seed)
     chosen = (rng.random(before.items.shape) < rate) & before.present
     given_items = before.items.copy()
-    after = replace(before.items, chosen, Injectable(items, np.arange(12)), rng)
+    after = replace(before.items, chosen, Injectable(items, np.arange(12), np.empty(0, dtype=np.int64), 0.0), rng)
 
     assert (before.items == given_items).all()  # a copy: what was given is as it was
     assert (after[~chosen] == before.items[~chosen]).all()
@@ -127,7 +127,7 @@ def test_the_seed_decides():
     assert (one != other).any()
 
 
-def test_only_items_that_somebody_has_are_injected():
+def test_only_items_that_somebody_has_are_injected_where_all_have_several_users():
     """Of 1,000 items, users have 0 to 9. Each of the others would be recognized by having no user."""
     rng = np.random.default_rng(8)
     windows = Windows.from_lists([rng.choice(10, 4, replace=False) for _ in range(2000)])
@@ -137,9 +137,19 @@ def test_only_items_that_somebody_has_are_injected():
     counts = np.bincount(injected.items[chosen], minlength=1000)
     assert counts[:10] == pytest.approx([200] * 10, abs=60)
     assert counts[10:].sum() == 0
-    users = np.zeros(1000, dtype=np.int64)
-    users[[3, 700]] = 5, 1
-    assert Injectable.of(WIDE.catalogue, windows, users).rows.tolist() == [3, 700]
+
+
+@pytest.mark.parametrize(("single", "rate"), [(0, 0.0), (2, 0.2), (40, 0.5)])
+def test_items_that_nobody_has_are_injected_as_often_as_real_noise_may_be_one(single, rate):
+    """50 of 100 items have no user. 100 interactions hold 10 noisy ones, of which `single` may have no other user."""
+    users = np.zeros(100, dtype=np.int64)
+    users[:single] = 1
+    users[single:50] = 2
+    users[49] += 100 - users.sum()
+    some = Injectable.of(catalogue(*(f"title {i}" for i in range(100))), Windows.from_lists([[0, 1]]), users)
+    assert some.unused_rate == pytest.approx(rate)
+    drawn = some.draw(20_000, np.random.default_rng(0))
+    assert (drawn >= 50).mean() == pytest.approx(rate, abs=0.02)
 
 
 # --- noise of one training step --------------------------------------------------------------------------------------

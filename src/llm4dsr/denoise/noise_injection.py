@@ -18,6 +18,7 @@ from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 
 LONGEST_RUN = 5  # items of a run
+USUAL_NOISE_RATE = 0.1  # assumed where the noise rate is not known yet
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,58 @@ class Injectable:
     """The items that may be injected.
 
     A catalogue can hold many items that nobody has. They would be recognized by that alone, and real noise seldom is
-    one of them. So injected items are drawn from those that users have.
+    one of them. So most injected items are drawn from those that users have.
 
     Attributes
     ----------
     catalogue : Catalogue
         All items.
     rows : array of int
-        Catalogue rows that are drawn from.
+        Catalogue rows that users have.
+    unused : array of int
+        Catalogue rows that nobody has.
+    unused_rate : float
+        Probability to draw one of these.
     """
 
     catalogue: Catalogue
     rows: IntArray
+    unused: IntArray
+    unused_rate: float
 
     @classmethod
     def of(cls, catalogue: Catalogue, windows: Windows, popularity: IntArray | None = None) -> Injectable:
-        """Take the items that somebody has: by their numbers of users [N], else by their presence in windows."""
-        rows = np.unique(windows.items[windows.present]) if popularity is None else np.flatnonzero(popularity)
-        return cls(catalogue, rows if len(rows) else np.arange(len(catalogue)))
+        """Tell items that somebody has from others.
+
+        A noisy item that no other user has is an item of a single user. So unused items are drawn no more often than
+        if all items of a single user were noise, and no more often than a draw from the whole catalogue would.
+
+        Parameters
+        ----------
+        catalogue : Catalogue
+            All items.
+        windows : Windows
+            Windows that get noise; they tell where numbers of users are unknown.
+        popularity : array of int, optional
+            [N] users of each item.
+        """
+        if popularity is None:
+            users = np.zeros(len(catalogue), dtype=np.int64)
+            users[windows.items[windows.present]] = 2
+        else:
+            users = popularity
+        rows, unused = np.flatnonzero(users), np.flatnonzero(users == 0)
+        if not len(rows):
+            return cls(catalogue, unused, unused, 0.0)
+        noise = USUAL_NOISE_RATE * max(1, int(users.sum()))
+        return cls(catalogue, rows, unused, min(len(unused) / len(catalogue), float((users == 1).sum() / noise)))
+
+    def draw(self, size: int, rng: np.random.Generator) -> IntArray:
+        """Draw catalogue rows, uniformly among the items that users have and among the others."""
+        drawn = rng.choice(self.rows, size=size)
+        if not self.unused_rate:
+            return drawn
+        return np.where(rng.random(size) < self.unused_rate, rng.choice(self.unused, size=size), drawn)
 
 
 def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.random.Generator) -> BoolArray:
@@ -208,7 +243,7 @@ def replace(
         rows, cols = np.nonzero(todo)
         if not len(rows):
             return out
-        drawn = rng.choice(injectable.rows, size=len(rows))
+        drawn = injectable.draw(len(rows), rng)
         if first is not None:
             drawn, first = np.where(first[rows, cols] == PAD, drawn, first[rows, cols]), None
         out[rows, cols] = drawn

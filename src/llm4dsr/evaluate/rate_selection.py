@@ -33,6 +33,7 @@ from llm4dsr.core.arrays import FloatArray
 from llm4dsr.core.memory import available_memory
 from llm4dsr.core.progress import Progress, log
 from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.denoise.noise_injection import USUAL_NOISE_RATE
 from llm4dsr.errors import ConfigError
 from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
@@ -43,7 +44,6 @@ from llm4dsr.recommenders.training import VALIDATION_K
 GOALS = ("denoise", "impute")
 IMPUTED = (0.05, 0.1, 0.2, 0.3, 0.5)  # correction rates of the goal impute
 PARTS_OF_NOISE = (0.5, 1.0)  # of the estimated noise rate, for the goal denoise
-UNKNOWN_NOISE = 0.1  # noise rate that is assumed where none could be estimated
 KEEP = "keep"  # the action of no correction
 
 
@@ -96,7 +96,7 @@ def candidates(goal: str, noise_rate: float) -> list[Candidate]:
     if goal == "impute":
         tried = [Candidate(rate, "replace") for rate in IMPUTED]
     else:
-        noise = UNKNOWN_NOISE if np.isnan(noise_rate) else noise_rate
+        noise = USUAL_NOISE_RATE if np.isnan(noise_rate) else noise_rate
         rates = dict.fromkeys(round(part * noise, 3) for part in PARTS_OF_NOISE)
         tried = [Candidate(rate, action) for rate in rates if rate for action in ("drop", "mixed", "replace")]
     return [NO_CORRECTION, *tried]
