@@ -1,0 +1,92 @@
+"""Gains of the corrected rows of outside.py over the original windows, as outside.json and as a table for the README.
+
+    python benchmarks/crosscheck/gains.py --data FOLDER --cells cells.json
+
+Test windows are paired, and the intervals allow for windows of one user. Ranks of several seeds are averaged by window
+first, so what another seed would change is only partly in the intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llm4dsr.intervals import clustered_difference
+from llm4dsr.metrics import ndcg_of_each
+
+RESULTS = Path(__file__).parent / "outside.json"
+K = 20
+ORIGINAL = "original"
+HISTORIES = {"corrected": "ranks", "as they are": "ranks_on_original"}  # test histories
+MEASURES = {"ndcg": ndcg_of_each, "hit_rate": lambda ranks, k: (ranks <= k).astype(float)}
+
+
+def of_rows(cells: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Model → row → the cells of its seeds. Of what was tried on the original only the best by validation is kept."""
+    out: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for key, cell in cells.items():
+        row, model, _ = key.split("/")
+        out[model][row].append(cell)
+    for rows in out.values():
+        if "option" in rows[ORIGINAL][0]:
+            rows[ORIGINAL] = [max(rows[ORIGINAL], key=lambda cell: cell["valid_ndcg"])]
+    return out
+
+
+def line(
+    model: str, row: str, cells: list[dict[str, Any]], base: list[dict[str, Any]], users: list[int]
+) -> dict[str, Any]:
+    out: dict[str, Any] = {"model": model, "row": row, "seeds": len(cells)}
+    out |= {key: cells[0][key] for key in ("option", "known_items") if key in cells[0]}
+    out["valid_ndcg"] = [round(cell["valid_ndcg"], 5) for cell in cells]
+    out |= {"curves": [cell["curve"] for cell in cells]} if "curve" in cells[0] else {}
+    for histories, ranks in HISTORIES.items():
+        found = {}
+        for name, measure in MEASURES.items():
+            values, before = (np.mean([measure(np.array(c[ranks]), K) for c in of], axis=0) for of in (cells, base))
+            gain, half, p = clustered_difference(values, before, users)
+            found[name] = {"test": values.mean(), "gain": gain, "half_width": half, "p": p}
+        out[histories] = {n: {k: round(float(v), 5) for k, v in of.items()} for n, of in found.items()}
+    return out
+
+
+def table(lines: list[dict[str, Any]], measure: str, histories: str = "corrected") -> str:
+    models = list(dict.fromkeys(of["model"] for of in lines))
+    by = {(of["row"], of["model"]): of[histories][measure] for of in lines}
+    out = ["| row | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
+    for row in dict.fromkeys(of["row"] for of in lines):
+        shown = []
+        for model in models:
+            of = by.get((row, model))
+            gain = f" ({of['gain']:+.4f} ± {of['half_width']:.4f})" if of and row != ORIGINAL else ""
+            shown.append(f"{of['test']:.4f}{gain}" if of else "–")
+        out.append(f"| {row} | " + " | ".join(shown) + " |")
+    return "\n".join(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="what corrected.py wrote")
+    parser.add_argument("--cells", type=Path, nargs="+", required=True, help="what outside.py wrote")
+    args = parser.parse_args()
+    users = pl.read_parquet(args.data / ORIGINAL / "test.parquet")["user"].to_list()
+    cells = {key: cell for file in args.cells for key, cell in json.loads(file.read_text(encoding="utf-8")).items()}
+    models = of_rows(cells)
+    lines = [line(m, row, found, models[m][ORIGINAL], users) for m in models for row, found in models[m].items()]
+    found = {file.parent.name: json.loads(file.read_text()) for file in sorted(args.data.glob("*/detection.json"))}
+    detection = {row: of for row, of in found.items() if of}
+    result = {"windows": len(users), "users": len(set(users)), "detection": detection, "results": lines}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for histories in HISTORIES:
+        for measure in MEASURES:
+            print(f"\n{measure}, test histories {histories}\n\n{table(lines, measure, histories)}")
+
+
+if __name__ == "__main__":
+    main()
