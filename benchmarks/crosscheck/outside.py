@@ -69,6 +69,7 @@ class EASE(EASEModel):
 
     def _recommend_u2i(self, user_ids: np.ndarray, dataset: Dataset, k: int, *_: object) -> tuple[np.ndarray, ...]:
         histories = dataset.get_user_item_matrix(include_weights=True)
+        histories.resize(histories.shape[0], len(self.weight))  # the library ends it at the last item that occurs
         best, scores = [], []
         for start in range(0, len(user_ids), 500):
             of = histories[user_ids[start : start + 500]] @ self.weight  # [B, N]
