@@ -23,6 +23,10 @@ from llm4dsr.metrics import ndcg_of_each
 RESULTS = Path(__file__).parent / "outside.json"
 K = 20
 ORIGINAL = "original"
+CORRECTED, CONTROL = "replace-20", "random-20"  # suggestions at flagged and at random interactions
+ORDER = [
+    ORIGINAL, "drop-5", "drop-10", "replace-5", "replace-10", CORRECTED, CONTROL, "oracle-drop", "oracle-restore",
+]  # fmt: skip
 HISTORIES = {"corrected": "ranks", "as they are": "ranks_on_original"}  # test histories
 MEASURES = {"ndcg": ndcg_of_each, "hit_rate": lambda ranks, k: (ranks <= k).astype(float)}
 
@@ -60,7 +64,7 @@ def table(lines: list[dict[str, Any]], measure: str, histories: str = "corrected
     models = list(dict.fromkeys(of["model"] for of in lines))
     by = {(of["row"], of["model"]): of[histories][measure] for of in lines}
     out = ["| row | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
-    for row in dict.fromkeys(of["row"] for of in lines):
+    for row in sorted({of["row"] for of in lines}, key=ORDER.index):
         shown = []
         for model in models:
             of = by.get((row, model))
@@ -79,13 +83,27 @@ def main() -> None:
     cells = {key: cell for file in args.cells for key, cell in json.loads(file.read_text(encoding="utf-8")).items()}
     models = of_rows(cells)
     lines = [line(m, row, found, models[m][ORIGINAL], users) for m in models for row, found in models[m].items()]
+    over_random = [
+        line(f"{m}, {CORRECTED} over {CONTROL}", CORRECTED, models[m][CORRECTED], models[m][CONTROL], users)
+        for m in models
+        if CONTROL in models[m]
+    ]
     found = {file.parent.name: json.loads(file.read_text()) for file in sorted(args.data.glob("*/detection.json"))}
     detection = {row: of for row, of in found.items() if of}
-    result = {"windows": len(users), "users": len(set(users)), "detection": detection, "results": lines}
+    result = {
+        "windows": len(users),
+        "users": len(set(users)),
+        "detection": detection,
+        "results": lines,
+        "over_random": over_random,
+    }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for histories in HISTORIES:
         for measure in MEASURES:
             print(f"\n{measure}, test histories {histories}\n\n{table(lines, measure, histories)}")
+            for of in over_random:
+                gain = of[histories][measure]
+                print(f"{of['model']}: {gain['gain']:+.4f} ± {gain['half_width']:.4f}, p {gain['p']:.3f}")
 
 
 if __name__ == "__main__":
