@@ -31,23 +31,28 @@ HISTORIES = {"corrected": "ranks", "as they are": "ranks_on_original"}  # test h
 MEASURES = {"ndcg": ndcg_of_each, "hit_rate": lambda ranks, k: (ranks <= k).astype(float)}
 
 
-def of_rows(cells: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Model → row → the cells of its seeds. Of what was tried on the original only the best by validation is kept."""
-    out: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+Cells = dict[str, dict[str, Any]]  # of one model and row, by seed; a model without seeds has one, ""
+
+
+def of_rows(cells: dict[str, Any]) -> dict[str, dict[str, Cells]]:
+    """Model → row → cells. Of the options tried on the original, only the best by validation is kept."""
+    out: dict[str, dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
     for key, cell in cells.items():
-        row, model, _ = key.split("/")
-        out[model][row].append(cell)
-    for rows in out.values():
-        if "option" in rows[ORIGINAL][0]:
-            rows[ORIGINAL] = [max(rows[ORIGINAL], key=lambda cell: cell["valid_ndcg"])]
+        row, model, seed = key.split("/")
+        seed = "" if "option" in cell else seed
+        kept = out[model][row].get(seed)
+        if kept is None or cell["valid_ndcg"] > kept["valid_ndcg"]:
+            out[model][row][seed] = cell
     return out
 
 
-def line(
-    model: str, row: str, cells: list[dict[str, Any]], base: list[dict[str, Any]], users: list[int]
-) -> dict[str, Any]:
+def line(model: str, row: str, row_cells: Cells, base_cells: Cells, users: list[int]) -> dict[str, Any]:
+    """Measures of a row, and its gain over another with the same seeds."""
+    cells = list(row_cells.values())
+    base = [base_cells[seed] for seed in row_cells]
     out: dict[str, Any] = {"model": model, "row": row, "seeds": len(cells)}
-    out |= {key: cells[0][key] for key in ("option", "known_items") if key in cells[0]}
+    out |= {key: cells[0][key] for key in ("option", "settings") if key in cells[0]}
+    out["known_items"] = cells[0]["known_items"]
     out["valid_ndcg"] = [round(cell["valid_ndcg"], 5) for cell in cells]
     out |= {"curves": [cell["curve"] for cell in cells]} if "curve" in cells[0] else {}
     for histories, ranks in HISTORIES.items():

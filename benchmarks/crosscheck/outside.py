@@ -167,7 +167,8 @@ def trained(
             best = measured(model, dataset, row, original)
         if epoch - int(np.argmax(curve)) >= 2:
             break
-    return {"curve": [round(v, 5) for v in curve], **best}
+    settings = {"epochs": epochs, "learning_rate": learning_rate}
+    return {"settings": settings, "curve": [round(v, 5) for v in curve], **best}
 
 
 def main() -> None:
@@ -178,7 +179,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of transformers")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -197,6 +198,9 @@ def main() -> None:
             print(
                 f"{key}: valid {cells[key]['valid_ndcg']:.4f}, test {test:.4f}, {cells[key]['seconds']} s", flush=True
             )
+        settings = cells[key].get("settings")
+        if settings not in (None, {"epochs": args.epochs, "learning_rate": args.learning_rate}):
+            raise SystemExit(f"{key} of {args.cells} was trained with {settings}. Choose another --cells.")
         return cells[key]
 
     for name in args.models:
