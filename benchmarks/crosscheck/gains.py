@@ -47,9 +47,9 @@ def of_rows(cells: dict[str, Any]) -> dict[str, dict[str, Cells]]:
 
 
 def line(model: str, row: str, row_cells: Cells, base_cells: Cells, users: list[int]) -> dict[str, Any]:
-    """Measures of a row, and its gain over another with the same seeds."""
-    cells = list(row_cells.values())
-    base = [base_cells[seed] for seed in row_cells]
+    """Measures of a row, and its gain over another, by the seeds that both have."""
+    seeds = [seed for seed in row_cells if seed in base_cells]
+    cells, base = ([of[seed] for seed in seeds] for of in (row_cells, base_cells))
     out: dict[str, Any] = {"model": model, "row": row, "seeds": len(cells)}
     out |= {key: cells[0][key] for key in ("option", "settings") if key in cells[0]}
     out["known_items"] = cells[0]["known_items"]
