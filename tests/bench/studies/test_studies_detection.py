@@ -23,7 +23,7 @@ from llm4dsr.errors import DataError
 from llm4dsr.evaluate.rows import compared_rows
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
-ETA = 0.2  # so small a model is rarely as sure as 0.5
+ETA = 0.1  # so small a model is rarely as sure as 0.5
 
 
 @pytest.fixture(scope="module")

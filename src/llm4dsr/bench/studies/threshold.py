@@ -79,7 +79,7 @@ POLICY, EVEN = "probability", 0.5  # more likely noise than not: chosen without 
 SWEPT = np.round(np.linspace(0, 1, 41), 3).tolist()
 SHOWN = SWEPT[::4]  # in the table
 RANKED = (0.2, 0.35, EVEN, 0.7, 0.9)  # η at which recommenders are trained
-QUICK_RANKED = (0.2, EVEN)
+QUICK_RANKED = (0.1, EVEN)  # so small a model is rarely sure
 ACTIONS = ("replace", "drop")
 RATES = (0.0, 0.05, 0.1, 0.2)
 QUICK_RATES = (0.0, 0.2)  # of all interactions, replaced whatever their probability
@@ -102,7 +102,7 @@ def study(context: Context) -> Found:
     tried = best_candidate([pl.concat(renamed)], list(candidate.values()))
     chosen: float = tried.filter("chosen")["correction_rate"][0]
     ranking = gains(context.compare(compared), ORIGINAL, k)
-    eta_of = {_row(eta, action): (eta, action) for eta in RANKED for action in ACTIONS}
+    eta_of = {_row(eta, action): (eta, action) for eta in (*RANKED, *QUICK_RANKED) for action in ACTIONS}
     ranking = ranking.with_columns(
         pl.Series("η", [eta_of.get(row, (None, None))[0] for row in ranking["row"]], dtype=pl.Float64),
         pl.Series("action", [eta_of.get(row, (None, None))[1] for row in ranking["row"]], dtype=pl.String),
