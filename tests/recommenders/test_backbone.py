@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from llm4dsr.config import NeighborhoodConfig
 from llm4dsr.core.arrays import PAD
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError
 from llm4dsr.recommenders.backbone import Backbone, Dropout, last_of
 from llm4dsr.recommenders.cl4srec import CL4SRec
 from llm4dsr.recommenders.gru4rec import GRU4Rec
+from llm4dsr.recommenders.item_knn import ItemKNN
+from llm4dsr.recommenders.neighborhood import user_matrix
 from llm4dsr.recommenders.sasrec import SASRec
 
 from .harness import (
@@ -165,3 +168,10 @@ def test_impossible_options_are_refused(kind: type[Backbone], option: dict[str, 
 def test_sizes_of_zero_are_refused(option: str) -> None:
     with pytest.raises(ConfigError, match=f"{option} = 0; expected a number of at least 1"):
         replace(SMALL, **{option: 0})
+
+
+def test_recommending_keeps_sparse_scores_sparse() -> None:
+    """A dense row of 10 million items has 40 MB, and one batch holds 100,000 histories."""
+    model = ItemKNN(user_matrix(Windows.from_lists([[0, 1], [1, 9_999_999]]), 10_000_000), NeighborhoodConfig())
+    shown = model.recommend(Windows.from_lists([[1]] * 100_000), 3)
+    assert (shown == [0, 9_999_999, -1]).all()  # of equals, the first in the catalogue

@@ -114,9 +114,10 @@ class ScoredWindows:
             found = Evidence.of(some, log_odds, counts) if is_stacked and counts is not None else None
             return ScoredPart(some, log_odds, found, chosen, source)
 
+        injectable = ensemble.injectable(windows)
         self.unlabeled.append(scored(windows, np.zeros(windows.items.shape, dtype=bool), rows, 0))
         for draw in range(draws):
-            some, chosen, source, _ = inject(windows, ensemble.injectable(windows), rng)
+            some, chosen, source, _ = inject(windows, injectable, rng)
             self.uniform.append(scored(some, chosen, rows[source], 1 + draw))
         count = round(ensemble.config.task.bursts * draws * size / MEAN_RUN) if is_stacked else 0
         if count:
@@ -150,10 +151,10 @@ def injected_sample(
     cache: PartCache,
 ) -> Sample:
     """Score windows with one uniformly drawn item each, and return these items. Arguments as in `ScoredWindows.add`."""
-    samples, size = [], len(windows)
+    samples, size, injectable = [], len(windows), ensemble.injectable(windows)
     for draw in range(draws):
         step = progress and subprogress(progress, draw * size, size, draws * size)
-        some, chosen, _, _ = inject(windows, ensemble.injectable(windows), rng)
+        some, chosen, _, _ = inject(windows, injectable, rng)
         sample = Sample.of(some, ensemble.log_odds(some, is_newer, step, doing, cache))
         samples.append(sample.take(chosen[some.present]))
     return join(samples)

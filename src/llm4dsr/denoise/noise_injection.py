@@ -25,7 +25,7 @@ USUAL_NOISE_RATE = 0.1  # assumed where the noise rate is not known yet
 class Injectable:
     """The items that may be injected.
 
-    A catalogue can hold many items that nobody has. They would be recognized by that alone, and real noise seldom is
+    A catalogue can hold many items without users. They would be recognized by that alone, and real noise seldom is
     one of them. So most injected items are drawn from those that users have.
 
     Attributes
@@ -35,7 +35,7 @@ class Injectable:
     rows : array of int
         Catalogue rows that users have.
     unused : array of int
-        Catalogue rows that nobody has.
+        Catalogue rows without users.
     unused_rate : float
         Probability to draw one of these.
     """

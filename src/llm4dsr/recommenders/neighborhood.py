@@ -95,9 +95,15 @@ class Neighborhood:
         """
         out = np.full((len(histories), k), PAD)
         for part, scores in self._score_batches(histories):
-            dense = np.asarray(scores.todense() if sparse.issparse(scores) else scores)
-            best = np.argsort(-dense, axis=1, kind="stable")[:, :k]
-            out[part] = np.where(np.take_along_axis(dense, best, axis=1) > self.tolerance, best, PAD)
+            if not sparse.issparse(scores):
+                best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+                out[part] = np.where(np.take_along_axis(scores, best, axis=1) > self.tolerance, best, PAD)
+                continue
+            row = np.repeat(np.arange(scores.shape[0]), scores.getnnz(axis=1))
+            order = np.lexsort((scores.indices, -scores.data, row))  # history after history, best first
+            rank = np.arange(len(order)) - scores.indptr[row]
+            is_shown = (rank < k) & (scores.data[order] > self.tolerance)
+            out[part][row[is_shown], rank[is_shown]] = scores.indices[order[is_shown]]
         return out
 
     def _score_batches(self, histories: Windows) -> Iterator[tuple[slice, Any]]:
