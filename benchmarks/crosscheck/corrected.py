@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def drawn(scores: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
 
 def corrected(run: Run, rows: list[str]) -> Iterator[tuple[str, Splits, dict[str, Any]]]:
     """Yield (row, its splits, how well the noise was found in each split)."""
-    data, targets = run.data(), run.config.correct.train_targets
+    data, how = run.data(), run.config.correct
     rng = np.random.default_rng(run.config.seed)
     if "original" in rows:
         yield "original", data.splits, {}
@@ -63,10 +64,10 @@ def corrected(run: Run, rows: list[str]) -> Iterator[tuple[str, Splits, dict[str
         for row in rows:
             if row in CORRECTIONS and (CORRECTIONS[row][1], row == RANDOM) == (rate, is_random):
                 action = CORRECTIONS[row][0]
-                yield row, correct_splits(data.splits, tables, data.catalogue, action, targets), found
+                yield row, correct_splits(data.splits, tables, data.catalogue, replace(how, action=action)), found
     for row in rows:
         if row in ORACLES:
-            yield row, oracle_splits(data.splits, data.catalogue, ORACLES[row], targets), {}
+            yield row, oracle_splits(data.splits, data.catalogue, ORACLES[row], how.train_targets), {}
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ KEPT: Final = "kept_item_id"  # item in the corrected history; null = dropped
 ACTION: Final = "action"  # replace | drop | downweight | keep
 
 GROUNDINGS: Final = ("constrained", "exact", "nearest_embedding", "nearest_vector", "none")
+KEEP: Final = "keep"  # the action that changes nothing
 ACTIONS: Final = ("replace", "drop", "mixed", "downweight")
 WITH_SUGGESTIONS: Final = ("replace", "mixed")  # actions that need suggestions
 

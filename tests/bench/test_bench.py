@@ -75,7 +75,7 @@ def test_detection_is_measured_for_each_split(out):
 
 @pytest.mark.parametrize("name", FIXED)
 def test_our_rows_at_fixed_correction_rates(out, name):
-    action, rate = FIXED[name]
+    action, rate = FIXED[name].action, FIXED[name].rate
     rows, _ = denoised(DATASET, out / DATASET.name, [name], CONFIG)
     before, after = DATASET.data.splits["train"], rows[name, 0]["train"]
     if action == "drop":

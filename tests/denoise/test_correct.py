@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm4dsr import columns as c
-from llm4dsr.config import Config
+from llm4dsr.config import Config, CorrectConfig
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows
@@ -234,8 +234,8 @@ def test_training_targets_can_be_spared():
     before = dataclasses.replace(windows("abc"), window_ids=np.array([7]))
     decisions, suggestions = tables()
     both = DecisionTables({c.TRAIN: decisions}, {c.TRAIN: suggestions})
-    assert spelled(correct_split(c.TRAIN, before, both, CATALOGUE, "replace", train_targets=True)) == ["hbg"]
-    assert spelled(correct_split(c.TRAIN, before, both, CATALOGUE, "replace", train_targets=False)) == ["hbc"]
+    assert spelled(correct_split(c.TRAIN, before, both, CATALOGUE, CorrectConfig())) == ["hbg"]
+    assert spelled(correct_split(c.TRAIN, before, both, CATALOGUE, CorrectConfig(train_targets=False))) == ["hbc"]
 
 
 def test_corrected_windows_can_be_read_again(tmp_path):

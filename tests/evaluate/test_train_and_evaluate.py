@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from llm4dsr.config import EvaluateConfig, RecommenderConfig
+from llm4dsr.config import CorrectConfig, EvaluateConfig, RecommenderConfig
 from llm4dsr.core.arrays import PAD
 from llm4dsr.core.device import max_workers
 from llm4dsr.data.demo import make_demo
@@ -37,7 +37,7 @@ TABLES = DecisionTables({name: known_noise(name) for name in DATA.splits}, {})
 
 @pytest.fixture(scope="module")
 def rows():
-    return compared_rows(DATA.splits, TABLES, DATA.catalogue, ("drop",), train_targets=True)
+    return compared_rows(DATA.splits, TABLES, DATA.catalogue, ("drop",), CorrectConfig())
 
 
 def test_there_is_a_row_for_each_action_and_for_each_oracle(rows):
@@ -58,7 +58,9 @@ def test_all_rows_are_tested_on_the_same_targets(rows):
 
 
 def test_training_targets_are_kept_on_request():
-    made = correct_split("train", DATA.splits["train"], TABLES, DATA.catalogue, "drop", train_targets=False)
+    made = correct_split(
+        "train", DATA.splits["train"], TABLES, DATA.catalogue, CorrectConfig("drop", train_targets=False)
+    )
     kept = made.windows
     before = DATA.splits["train"].take(np.flatnonzero(np.isin(DATA.splits["train"].window_ids, kept.window_ids)))
     assert kept.targets().tolist() == before.targets().tolist()
@@ -188,7 +190,7 @@ def test_the_oracle_that_restores_drops_what_was_inserted():
         clean_items=np.array([[0, PAD, 2, 3], [0, PAD, 1, 6]]),
     )
     splits = dict.fromkeys(("train", "valid", "test"), windows)
-    rows = compared_rows(splits, TABLES, DATA.catalogue, (), train_targets=True)
+    rows = compared_rows(splits, TABLES, DATA.catalogue, (), CorrectConfig())
     for name in splits:
         assert rows["oracle (restore)"][name].items.tolist() == [[0, 2, 3], [0, 1, 6]]
         assert rows["oracle (drop)"][name].items.tolist() == [[0, 2, 3], [0, 6, PAD]]
@@ -201,7 +203,7 @@ def test_the_oracles_keep_training_targets_on_request(train_targets, dropped, re
     windows = Windows.from_lists([[0, 5, 2, 3]], noise_mask=np.array([[0, 1, 0, 1]], dtype=bool),
                                  clean_items=np.array([[0, 1, 2, 4]]))  # fmt: skip
     splits = dict.fromkeys(("train", "valid", "test"), windows)
-    rows = compared_rows(splits, TABLES, DATA.catalogue, (), train_targets)
+    rows = compared_rows(splits, TABLES, DATA.catalogue, (), CorrectConfig(train_targets=train_targets))
     assert rows["oracle (drop)"]["train"].row(0) == dropped
     assert rows["oracle (restore)"]["train"].row(0) == restored
     assert rows["oracle (drop)"]["test"].row(0) == [0, 2, 3]

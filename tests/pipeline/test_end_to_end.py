@@ -8,12 +8,18 @@ import pytest
 
 from llm4dsr import Config, Denoiser
 from llm4dsr import columns as c
+from llm4dsr.config import NeighborhoodConfig
 from llm4dsr.data.demo import make_demo
+from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.decide import decide
 from llm4dsr.errors import ConfigError, DataError, OutputError
+from llm4dsr.evaluate.judges import judge
 from llm4dsr.evaluate.rate_selection import IMPUTED, NO_CORRECTION, Candidate, best_candidate, candidates
 from llm4dsr.metrics import auroc
 from llm4dsr.pipeline import TRIED, Run
+from llm4dsr.recommenders.ease import EASE
+from llm4dsr.recommenders.item_knn import ItemKNN
+from llm4dsr.recommenders.neighborhood import fit_neighborhood
 
 TINY = {"model": {"hidden_size": 32, "layers": 1, "vector_size": 32}, "train": {"epochs": 2},
         "evaluate": {"recommender": {"epochs": 2}}, "threads": 2}  # fmt: skip
@@ -57,8 +63,8 @@ def test_a_run_chooses_rate_and_action_on_validation(scored):
     scored.decide()
     tried = pl.read_parquet(scored.path("decide") / TRIED)
     noise = scored.card()["stages"]["train"]["noise_rate_estimate"]
-    assert tried.select("correction_rate", "action").rows() == [
-        (t.rate, t.action) for t in candidates("denoise", noise)
+    assert tried.select("correction_rate", "action", "histories").rows() == [
+        (t.rate, t.action, t.histories) for t in candidates("denoise", noise)
     ]
     assert tried["correction_rate"].max() <= noise + 0.001  # no more is changed than is estimated to be noise
     best = tried.filter("chosen").row(0, named=True)
@@ -69,17 +75,69 @@ def test_a_run_chooses_rate_and_action_on_validation(scored):
     scored.suggest()
     scored.correct()
     wanted = "replace" if best["action"] == "keep" else best["action"]
-    assert scored.action == wanted
+    assert (scored.correction.action, scored.correction.histories) == (wanted, best["histories"])
     scored.evaluate()
     ranked = pl.read_parquet(scored.path("evaluate") / "results.parquet")
-    assert f"corrected ({wanted})" in ranked["row"]
+    assert f"corrected ({wanted}{'' if best['histories'] else ', training alone'})" in ranked["row"]
 
 
 def test_imputing_replaces_up_to_half_of_all_interactions(scored):
     scored.decide(goal="impute")
     tried = pl.read_parquet(scored.path("decide") / TRIED)
-    assert tried["correction_rate"].to_list() == [0.0, *IMPUTED]
+    assert tried["correction_rate"].to_list() == [0.0, *(rate for rate in IMPUTED for _ in range(2))]
     assert set(tried["action"]) == {"keep", "replace"}
+
+
+def test_corrected_training_windows_can_stand_beside_original_histories(scored):
+    """What is flagged in histories is listed, with the action keep. The decision is on the run card."""
+    scored.decide(policy="rate", eta=0.1)
+    scored.correct("drop", histories=False)
+    facts = scored.card()["stages"]["correct"]
+    assert (facts["action"], facts["histories"]) == ("drop", False)
+    for name in ("valid", "test"):
+        written = pl.read_parquet(scored.path("correct") / f"{name}.parquet")
+        assert written["item_ids"].equals(pl.read_parquet(scored.path("prepare") / f"{name}.parquet")["item_ids"])
+        edits = pl.read_parquet(scored.path("correct") / f"{name}_edits.parquet")
+        assert len(edits) == len(scored.decisions()[name]) > 0
+        assert set(edits["action"]) == {"keep"}
+        assert edits["kept_item_id"].equals(edits["item_id"].alias("kept_item_id"))
+    assert set(pl.read_parquet(scored.path("correct") / "train_edits.parquet")["action"]) == {"drop"}
+    scored.evaluate()
+    ranked = pl.read_parquet(scored.path("evaluate") / "results.parquet")
+    assert "corrected (drop, training alone)" in ranked["row"]
+
+
+def test_histories_that_may_not_be_corrected_are_not_tried(made, tmp_path):
+    run = Run(shutil.copytree(made, tmp_path / "run"))
+    config = run.config.to_dict()
+    (run.folder / "config.yaml").write_text(
+        Config.from_dict(config | {"correct": {"histories": False}}).to_yaml(), encoding="utf-8"
+    )
+    run = Run(run.folder)
+    run.decide()
+    tried = pl.read_parquet(run.path("decide") / TRIED)
+    assert not tried.filter(pl.col("action") != "keep")["histories"].any()
+    assert not run.correction.histories
+
+
+def test_one_fit_judges_histories_of_both_kinds_as_two_fits_would():
+    """A row whose training windows are those of another row gets its own validation ranks."""
+    data = make_demo(size="tiny").data
+    cut = data.splits["train"].take(np.arange(200))
+    valid = data.splits["valid"]
+    shorter = Windows.from_lists([valid.row(w)[-3:] for w in range(len(valid))], user_ids=valid.user_ids)
+    compared = {
+        "original": data.splits,
+        "cut": {**data.splits, "train": cut},
+        "cut, shorter": {**data.splits, "train": cut, "valid": shorter},
+    }
+    config = NeighborhoodConfig(ridge=5.0)
+    for kind, found in zip((ItemKNN, EASE), judge(compared, len(data.catalogue), config), strict=True):
+        for name, splits in compared.items():
+            alone = fit_neighborhood(kind, splits["train"], splits["valid"], len(data.catalogue), config)
+            ranks = found.filter(row=name)["valid_ranks"][0].to_list()
+            assert ranks == alone.valid_ranks.tolist(), (kind, name)
+    assert found["valid_ranks"][1].to_list() != found["valid_ranks"][2].to_list()
 
 
 def test_an_unknown_goal_is_refused(scored):

@@ -117,7 +117,7 @@ def denoised(
     ModelError
         If a baseline runs out of memory.
     """
-    data, targets = dataset.data, config.correct.train_targets
+    data, how = dataset.data, config.correct
     out, lines = dict[Row, Splits]({(NONE, None): data.splits}), Lines()
     droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
     replaced = {name: REPLACED[name] for name in asked if name in REPLACED}
@@ -131,10 +131,10 @@ def denoised(
         out |= {(name, seed): ours.splits(name) for name in asked if name in OURS}
         for name, (baseline, rate) in replaced.items():
             tables = ours.tables(rate, _scores(folder / "baselines" / baseline))
-            out[name, seed] = correct_splits(data.splits, tables, data.catalogue, "replace", targets)
+            out[name, seed] = correct_splits(data.splits, tables, data.catalogue, replace(how, action="replace"))
     for name, action in ORACLES.items():
         if name in asked:
-            out[name, None] = oracle_splits(data.splits, data.catalogue, action, targets)
+            out[name, None] = oracle_splits(data.splits, data.catalogue, action, how.train_targets)
     for name, (baseline, rate) in droppers.items():
         out[name, None], found = _corrected_by_baseline(folder / "baselines" / baseline, data, rate, config)
         lines += [{**line, "denoiser": name, "denoiser_seed": None} for line in found]
@@ -245,9 +245,8 @@ def _corrected_by_baseline(folder: Path, data: Dataset, rate: float, config: Con
     """(its corrected splits, a line on detection for each split), with our cap on flags in a window."""
     card, lines, denoiser, scores = _card(folder), Lines(), Denoiser(config), _scores(folder)
     decisions = {n: denoiser.decide(s, "rate", rate, is_train=n == c.TRAIN) for n, s in scores.items()}
-    out = correct_splits(
-        data.splits, DecisionTables(decisions, {}), data.catalogue, "drop", config.correct.train_targets
-    )
+    how = replace(config.correct, action="drop")
+    out = correct_splits(data.splits, DecisionTables(decisions, {}), data.catalogue, how)
     for split, windows in data.splits.items():
         line = {"split": split, "seconds": card["fit_seconds"] + card["score_seconds"],
                 "memory_mb": card["memory_mb"], "flagged": len(decisions[split]) / len(scores[split])}  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import digest
@@ -20,7 +21,7 @@ from llm4dsr.core.progress import Progress
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.denoise.decide import STAND_IN, VALIDATION
 from llm4dsr.errors import ConfigError
-from llm4dsr.evaluate.rate_selection import KEEP, flag_cap
+from llm4dsr.evaluate.rate_selection import Candidate, flag_cap
 from llm4dsr.evaluate.rows import DecisionTables, Splits, correct_splits
 from llm4dsr.pipeline import CONFIG, Run, origin
 
@@ -28,8 +29,9 @@ DEFAULT, IMPUTE = "llm4dsr", "llm4dsr (impute)"
 GOALS = {DEFAULT: "denoise", IMPUTE: "impute"}  # rows whose correction is chosen on validation
 HIGH_RATE = 0.2  # of the controls
 FIXED = {
-    f"llm4dsr ({action} {100 * rate:.0f} %)": (action, rate)
+    f"llm4dsr ({action} {100 * rate:.0f} %{alone})": Candidate(rate, action, histories=not alone)
     for action, rate in (("drop", 0.05), ("drop", 0.1), ("replace", 0.05), ("replace", 0.1), ("replace", HIGH_RATE))
+    for alone in ("", ", training alone")
 }
 OURS = (DEFAULT, IMPUTE, *FIXED)
 SUGGESTIONS = "llm4dsr-suggestions"  # our suggestions for decisions other than the run's
@@ -101,22 +103,23 @@ class OurRun:
 
     def splits(self, name: str) -> Splits:
         """Return the splits as a row of OURS corrects them."""
-        action, rate, cap = self.correction(name)
-        if action == KEEP:
+        chosen = self.correction(name)
+        if chosen.action == c.KEEP:
             return self.data.splits
-        tables = self.tables(rate, self.scores, cap, with_suggestions=action != "drop")
-        return correct_splits(self.data.splits, tables, self.data.catalogue, action, self.config.correct.train_targets)
+        cap = flag_cap(GOALS[name], self.data.splits) if name in GOALS else None
+        tables = self.tables(chosen.rate, self.scores, cap, with_suggestions=chosen.action != "drop")
+        return correct_splits(self.data.splits, tables, self.data.catalogue, chosen.how(self.config.correct))
 
-    def correction(self, name: str) -> tuple[str, float, int | None]:
-        """Return action, correction rate, and most flags in a window (None: the default) of a row of OURS."""
+    def correction(self, name: str) -> Candidate:
+        """Return the correction of a row of OURS."""
         if name in FIXED:
-            return (*FIXED[name], None)
+            return FIXED[name]
         best = self.choice(GOALS[name]).filter("chosen").row(0, named=True)
-        return best["action"], best["correction_rate"], flag_cap(GOALS[name], self.data.splits)
+        return Candidate(best["correction_rate"], best["action"], best["histories"])
 
     def choice(self, goal: str) -> pl.DataFrame:
         """Return the corrections tried for a goal, as `rate_selection.best_candidate` does; kept once made."""
-        options: Any = (self.config.evaluate.neighborhood, self.config.evaluate.k, self.config.correct.train_targets)
+        options: Any = (self.config.evaluate.neighborhood, self.config.correct)
         key = ("choice", goal, self.run.card()["stages"]["score"], digest(*options))
         return PartCache(self.work).table(
             key, lambda: self.run.try_candidates(goal, flag_cap(goal, self.data.splits), self.progress)

@@ -175,11 +175,14 @@ def _comparisons(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[st
     for own in ours:
         if baseline and own in GOALS:
             pairs[own, baseline] = f"the best baseline, {baseline}"
-        action, rate = FIXED.get(own, ("", 0.0))
+        fixed = FIXED.get(own)
+        if fixed is None or not fixed.histories:  # baselines correct histories too
+            continue
+        rate = fixed.rate
         alike = [n for n in means if n in DROPPERS and DROPPERS[n][1] == rate]
-        if action == "drop" and (same := max(alike, key=lambda n: means[n], default=None)):
+        if fixed.action == "drop" and (same := max(alike, key=lambda n: means[n], default=None)):
             pairs[own, same] = f"the best baseline that drops {100 * rate:.0f} %, {same}"
-        if action == "replace":
+        if fixed.action == "replace":
             pairs |= {
                 (own, n): f"our suggestions for the flags of {p}"
                 for n, (p, at) in REPLACED.items()

@@ -180,10 +180,17 @@ def correct(
         str | None,
         typer.Option("--action", "-a", help="replace, drop, mixed or downweight; default: as decided."),
     ] = None,
+    histories: Annotated[
+        bool | None,
+        typer.Option(
+            "--histories/--training-alone",
+            help="Correct histories of validation and test too, or training windows alone; default: as decided.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write corrected histories and the list of edits."""
-    _open(run).correct(action, overwrite)
+    _open(run).correct(action, overwrite, histories)
 
 
 @app.command()
@@ -247,15 +254,17 @@ def _stages(run: Run, data: Any) -> None:
 
 def _show_tried(run: Run) -> None:
     """Show what was tried on validation, if anything."""
+    from llm4dsr.columns import KEEP
     from llm4dsr.recommenders.training import VALIDATION_K
 
     tried = run.card()["stages"]["decide"].get("tried", [])
     if not tried:
         return
-    table = Table("action", "correction rate", f"NDCG@{VALIDATION_K}", "gain", "at least", "")
+    table = Table("action", "corrected", "correction rate", f"NDCG@{VALIDATION_K}", "gain", "at least", "")
     for t in tried:
         numbers = (f"{t[name]:.4f}" for name in ("valid_ndcg", "gain", "lower_bound"))
-        table.add_row(t["action"], f"{t['correction_rate']:.1%}", *numbers, "chosen" * t["chosen"])
+        corrected = "" if t["action"] == KEEP else "training and histories" if t["histories"] else "training alone"
+        table.add_row(t["action"], corrected, f"{t['correction_rate']:.1%}", *numbers, "chosen" * t["chosen"])
     console.print("Tried on validation, by item-kNN and EASE:", table)
     if tried[0]["chosen"]:
         console.print(

@@ -173,3 +173,6 @@ class CorrectConfig:
     with the weight 1 - noise probability."""
     train_targets: bool = True
     """Targets of training windows may be corrected too (published)."""
+    histories: bool = True
+    """Histories of validation and test are corrected too (published), not training windows alone. The policy
+    `validation` chooses this as well, unless it is false."""

@@ -54,9 +54,9 @@ def correct(
         In the order of np.nonzero(flagged); needed to replace.
     catalogue : Catalogue
         The items.
-    action : {"replace", "drop", "mixed", "downweight"}
+    action : {"replace", "drop", "mixed", "downweight", "keep"}
         Replace by the suggestion (kept if there is none); drop; replace the half of the flags whose suggestions are
-        most probable, and drop the rest; or keep with the weight 1 - probability.
+        most probable, and drop the rest; keep with the weight 1 - probability; or keep as it is.
     has_target : bool
         The last item of each window is an evaluation target. It must not be flagged, which is checked.
 
@@ -71,7 +71,7 @@ def correct(
     DataError
         If a target of an evaluation window is flagged.
     """
-    if action not in c.ACTIONS:
+    if action not in (*c.ACTIONS, c.KEEP):
         raise ConfigError(f"correct.action = {action!r}; expected one of {', '.join(c.ACTIONS)}.")
     if action in c.WITH_SUGGESTIONS and suggestions is None:
         raise ConfigError(
@@ -94,7 +94,7 @@ def correct(
         if action == "mixed":
             found &= _most_probable_half(suggestions)
         kept = np.where(found, suggestions.items, kept)
-        taken[:] = np.where(found, "replace", "keep" if action == "replace" else "drop")
+        taken[:] = np.where(found, "replace", c.KEEP if action == "replace" else "drop")
         items[rows, positions] = kept
     elif action == "downweight":
         weights = np.ones(items.shape) if weights is None else weights.copy()

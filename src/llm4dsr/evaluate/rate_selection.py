@@ -9,13 +9,16 @@ the goal:
 | denoise | a half of the estimated noise rate, and all | drop, mixed, replace | no more is changed than is noise   |
 | impute  | 5 to 50 % of the interactions               | replace              | likely interactions in many places |
 
+Each is tried with histories (validation and test) corrected as training windows are, and with training windows
+corrected alone. A recommender learns from all training windows, so one wrong correction hardly matters there. In a
+history it stands for a tenth of what is known of the user.
+
 Imputation puts in what co-occurrence makes likely, mostly for clean interactions. It may rank better, but its result is
 no clean log.
 
-Item-kNN and EASE are the judges: they take seconds, have no seed, and rank better than small neural recommenders on
-sparse data. When no candidate helps, some still look better by chance. So one is only chosen if the lower bound of its
-gain over no correction is above 0. The bounds of all candidates hold at once with 95 %, and allow for windows that
-share a user (`intervals.select_candidate`). Test histories are never read.
+Item-kNN and EASE are the judges (`judges.py`). When no candidate helps, some still look better by chance. So one is
+only chosen if the lower bound of its gain over no correction is above 0. The bounds of all candidates hold at once with
+95 %, and allow for windows that share a user (`intervals.select_candidate`). Test histories are never read.
 """
 
 from __future__ import annotations
@@ -28,23 +31,21 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import metrics
-from llm4dsr.config import EvaluateConfig
+from llm4dsr.columns import KEEP
+from llm4dsr.config import CorrectConfig, NeighborhoodConfig
 from llm4dsr.core.arrays import FloatArray
-from llm4dsr.core.memory import available_memory
-from llm4dsr.core.progress import Progress, log
+from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.noise_injection import USUAL_NOISE_RATE
 from llm4dsr.errors import ConfigError
+from llm4dsr.evaluate.judges import judge
 from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
-from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.intervals import select_candidate
-from llm4dsr.recommenders.ease import memory_needed
 from llm4dsr.recommenders.training import VALIDATION_K
 
 GOALS = ("denoise", "impute")
 IMPUTED = (0.05, 0.1, 0.2, 0.3, 0.5)  # correction rates of the goal impute
 PARTS_OF_NOISE = (0.5, 1.0)  # of the estimated noise rate, for the goal denoise
-KEEP = "keep"  # the action of no correction
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,30 @@ class Candidate:
         Fraction of each split's interactions, most suspicious first.
     action : str
         What is done with them; KEEP for no correction.
+    histories : bool, default True
+        Histories of validation and test are corrected too, not training windows alone.
     """
 
     rate: float
     action: str
+    histories: bool = True
 
     @property
     def name(self) -> str:
         """Name of its row in a comparison."""
-        return ORIGINAL if self.action == KEEP else f"{self.action} {self.rate:g}"
+        if self.action == KEEP:
+            return ORIGINAL
+        return f"{self.action} {self.rate:g}" + ("" if self.histories else ", training alone")
+
+    def how(self, given: CorrectConfig) -> CorrectConfig:
+        """Return options of the correction: those given, with this action and these histories."""
+        return replace(given, action=self.action, histories=self.histories)  # type: ignore[arg-type]
 
 
 NO_CORRECTION = Candidate(0.0, KEEP)
 
 
-def candidates(goal: str, noise_rate: float) -> list[Candidate]:
+def candidates(goal: str, noise_rate: float, histories: bool = True) -> list[Candidate]:
     """Return what is tried for a goal, no correction first.
 
     Parameters
@@ -80,6 +90,8 @@ def candidates(goal: str, noise_rate: float) -> list[Candidate]:
         See the table above.
     noise_rate : float
         Estimated fraction of interactions that is noise; NaN if unknown.
+    histories : bool, default True
+        Histories may be corrected. If not, each candidate is for training windows alone.
 
     Raises
     ------
@@ -88,18 +100,19 @@ def candidates(goal: str, noise_rate: float) -> list[Candidate]:
 
     Examples
     --------
-    >>> [candidate.name for candidate in candidates("denoise", 0.1)][:4]
-    ['original', 'drop 0.05', 'mixed 0.05', 'replace 0.05']
+    >>> [candidate.name for candidate in candidates("denoise", 0.1)][:3]
+    ['original', 'drop 0.05', 'drop 0.05, training alone']
     """
     if goal not in GOALS:
         raise ConfigError(f"decide.goal = {goal!r}; expected one of {', '.join(GOALS)}.")
     if goal == "impute":
-        tried = [Candidate(rate, "replace") for rate in IMPUTED]
+        tried = [(rate, "replace") for rate in IMPUTED]
     else:
         noise = USUAL_NOISE_RATE if np.isnan(noise_rate) else noise_rate
         rates = dict.fromkeys(round(part * noise, 3) for part in PARTS_OF_NOISE)
-        tried = [Candidate(rate, action) for rate in rates if rate for action in ("drop", "mixed", "replace")]
-    return [NO_CORRECTION, *tried]
+        tried = [(rate, action) for rate in rates if rate for action in ("drop", "mixed", "replace")]
+    both = (True, False) if histories else (False,)
+    return [NO_CORRECTION, *(Candidate(rate, action, also) for rate, action in tried for also in both)]
 
 
 def flag_cap(goal: str, splits: Splits) -> int | None:
@@ -112,13 +125,13 @@ def try_candidates(
     tried: Sequence[Candidate],
     tables_at: Callable[[float], DecisionTables],
     catalogue: Catalogue,
-    config: EvaluateConfig,
-    train_targets: bool,
+    config: NeighborhoodConfig,
+    how: CorrectConfig,
     seed: int,
     progress: Progress | None = None,
     work: Path | None = None,
 ) -> pl.DataFrame:
-    """Train the judges on each candidate's windows and compare them on validation.
+    """Fit the judges to each candidate's windows and compare them on validation.
 
     Parameters
     ----------
@@ -130,38 +143,30 @@ def try_candidates(
         Correction rate → decisions and suggestions; called once for each rate.
     catalogue : Catalogue
         The items that are ranked.
-    config : EvaluateConfig
+    config : NeighborhoodConfig
         Options of the judges.
-    train_targets : bool
-        Targets of training windows may be corrected.
+    how : CorrectConfig
+        Options of the correction; a candidate overrides action and histories.
     seed : int
         Seed of the bootstrap over users.
     progress : Progress, optional
         Called with (steps done, all steps, what is being done).
     work : Path, optional
-        Folder of finished recommenders; the same call resumes from it.
+        Folder of finished parts; the same call resumes from it.
 
     Returns
     -------
     DataFrame
         As `best_candidate` returns it.
     """
-    judges = ["itemknn", "ease"]
-    if memory_needed(len(catalogue)) > available_memory() > 0:
-        log.warning("EASE does not fit into memory, so item-kNN alone chooses rate and action.")
-        judges = judges[:1]
     compared, tables = {NO_CORRECTION.name: splits}, dict[float, DecisionTables]()
     for t in tried:
         if t == NO_CORRECTION:
             continue
         if t.rate not in tables:
             tables[t.rate] = tables_at(t.rate)
-        compared[t.name] = correct_splits(splits, tables[t.rate], catalogue, t.action, train_targets)
-    cells = [
-        train_and_evaluate(compared, catalogue, replace(config, backbone=judge), seed, progress, work)  # type: ignore[arg-type]
-        for judge in judges
-    ]
-    return best_candidate(cells, tried, seed)
+        compared[t.name] = correct_splits(splits, tables[t.rate], catalogue, t.how(how))
+    return best_candidate(judge(compared, len(catalogue), config, progress, work), tried, seed)
 
 
 def best_candidate(cells: Sequence[pl.DataFrame], tried: Sequence[Candidate], seed: int = 0) -> pl.DataFrame:
@@ -170,7 +175,8 @@ def best_candidate(cells: Sequence[pl.DataFrame], tried: Sequence[Candidate], se
     Parameters
     ----------
     cells : sequence of DataFrame
-        For each recommender, rows of `train_and_evaluate`, named by their candidate; the same seeds for each candidate.
+        For each recommender, rows of `judge` or `train_and_evaluate`, named by their candidate; the same seeds for
+        each candidate.
     tried : sequence of Candidate
         No correction first.
     seed : int, default 0
@@ -179,10 +185,10 @@ def best_candidate(cells: Sequence[pl.DataFrame], tried: Sequence[Candidate], se
     Returns
     -------
     DataFrame
-        One row per candidate: `correction_rate`, `action`; `valid_ndcg`, mean NDCG@20 on validation (higher is better);
-        `gain`, the difference to no correction; `lower_bound` of the gain, those of all candidates together with 95 %;
-        `chosen`, True for the candidate with the largest gain among those whose bound is above 0, else for no
-        correction.
+        One row per candidate: `correction_rate`, `action`, `histories`; `valid_ndcg`, mean NDCG@20 on validation
+        (higher is better); `gain`, the difference to no correction; `lower_bound` of the gain, those of all candidates
+        together with 95 %; `chosen`, True for the candidate with the largest gain among those whose bound is above 0,
+        else for no correction.
     """
 
     def ndcg_of_each(rows: pl.DataFrame, name: str) -> FloatArray:
@@ -194,6 +200,7 @@ def best_candidate(cells: Sequence[pl.DataFrame], tried: Sequence[Candidate], se
     return pl.DataFrame({
         "correction_rate": [t.rate for t in tried],
         "action": [t.action for t in tried],
+        "histories": [t.histories for t in tried],
         "valid_ndcg": each.mean(axis=(1, 2)),
         "gain": [0.0, *found.gain],
         "lower_bound": [0.0, *found.low],

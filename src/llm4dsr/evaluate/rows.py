@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
+from llm4dsr.config import CorrectConfig
 from llm4dsr.core.arrays import PAD, BoolArray
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
@@ -36,7 +37,7 @@ class DecisionTables:
 
 
 def compared_rows(
-    splits: Splits, tables: DecisionTables, catalogue: Catalogue, actions: tuple[str, ...], train_targets: bool
+    splits: Splits, tables: DecisionTables, catalogue: Catalogue, actions: tuple[str, ...], how: CorrectConfig
 ) -> dict[str, Splits]:
     """Return the rows to compare: original, one per action, and the oracles if the truth is known.
 
@@ -50,38 +51,38 @@ def compared_rows(
         The items.
     actions : tuple of str
         Of "replace", "drop", "mixed", "downweight".
-    train_targets : bool
-        Targets of training windows may be corrected, by the oracles too.
+    how : CorrectConfig
+        What may be corrected; the oracles always correct histories. Its action is ignored.
 
     Returns
     -------
     dict of str to dict of str to Windows
-        Row name → the splits that its recommender trains, validates and tests on.
+        Row name → the splits that its recommender trains, validates and tests on. The name of a row tells if training
+        windows alone are corrected.
     """
     out = {ORIGINAL: splits}
     for action in actions:
-        out[f"corrected ({action})"] = correct_splits(splits, tables, catalogue, action, train_targets)
+        alone = "" if how.histories else ", training alone"
+        out[f"corrected ({action}{alone})"] = correct_splits(splits, tables, catalogue, replace(how, action=action))  # type: ignore[arg-type]
     if all(w.noise_mask is not None for w in splits.values()):
-        out[ORACLE_DROP] = oracle_splits(splits, catalogue, "drop", train_targets)
+        out[ORACLE_DROP] = oracle_splits(splits, catalogue, "drop", how.train_targets)
         if all(w.clean_items is not None for w in splits.values()):
-            out[ORACLE_RESTORE] = oracle_splits(splits, catalogue, "replace", train_targets)
+            out[ORACLE_RESTORE] = oracle_splits(splits, catalogue, "replace", how.train_targets)
     return out
 
 
-def correct_splits(
-    splits: Splits, tables: DecisionTables, catalogue: Catalogue, action: str, train_targets: bool
-) -> Splits:
+def correct_splits(splits: Splits, tables: DecisionTables, catalogue: Catalogue, how: CorrectConfig) -> Splits:
     """Return the windows of `correct_split` for every split."""
-    return {n: correct_split(n, w, tables, catalogue, action, train_targets).windows for n, w in splits.items()}
+    return {n: correct_split(n, w, tables, catalogue, how).windows for n, w in splits.items()}
 
 
 def oracle_splits(splits: Splits, catalogue: Catalogue, action: str, train_targets: bool) -> Splits:
-    """Return `oracle_split` for every split; train_targets as in `compared_rows`."""
+    """Return `oracle_split` for every split; train_targets: targets of training windows may be corrected."""
     return {n: oracle_split(w, catalogue, action, n != c.TRAIN, not train_targets) for n, w in splits.items()}
 
 
 def correct_split(
-    name: str, windows: Windows, tables: DecisionTables, catalogue: Catalogue, action: str, train_targets: bool
+    name: str, windows: Windows, tables: DecisionTables, catalogue: Catalogue, how: CorrectConfig
 ) -> Corrected:
     """Correct one split by its decisions and suggestions.
 
@@ -91,13 +92,15 @@ def correct_split(
         "train", "valid" or "test".
     windows : Windows
         Its windows.
-    tables, catalogue, train_targets
+    tables, catalogue
         As in `compared_rows`.
-    action : {"replace", "drop", "mixed", "downweight"}
-        What is done with flagged interactions.
+    how : CorrectConfig
+        What is done with flagged interactions, and whether with training targets and histories. The edits of a split
+        that is not corrected have the action "keep".
     """
     decisions = tables.decisions[name]
-    if name == c.TRAIN and not train_targets:
+    action: str = how.action if name == c.TRAIN or how.histories else c.KEEP
+    if name == c.TRAIN and not how.train_targets:
         last = pl.DataFrame({c.WINDOW: windows.window_ids, c.POSITION: windows.lengths - 1})
         decisions = decisions.join(last, on=[c.WINDOW, c.POSITION], how="anti", maintain_order="left")
     return apply(windows, decisions, tables.suggestions.get(name), catalogue, action, has_target=name != c.TRAIN)

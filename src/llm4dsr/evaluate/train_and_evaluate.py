@@ -78,7 +78,13 @@ def train_and_evaluate(
         If memory is too small.
     """
     keys = {
-        name: digest(versions(), config.backbone, *shared_options(config), catalogue.titles, *_content(splits))
+        name: digest(
+            versions(),
+            config.backbone,
+            *shared_options(config),
+            catalogue.titles,
+            *(part for split in c.SPLITS for part in content(splits[split])),
+        )
         for name, splits in compared.items()
     }
     wanted = [(name, seed + s) for s in range(seeds_of(config)) for name in compared]
@@ -151,9 +157,9 @@ def _epochs(config: EvaluateConfig) -> int:
     return 1 if config.backbone in SEEDLESS else config.recommender.epochs
 
 
-def _content(splits: Splits) -> list[object]:
-    """All parts of the windows that a recommender reads."""
-    return [part for name in c.SPLITS for part in (splits[name].items, splits[name].lengths, splits[name].weights)]
+def content(windows: Windows) -> list[object]:
+    """Return all parts of windows that a recommender reads. Item-kNN and EASE join the windows of a user."""
+    return [windows.items, windows.lengths, windows.weights, user_hashes(windows.user_ids)]
 
 
 @single_thread()

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from llm4dsr import columns as c
+from llm4dsr.config import CorrectConfig
 from llm4dsr.core.io import write_parquet, write_text
 from llm4dsr.core.progress import Progress, log
 from llm4dsr.data.dataset import Dataset
@@ -28,7 +29,7 @@ from llm4dsr.denoise.tables import probabilities
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics, has_truth
-from llm4dsr.evaluate.rate_selection import KEEP, candidates, flag_cap, try_candidates
+from llm4dsr.evaluate.rate_selection import candidates, flag_cap, try_candidates
 from llm4dsr.evaluate.report import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
@@ -194,7 +195,8 @@ class Run(RunFolder):
                 write_parquet(tried, out / TRIED)
                 best = tried.filter("chosen").row(0, named=True)
                 facts |= {"goal": goal, "tried": tried.to_dicts()}
-                facts |= {} if best["action"] == KEEP else {"action": best["action"]}
+                chosen = {"action": best["action"], "histories": best["histories"]}
+                facts |= {} if best["action"] == c.KEEP else chosen
                 policy, eta = "rate", best["correction_rate"]
             found = flag_splits(self.config, self.scores(), self.maps(), policy, eta, cap, labels)
             for name, flagged, told in found:
@@ -211,8 +213,8 @@ class Run(RunFolder):
             return DecisionTables(decisions, dict(self.suggested(decisions, progress, work["suggest"])))
 
         low, high = (self._facts("train") | self._facts("score"))["noise_rate_interval"]  # labels, if any, come last
-        tried = candidates(goal, (low + high) / 2)
-        settings = config.evaluate, config.correct.train_targets, config.seed
+        tried = candidates(goal, (low + high) / 2, config.correct.histories)
+        settings = config.evaluate.neighborhood, config.correct, config.seed
         return try_candidates(data.splits, tried, tables_at, data.catalogue, *settings, progress, work["evaluate"])
 
     def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
@@ -222,7 +224,7 @@ class Run(RunFolder):
                 write_parquet(found, out / f"{name}.parquet")
                 facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
 
-    def correct(self, action: str | None = None, overwrite: bool = False) -> None:
+    def correct(self, action: str | None = None, overwrite: bool = False, histories: bool | None = None) -> None:
         """Write corrected/: corrected windows, and one edit per flagged interaction.
 
         Parameters
@@ -231,10 +233,14 @@ class Run(RunFolder):
             Default: chosen on validation, else `config.correct.action`.
         overwrite : bool, default False
             Correct again.
+        histories : bool, optional
+            Correct histories of validation and test too. Default: chosen on validation, else as configured.
         """
-        action = action or self.chosen_action
+        how = self.chosen_correction
+        action, histories = action or how.action, how.histories if histories is None else histories
+        how = replace(how, action=action, histories=histories)  # type: ignore[arg-type]
         with self.stage("correct", overwrite) as (out, facts):
-            facts["action"] = action
+            facts |= {"action": action, "histories": histories}
             if action in c.WITH_SUGGESTIONS and not self.done("suggest"):
                 raise OutputError(
                     f"{self.folder} has no {FOLDERS['suggest']}/ yet, which replacing needs. "
@@ -242,7 +248,7 @@ class Run(RunFolder):
                 )
             data, tables = self.data(), self.tables()
             for name, windows in data.splits.items():
-                result = correct_split(name, windows, tables, data.catalogue, action, self.config.correct.train_targets)
+                result = correct_split(name, windows, tables, data.catalogue, how)
                 write_parquet(result.windows.to_frame(data.catalogue), out / f"{name}.parquet")
                 write_parquet(result.edits, out / f"{name}_edits.parquet")
                 edits = dict(result.edits[c.ACTION].value_counts().iter_rows())
@@ -270,7 +276,8 @@ class Run(RunFolder):
         settings = replace(self.config.evaluate, seeds=seeds or self.config.evaluate.seeds)
         with self.stage("evaluate", overwrite) as (out, facts):
             data, tables, scores = self.data(), self.tables(), self.scores()
-            actions = dict.fromkeys((self.action, "drop"))  # the action in force first
+            how = self.correction
+            actions = dict.fromkeys((how.action, "drop"))  # the action in force first
             if not tables.suggestions:
                 actions = {action: None for action in actions if action not in c.WITH_SUGGESTIONS}
             found = {
@@ -278,9 +285,7 @@ class Run(RunFolder):
                 for name, w in data.splits.items()
                 if has_truth(w)
             }
-            compared = compared_rows(
-                data.splits, tables, data.catalogue, tuple(actions), self.config.correct.train_targets
-            )
+            compared = compared_rows(data.splits, tables, data.catalogue, tuple(actions), how)
             results = train_and_evaluate(
                 compared, data.catalogue, settings, self.config.seed, progress, self.work("evaluate")
             )
@@ -298,14 +303,18 @@ class Run(RunFolder):
         return text
 
     @property
-    def chosen_action(self) -> str:
-        """The action chosen on validation, else the configured one."""
-        return str(self._facts("decide").get("action", self.config.correct.action))
+    def chosen_correction(self) -> CorrectConfig:
+        """Action and histories chosen on validation, else as configured."""
+        return self._corrected_as("decide", self.config.correct)
 
     @property
-    def action(self) -> str:
-        """The action of the correction; before it, that which it would take."""
-        return str(self._facts("correct").get("action", self.chosen_action))
+    def correction(self) -> CorrectConfig:
+        """Action and histories of the correction; before it, those which it would take."""
+        return self._corrected_as("correct", self.chosen_correction)
+
+    def _corrected_as(self, stage: str, otherwise: CorrectConfig) -> CorrectConfig:
+        facts = self._facts(stage)
+        return replace(otherwise, **{key: facts[key] for key in ("action", "histories") if key in facts})
 
     def _facts(self, stage: str) -> dict[str, Any]:
         return dict(self.card().get("stages", {}).get(stage, {}))

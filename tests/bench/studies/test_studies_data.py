@@ -12,7 +12,7 @@ from llm4dsr.bench.studies import ablations, noise, transfer, upper_bound
 from llm4dsr.bench.studies.detection import detection, gains
 from llm4dsr.bench.studies.samples import budget, scores_of
 from llm4dsr.bench.studies.study import Context, Found, smaller
-from llm4dsr.config import Config, EvaluateConfig, ModelConfig
+from llm4dsr.config import Config, CorrectConfig, EvaluateConfig, ModelConfig
 from llm4dsr.core.cache import PartCache
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset
@@ -161,12 +161,12 @@ def test_the_rows_of_the_upper_bound(found):
 
 def test_the_bound_is_the_oracle_and_ours_is_what_a_run_writes(context, found):
     data, tables = context.dataset.data, context.run().tables()
-    rows = upper_bound.rows(data, tables, tables, train_targets=True)
+    rows = upper_bound.rows(data, tables, tables, CorrectConfig())
     for name, windows in data.splits.items():
         oracle = oracle_split(windows, data.catalogue, "replace", has_target=name != "train")
         assert rows[upper_bound.BOUND][name].items.tolist() == oracle.items.tolist()
         for row, action in ((upper_bound.OURS, "replace"), (upper_bound.OURS_DROP, "drop")):
-            written = correct_split(name, windows, tables, data.catalogue, action, True)
+            written = correct_split(name, windows, tables, data.catalogue, CorrectConfig(action))
             assert rows[row][name].items.tolist() == written.windows.items.tolist()
 
 
@@ -183,7 +183,7 @@ def test_oracle_replacement_after_our_detection_by_hand():
     splits = ("train", "valid", "test")
     tables = DecisionTables(dict.fromkeys(splits, flags.select("window_id", "position", "noise_probability")),
                              dict.fromkeys(splits, flags.drop("noise_probability")))  # fmt: skip
-    rows = upper_bound.rows(everywhere(windows), tables, tables, train_targets=True)
+    rows = upper_bound.rows(everywhere(windows), tables, tables, CorrectConfig())
     assert rows["our detection, oracle replacement"]["train"].items.tolist() == [[0, 1, 2, 3]]
     assert rows["our detection, our replacement"]["train"].items.tolist() == [[0, 3, 3, 3]]
     assert rows["our detection, drop"]["train"].items.tolist() == [[0, 3]]

@@ -223,8 +223,8 @@ def test_flags_at_an_eta_are_those_of_the_run_with_that_eta(context: Context) ->
 def test_histories_at_an_eta_are_those_that_the_run_would_write(context: Context) -> None:
     """So the benchmark and this study share their recommenders at the η of the configuration."""
     run, data = context.run(), context.dataset.data
-    targets = run.config.correct.train_targets
-    ours = compared_rows(data.splits, run.tables(), data.catalogue, ("replace", "drop"), targets)
+    how = run.config.correct
+    ours = compared_rows(data.splits, run.tables(), data.catalogue, ("replace", "drop"), how)
     for action, splits in threshold.corrected_at(run, context, "probability", ETA).items():
         for split, windows in splits.items():
             assert (windows.items == ours[f"corrected ({action})"][split].items).all()

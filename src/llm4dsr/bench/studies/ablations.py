@@ -106,9 +106,10 @@ def _of_text(context: Context) -> list[dict[str, Any]]:
 def rows(data: Dataset, tables: dict[str, DecisionTables], config: Config) -> dict[str, Splits]:
     """Return what each row trains and is tested on: flagged interactions replaced, in one row dropped."""
     actions = {name: (name, "replace") for name in tables}
-    out, targets = {NONE: data.splits}, config.correct.train_targets
+    out = {NONE: data.splits}
     for row, (name, action) in {**actions, DROPPED: (WHOLE, "drop")}.items():
-        out[row] = correct_splits(data.splits, tables[name], data.catalogue, action, targets)
+        how = dataclasses.replace(config.correct, action=action)  # type: ignore[arg-type]
+        out[row] = correct_splits(data.splits, tables[name], data.catalogue, how)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -165,8 +166,8 @@ def corrected_at(run: Run, context: Context, policy: str, eta: float) -> dict[st
 
 
 def _corrected(run: Run, context: Context, tables: DecisionTables, action: str = "replace") -> Splits:
-    data, targets = context.dataset.data, run.config.correct.train_targets
-    return correct_splits(data.splits, tables, data.catalogue, action, targets)
+    data, how = context.dataset.data, replace(run.config.correct, action=action)  # type: ignore[arg-type]
+    return correct_splits(data.splits, tables, data.catalogue, how)
 
 
 def _at_rates(run: Run, context: Context, rates: tuple[float, ...]) -> dict[str, Splits]:

@@ -13,6 +13,7 @@ from llm4dsr import metrics
 from llm4dsr.bench.denoised import NONE
 from llm4dsr.bench.studies.detection import gains
 from llm4dsr.bench.studies.study import Context, Found
+from llm4dsr.config import CorrectConfig
 from llm4dsr.core.arrays import BoolArray
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows, to_matrix
@@ -45,7 +46,7 @@ def study(context: Context) -> Found:
     run = context.run()
     truth = {n: _mask(w if n == c.TRAIN else w.histories()) for n, w in data.splits.items()}
     ours, knowing = run.tables(), context.suggested(run, truth)
-    compared = rows(data, ours, knowing, context.config.correct.train_targets)
+    compared = rows(data, ours, knowing, context.config.correct)
     cells = context.compare(compared)
     few = dataclasses.replace(settings, seeds=min(PLACE_SEEDS, settings.seeds))
     at_places = {NONE: data.splits, **{p: restored(data, p) for p in PLACES}, "all of them": compared[BOUND]}
@@ -67,22 +68,23 @@ def study(context: Context) -> Found:
     )  # fmt: skip
 
 
-def rows(data: Dataset, ours: DecisionTables, knowing: DecisionTables, train_targets: bool) -> dict[str, Splits]:
+def rows(data: Dataset, ours: DecisionTables, knowing: DecisionTables, how: CorrectConfig) -> dict[str, Splits]:
     """Combine each detection with each replacement. knowing: the oracle's decisions with our suggestions."""
     splits, catalogue, found = data.splits, data.catalogue, dict[str, Windows]()
+    replace = dataclasses.replace(how, action="replace")
     for split, windows in splits.items():
         flagged = to_matrix(ours.decisions[split], windows, None)
-        if split == c.TRAIN and not train_targets:
+        if split == c.TRAIN and not how.train_targets:
             flagged &= ~_last(windows)
         found[split] = _restored(windows, flagged, data, split != c.TRAIN)
     return {
         NONE: splits,
-        BOUND: oracle_splits(splits, catalogue, "replace", train_targets),
-        ORACLE_OURS: correct_splits(splits, knowing, catalogue, "replace", train_targets),
-        ORACLE_DROP: oracle_splits(splits, catalogue, "drop", train_targets),
+        BOUND: oracle_splits(splits, catalogue, "replace", how.train_targets),
+        ORACLE_OURS: correct_splits(splits, knowing, catalogue, replace),
+        ORACLE_DROP: oracle_splits(splits, catalogue, "drop", how.train_targets),
         OURS_ORACLE: found,
-        OURS: correct_splits(splits, ours, catalogue, "replace", train_targets),
-        OURS_DROP: correct_splits(splits, ours, catalogue, "drop", train_targets),
+        OURS: correct_splits(splits, ours, catalogue, replace),
+        OURS_DROP: correct_splits(splits, ours, catalogue, dataclasses.replace(how, action="drop")),
     }
 
 
@@ -129,7 +131,7 @@ def by_place(data: Dataset, ours: DecisionTables, knowing: DecisionTables) -> pl
             assert windows.clean_items is not None
             truth.append(windows.noise_mask[here])
             flags.append(to_matrix(ours.decisions[split], windows, None)[here])
-            made = correct_split(split, windows, knowing, data.catalogue, "replace", True).windows
+            made = correct_split(split, windows, knowing, data.catalogue, CorrectConfig()).windows
             noisy = here & windows.noise_mask & (windows.clean_items >= 0)
             canonical = data.catalogue.canonical
             hits.append(canonical[made.items[noisy]] == canonical[windows.clean_items[noisy]])
