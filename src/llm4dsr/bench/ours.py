@@ -31,7 +31,7 @@ HIGH_RATE = 0.2  # of the controls
 FIXED = {
     f"llm4dsr ({action} {100 * rate:.0f} %{alone})": Candidate(rate, action, histories=not alone)
     for action, rate in (("drop", 0.05), ("drop", 0.1), ("replace", 0.05), ("replace", 0.1), ("replace", HIGH_RATE))
-    for alone in ("", ", training alone")
+    for alone in ("", " in training")
 }
 OURS = (DEFAULT, IMPUTE, *FIXED)
 SUGGESTIONS = "llm4dsr-suggestions"  # our suggestions for decisions other than the run's
