@@ -69,12 +69,12 @@ def test_windows_are_scored_with_what_was_known_before_them(denoiser):
     """The first tenth of a split knows what the denoiser knows; the last one all the earlier windows too."""
     timed = TEST.take(np.arange(len(TEST)))
     timed.timestamps = np.arange(len(TEST))[::-1].copy()
-    known, seen = denoiser.builder.cooccurrence, []
-    for rows, _ in prequential(denoiser.builder, timed, True, None):
-        seen.append((rows, denoiser.builder.cooccurrence))
+    known, seen = denoiser.ensemble.counts, []
+    for rows, by_then, _ in prequential(denoiser.ensemble, timed, True, None):
+        seen.append((rows, by_then.counts))
     assert sorted(np.concatenate([rows for rows, _ in seen]).tolist()) == list(range(len(TEST)))
     assert seen[0][1] is known
-    assert denoiser.builder.cooccurrence is known  # scoring leaves the denoiser as it was
+    assert denoiser.ensemble.counts is known  # scoring leaves the denoiser as it was
     past = np.concatenate([rows for rows, _ in seen[:-1]])
     assert timed.timestamps[past].max() <= timed.timestamps[seen[-1][0]].min()
     assert (seen[-1][1].own == known.add(timed.take(past)).own).all()
@@ -82,17 +82,17 @@ def test_windows_are_scored_with_what_was_known_before_them(denoiser):
 
 def test_an_earlier_split_is_counted_only_up_to_the_time_of_each_part(denoiser):
     """Validation and test overlap in time: a part of test never knows a validation window that is newer than it."""
-    before = denoiser.builder.cooccurrence
+    before = denoiser.ensemble.counts
     valid = dataclasses.replace(VALID, timestamps=np.arange(len(VALID)) * 2)
     test = dataclasses.replace(TEST, timestamps=np.arange(len(TEST)) + len(VALID))
     so_far = 0
-    for rows, _ in prequential(denoiser.builder, test, True, None, earlier=valid):
+    for rows, by_then, _ in prequential(denoiser.ensemble, test, True, None, earlier=valid):
         older = valid.take(np.flatnonzero(valid.timestamps < test.timestamps[rows].min()))
         known = before.add(older).add(test.take(np.arange(so_far))) if so_far else before.add(older)
-        assert denoiser.builder.cooccurrence.fingerprint == known.fingerprint
+        assert by_then.counts.fingerprint == known.fingerprint
         so_far += len(rows)
     assert so_far == len(test)
-    assert denoiser.builder.cooccurrence is before
+    assert denoiser.ensemble.counts is before
 
 
 def test_an_earlier_split_is_counted_alike_for_short_and_long_histories(denoiser):
@@ -110,7 +110,7 @@ def test_an_earlier_split_is_counted_alike_for_short_and_long_histories(denoiser
 def test_without_times_a_split_is_not_replayed(denoiser):
     timeless = TEST.take(np.arange(len(TEST)))
     timeless.timestamps = np.full(len(TEST), -1)
-    assert len(list(prequential(denoiser.builder, timeless, True, None))) == 1
+    assert len(list(prequential(denoiser.ensemble, timeless, True, None))) == 1
 
 
 def test_targets_are_not_scored_and_what_is_later_is_not_known(denoiser):

@@ -44,6 +44,8 @@ from llm4dsr.lm.prompt import MARKERS, PromptBuilder
 class Denoiser:
     """Find interactions that do not belong in a history, and suggest better items.
 
+    Once fitted, a denoiser may be used by several threads, and by processes that joblib starts.
+
     Histories may be `Windows`, a table with `user_id, window_id, item_ids`, or lists of item ids, oldest first.
 
     Parameters
@@ -128,18 +130,21 @@ class Denoiser:
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
-        self._ensemble, self.curve = Ensemble.fit(windows, catalogue, config, progress, work)
-        self.calibrator, self.ranking_weights = fit_calibration(
-            self._ensemble, windows, validation, progress, PartCache(work)
+        tuned, self.curve = Ensemble.fit(windows, catalogue, config, progress, work)
+        self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
+            tuned, windows, validation, progress, PartCache(work)
         )
         if valid is None:  # held out of the histories given, so known from now on
             self.update_counts(validation)
         return self
 
     def update_counts(self, histories: Any) -> Denoiser:
-        """Count histories newer than those of `fit`: their item pairs are known from now on. Returns itself."""
-        if self.builder.cooccurrence is not None:
-            self.builder.cooccurrence = self.builder.cooccurrence.add(as_windows(histories, self.catalogue))
+        """Count histories newer than those of `fit`: their item pairs are known from now on. Returns itself.
+
+        Calls of `score` that are under way in other threads end with what was known before.
+        """
+        if (counts := self.ensemble.counts) is not None:
+            self._ensemble = self.ensemble.with_counts(counts.add(as_windows(histories, self.catalogue)))
         return self
 
     def score(

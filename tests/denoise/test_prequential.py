@@ -74,9 +74,9 @@ def test_no_part_knows_its_future(denoiser, share):
     is_long = rng.random(len(TEST)) < share
     lists = [ids * 10 if long else ids for ids, long in zip(TEST["item_ids"].to_list(), is_long, strict=True)]
     windows = as_windows(TEST.with_columns(pl.Series("item_ids", lists)), DEMO.catalogue)
-    known, seen, past = denoiser.builder.cooccurrence, [], np.empty(0, dtype=np.int64)
-    for rows, _ in prequential(denoiser.builder, windows, True, None, WIDTH):
-        counts = denoiser.builder.cooccurrence
+    known, seen, past = denoiser.ensemble.counts, [], np.empty(0, dtype=np.int64)
+    for rows, by_then, _ in prequential(denoiser.ensemble, windows, True, None, WIDTH):
+        counts = by_then.counts
         if seen and counts is not seen[-1][1]:
             past = np.concatenate([rows for rows, _ in seen])
             assert (counts.popularity == known.add(windows.take(past)).popularity).all()
@@ -84,7 +84,7 @@ def test_no_part_knows_its_future(denoiser, share):
         assert windows.timestamps[past].max(initial=0) <= windows.timestamps[rows].min()
     assert sorted(np.concatenate([rows for rows, _ in seen]).tolist()) == list(range(len(TEST)))
     assert len(past) > len(TEST) / 2
-    assert denoiser.builder.cooccurrence is known
+    assert denoiser.ensemble.counts is known
 
 
 def test_suggestions_follow_the_parts_of_long_histories(denoiser):

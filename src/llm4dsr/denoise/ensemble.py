@@ -1,11 +1,15 @@
 """The tuned models of all folds: which model scores which user, and log-odds for any number of windows.
 
+An ensemble is never changed. What is known by then (counts, stackers) is passed on in a new one, which shares the
+models. So several threads may score with one ensemble.
+
 With several folds, a user in training is scored by the one model that was tuned without this user (out of fold). Any
 other user is scored by the mean of all models.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +38,7 @@ from llm4dsr.lm.prompt import PromptBuilder
 CHUNK = 2048  # windows whose prompts are in memory at once; one finished part each
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ensemble:
     """Tuned models and what they need to score.
 
@@ -61,6 +65,17 @@ class Ensemble:
     seen: Hashes
     stacker_newer: Stacker | None = None
     stacker_training: Stacker | None = None
+
+    @property
+    def counts(self) -> CooccurrenceCounts | None:
+        """The co-occurrence counts, if the model reads any."""
+        return self.builder.cooccurrence
+
+    def with_counts(self, counts: CooccurrenceCounts | None) -> Ensemble:
+        """Return an ensemble that knows other counts and shares the rest, its fingerprint too."""
+        out = copy.copy(self)
+        object.__setattr__(out, "builder", self.builder.with_counts(counts))
+        return out
 
     @classmethod
     def fit(
@@ -154,7 +169,7 @@ class Ensemble:
         array of float
             [W, L] log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
-        out, counts = self.model_log_odds(windows, progress, doing, cache), self.builder.cooccurrence
+        out, counts = self.model_log_odds(windows, progress, doing, cache), self.counts
         newer = is_newer | ~np.isin(user_hashes(windows.user_ids), self.seen)
         for stacker, rows in (
             (self.stacker_newer, np.flatnonzero(newer)),
@@ -207,8 +222,7 @@ class Ensemble:
 
     def injectable(self, windows: Windows) -> Injectable:
         """Return the items that may be injected into windows: those that somebody has by now."""
-        counts = self.builder.cooccurrence
-        return Injectable.of(self.catalogue, windows, None if counts is None else counts.popularity)
+        return Injectable.of(self.catalogue, windows, None if self.counts is None else self.counts.popularity)
 
     def assignments(self, windows: Windows) -> list[tuple[IntArray, list[int]]]:
         """Return (rows of the windows, models that score them): never a model tuned on that user, if there is one."""
@@ -224,7 +238,7 @@ class Ensemble:
         """Return all that scores and suggestions of some windows depend on; empty if nothing is cached."""
         if cache.folder is None:
             return ()
-        cooccurrence = self.builder.cooccurrence.fingerprint if self.builder.cooccurrence else ""
+        cooccurrence = self.counts.fingerprint if self.counts else ""
         config = (self.config.model, self.config.task.none, self.config.train.batch_tokens, self.config.score.mode)
         return (self.fingerprint, cooccurrence, config, part.items, user_hashes(part.user_ids))
 

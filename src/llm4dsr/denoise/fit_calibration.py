@@ -31,7 +31,7 @@ def fit_calibration(
     validation: Windows,
     progress: Progress | None,
     cache: PartCache,
-) -> tuple[Calibrator, RankingWeights]:
+) -> tuple[Ensemble, Calibrator, RankingWeights]:
     """Fit the map from log-odds to probabilities, and the weights that rank suggestions.
 
     Parameters
@@ -49,6 +49,8 @@ def fit_calibration(
 
     Returns
     -------
+    ensemble : Ensemble
+        With its stackers, if the configuration has any.
     calibrator : Calibrator
         Without a map, and with the reason in `uncalibrated`, if calibration is off or validation too small. The latter
         is logged as a warning.
@@ -57,38 +59,39 @@ def fit_calibration(
     """
     config = ensemble.config
     if config.score.calibration == "off":
-        return Calibrator(uncalibrated="score.calibration is off"), RankingWeights()
+        return ensemble, Calibrator(uncalibrated="score.calibration is off"), RankingWeights()
     windows, validation = with_context(windows), with_context(validation)
     if len(validation) < MIN_WINDOWS:
         why = f"{len(validation)} validation histories of at least two items; {MIN_WINDOWS} are needed"
         log.warning("Noise probabilities are uncalibrated: %s. They are the logistic function of the log-odds.", why)
-        return Calibrator(uncalibrated=why), RankingWeights()
+        return ensemble, Calibrator(uncalibrated=why), RankingWeights()
     out_of_fold = len(ensemble.models) > 1
     if not out_of_fold:
         new = np.flatnonzero(~np.isin(user_hashes(validation.user_ids), ensemble.seen))
         validation = validation.take(new) if len(new) >= MIN_UNSEEN else validation
     rng = np.random.default_rng(config.seed + 1)
     newer, draws = ScoredWindows(), config.score.calibration_draws
-    for rows, step in prequential(ensemble.builder, validation, True, progress):
-        newer.add(ensemble, validation.take(rows), rows, draws, rng, step, "calibrate", cache)
+    for rows, by_then, step in prequential(ensemble, validation, True, progress):
+        newer.add(by_then, validation.take(rows), rows, draws, rng, step, "calibrate", cache)
     rate = task_rate(config.task, windows)
-    ensemble.stacker_newer = ensemble.stacker_training = newer.fit_stacker(rate, config.seed)
-    noise, unlabeled, source, owner = newer.samples(ensemble.stacker_newer)
+    for_newer = for_training = newer.fit_stacker(rate, config.seed)
+    noise, unlabeled, source, owner = newer.samples(for_newer)
     half = rng.random(len(validation)) < 0.5
     pairs = [(noise, unlabeled)]
     if out_of_fold:
         training, some = ScoredWindows(), limit_windows(windows, MAX_INJECTED, config.seed)
         training.add(ensemble, some, np.arange(len(some)), 1, rng, progress, "calibrate: training", cache)
-        ensemble.stacker_training = training.fit_stacker(rate, config.seed)
-        pairs.append(training.samples(ensemble.stacker_training)[:2])
+        for_training = training.fit_stacker(rate, config.seed)
+        pairs.append(training.samples(for_training)[:2])
     rates = calibrate.noise_rate_interval(pairs, config.score.atypical_share)
     before, after = calibrate.injected_noise_ece(
         noise, unlabeled, config.score.calibration, (half[source], half[owner])
     )
     fitted = calibrate.fit(noise, unlabeled, config.score.calibration, rates)
+    ensemble = dataclasses.replace(ensemble, stacker_newer=for_newer, stacker_training=for_training)
     calibrator = dataclasses.replace(fitted, ece_before=before, ece_after=after)
     if config.model.item_input != "soft_token":
-        return calibrator, RankingWeights()
+        return ensemble, calibrator, RankingWeights()
     injected, chosen, _, originals = inject(validation, ensemble.injectable(validation), rng)
     rows = np.concatenate([rows for rows, members in ensemble.assignments(injected) if 0 in members])
     weights = fit_ranking_weights(
@@ -100,4 +103,4 @@ def fit_calibration(
         ensemble.catalogue,
         config,
     )
-    return calibrator, weights
+    return ensemble, calibrator, weights

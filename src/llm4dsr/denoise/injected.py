@@ -104,13 +104,13 @@ class ScoredWindows:
         progress, doing, cache
             As in `Ensemble.log_odds`.
         """
-        is_stacked = ensemble.builder.cooccurrence is not None and ensemble.config.score.stacking
+        is_stacked = ensemble.counts is not None and ensemble.config.score.stacking
         size = len(windows)
 
         def scored(some: Windows, chosen: BoolArray, source: IntArray, step: int) -> ScoredPart:
             part = progress and subprogress(progress, step * size, len(some), (2 + draws) * size)
             log_odds = ensemble.model_log_odds(some, part, doing, cache)
-            counts = ensemble.builder.cooccurrence
+            counts = ensemble.counts
             found = Evidence.of(some, log_odds, counts) if is_stacked and counts is not None else None
             return ScoredPart(some, log_odds, found, chosen, source)
 

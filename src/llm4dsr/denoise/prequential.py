@@ -1,6 +1,7 @@
 """Prequential order: score a part of the windows, then count it, in order of time.
 
-So each part is scored with what was known before it, and never with the future or with its own histories.
+So each part is scored with what was known before it, and never with the future or with its own histories. The counts of
+each moment are passed along with the part; nothing that is shared changes.
 """
 
 from __future__ import annotations
@@ -13,31 +14,31 @@ from llm4dsr.core.arrays import BoolArray, IntArray
 from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.overlap import overlapping
 from llm4dsr.data.windows import Windows
-from llm4dsr.lm.prompt import PromptBuilder
+from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
 PARTS = 10  # of a split, in order of time
 
 
 def prequential(
-    builder: PromptBuilder,
+    ensemble: Ensemble,
     windows: Windows,
     has_target: bool,
     progress: Progress | None,
     width: int | None = None,
     earlier: Windows | None = None,
-) -> Iterator[tuple[IntArray, Progress | None]]:
-    """Yield parts of the windows in order of time, with the counts known before each.
+) -> Iterator[tuple[IntArray, Ensemble, Progress | None]]:
+    """Yield parts of the windows in order of time, with the ensemble that knows the counts from before each.
 
-    While a part is being scored, `builder.cooccurrence` holds what was known before it. At the end, the counts are
-    those from before the call. Without counts, targets, or any timestamp, all windows are one part.
+    Without counts, targets, or any timestamp, all windows are one part.
 
     Windows without a timestamp are the first part. They are not counted, because they may be newer than any other.
     Histories that are too long are a part beside those of their time. So neither changes the parts of other windows.
 
     Parameters
     ----------
-    builder : PromptBuilder
-        Holds the co-occurrence counts.
+    ensemble : Ensemble
+        Knows what was counted before the windows.
     windows : Windows
         The windows, with their targets if there are any.
     has_target : bool
@@ -54,41 +55,39 @@ def prequential(
     ------
     rows : array of int
         The windows of the part.
+    ensemble : Ensemble
+        Knows what was counted before the part.
     progress : Progress or None
         Of the part, reported as progress of all windows.
     """
-    before = builder.cooccurrence
-    if before is None:
-        yield np.arange(len(windows)), progress
+    counts = ensemble.counts
+    if counts is None:
+        yield np.arange(len(windows)), ensemble, progress
         return
 
-    def count(known: Windows) -> None:
+    def with_more(counts: CooccurrenceCounts, known: Windows) -> CooccurrenceCounts:
         if width is not None and (known.lengths > width + 1).any():
             known, _ = overlapping(known, width + 1, max(1, width // 2))
-        assert builder.cooccurrence is not None
-        builder.cooccurrence = builder.cooccurrence.add(known)
+        return counts.add(known)
 
+    if not has_target or (windows.timestamps < 0).all():
+        if earlier is not None:
+            counts = with_more(counts, earlier)
+        yield np.arange(len(windows)), ensemble.with_counts(counts), progress
+        return
     done = 0
-    try:
-        if not has_target or (windows.timestamps < 0).all():
-            if earlier is not None:
-                count(earlier)
-            yield np.arange(len(windows)), progress
-            return
-        is_long = np.zeros(len(windows), dtype=bool) if width is None else windows.lengths - 1 > width
-        for parts, is_counted in _in_time(windows.timestamps, is_long):
-            if earlier is not None and is_counted:
-                oldest = min(int(windows.timestamps[rows].min()) for rows in parts)
-                is_older = earlier.timestamps < oldest
-                count(earlier.take(np.flatnonzero(is_older)))
-                earlier = earlier.take(np.flatnonzero(~is_older))
-            for rows in parts:
-                yield rows, progress and subprogress(progress, done, len(rows), len(windows))
-                done += len(rows)
-            if is_counted:
-                count(windows.take(np.concatenate(parts)))
-    finally:
-        builder.cooccurrence = before
+    is_long = np.zeros(len(windows), dtype=bool) if width is None else windows.lengths - 1 > width
+    for parts, is_counted in _in_time(windows.timestamps, is_long):
+        if earlier is not None and is_counted:
+            oldest = min(int(windows.timestamps[rows].min()) for rows in parts)
+            is_older = earlier.timestamps < oldest
+            counts = with_more(counts, earlier.take(np.flatnonzero(is_older)))
+            earlier = earlier.take(np.flatnonzero(~is_older))
+        for rows in parts:
+            yield rows, ensemble.with_counts(counts), progress and subprogress(progress, done, len(rows), len(windows))
+            done += len(rows)
+        if is_counted:
+            counts = with_more(counts, windows.take(np.concatenate(parts)))
 
 
 def _in_time(timestamps: IntArray, is_long: BoolArray) -> Iterator[tuple[list[IntArray], bool]]:

@@ -69,7 +69,7 @@ def score_prequentially(
     """
     config = ensemble.config
     untimed = int((windows.timestamps < 0).sum())
-    if has_target and ensemble.builder.cooccurrence is not None and 0 < untimed < len(windows):
+    if has_target and ensemble.counts is not None and 0 < untimed < len(windows):
         log.warning(
             "%d of %d windows have no timestamp. They are scored with what was known before all others, and are not "
             "counted for them.", untimed, len(windows),
@@ -79,15 +79,15 @@ def score_prequentially(
     draws = max(1, min(config.score.calibration_draws, MAX_INJECTED // max(1, len(parts))))
     rng = np.random.default_rng(config.seed + 2)
     log_odds, samples = np.full(parts.items.shape, np.nan), []
-    for histories, step in prequential(ensemble.builder, windows, has_target, progress, width, earlier):
+    for histories, by_then, step in prequential(ensemble, windows, has_target, progress, width, earlier):
         rows = histories if origin is None else origin.windows_of(histories)
         part = parts.take(rows)
-        log_odds[rows] = ensemble.log_odds(part, has_target, step, "score", cache)
+        log_odds[rows] = by_then.log_odds(part, has_target, step, "score", cache)
         if recalibrate and method != "off":
             some = limit_windows(with_context(part), MAX_INJECTED, config.seed)
             if len(some):
                 samples.append(
-                    injected_sample(ensemble, some, has_target, draws, rng, step, "score: injected noise", cache)
+                    injected_sample(by_then, some, has_target, draws, rng, step, "score: injected noise", cache)
                 )
     if samples and method != "off":
         noise, unlabeled = calibrate.join(samples), Sample.of(parts, log_odds)

@@ -30,8 +30,8 @@ def save_denoiser(folder: Path, ensemble: Ensemble, facts: dict[str, Any]) -> No
         model.save(place)
     write_parquet(ensemble.catalogue.to_frame(), folder / ITEMS)
     write_parquet(pl.DataFrame({"hash": ensemble.seen}), folder / USERS)
-    if ensemble.builder.cooccurrence is not None:
-        ensemble.builder.cooccurrence.save(folder)
+    if ensemble.counts is not None:
+        ensemble.counts.save(folder)
     for name, stacker in ((NEWER, ensemble.stacker_newer), (TRAINING, ensemble.stacker_training)):
         if stacker is not None:
             stacker.save(folder, name)

@@ -66,28 +66,28 @@ def suggest_prequentially(
     any_flag = np.isin(np.arange(len(windows)), history_of[flagged.any(axis=1)])
     tables, done, total = [suggestion_table(parts, NOTHING, catalogue)], 0, int(flagged.sum())
 
-    def table(rows: IntArray, flags: BoolArray, member: int, step: Progress | None) -> pl.DataFrame:
+    def table(by_then: Ensemble, rows: IntArray, flags: BoolArray, member: int, step: Progress | None) -> pl.DataFrame:
         part, is_next = parts.take(rows), np.diff(history_of[rows], prepend=-1) != 0
         whole, history_rows = histories.take(history_of[rows[is_next]]), np.cumsum(is_next) - 1
 
         def make() -> pl.DataFrame:
             found = suggest(
-                ensemble.models[member], ensemble.builder, part, flags, catalogue, ensemble.config, ranking_weights,
+                by_then.models[member], by_then.builder, part, flags, catalogue, ensemble.config, ranking_weights,
                 step, whole, history_rows,
             )  # fmt: skip
             return suggestion_table(part, found, catalogue)
 
-        key = (*ensemble.key(part, cache), member, flags, part.window_ids, whole.items, history_rows, ranking_weights)
+        key = (*by_then.key(part, cache), member, flags, part.window_ids, whole.items, history_rows, ranking_weights)
         return cache.table((*key, ensemble.config.suggest), make)
 
-    for some, _ in prequential(ensemble.builder, windows, has_target, None, width, earlier):
+    for some, by_then, _ in prequential(ensemble, windows, has_target, None, width, earlier):
         for assigned, members in ensemble.assignments(histories.take(some)):
             for of in chunks(some[assigned][any_flag[some[assigned]]]):
                 rows = origin.windows_of(of) if origin else of
                 rows = rows[flagged[rows].any(axis=1)]
                 count = int(flagged[rows].sum())
                 step = progress and subprogress(progress, done, count, total)
-                tables.append(table(rows, flagged[rows], members[0], step))
+                tables.append(table(by_then, rows, flagged[rows], members[0], step))
                 done += count
                 if progress:
                     progress(done, total, "suggest")

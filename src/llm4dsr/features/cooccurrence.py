@@ -32,7 +32,7 @@ CELLS = 4_000_000  # pairs of positions that are held at once
 _FILE = "cooccurrence_{}.parquet"
 
 
-@dataclass
+@dataclass(frozen=True)
 class CooccurrenceCounts:
     """How many users have each item, and each pair of items in one window.
 

@@ -21,6 +21,7 @@ Two options shape it (ModelConfig):
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Sequence
@@ -103,6 +104,12 @@ class PromptBuilder:
         self.yes, self.no = self.encode(YES)[0], self.encode(NO)[0]
         if self.yes == self.no and config.readout == "per_position":
             raise ModelError("The tokenizer has one token for 'yes' and 'no'; use readout: title with this model.")
+
+    def with_counts(self, counts: CooccurrenceCounts | None) -> PromptBuilder:
+        """Return a builder with other counts; tokens of titles are shared, and this builder is unchanged."""
+        out = copy.copy(self)
+        out.cooccurrence = counts
+        return out
 
     def encode(self, text: str) -> list[int]:
         """Tokenize one piece of a prompt."""
