@@ -9,6 +9,7 @@ import pytest
 
 from llm4dsr import Config, Denoiser
 from llm4dsr.core.hashing import user_folds, user_hashes
+from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.windows import Windows, to_matrix
 from llm4dsr.denoise.prequential import prequential
@@ -208,12 +209,13 @@ def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"format": 2}, "has format 2; this version reads 6"), ({"prompt_hash": "0"}, "tuned with another prompt")],
+    [({"format": 2}, "has format 2; this version reads 7"), ({"prompt_hash": "0"}, "tuned with another prompt")],
 )
 def test_a_denoiser_of_another_time_is_refused(denoiser, tmp_path, changed, said):
     denoiser.save_pretrained(tmp_path)
     card = json.loads((tmp_path / "denoiser.json").read_text())
     (tmp_path / "denoiser.json").write_text(json.dumps(card | changed))
+    write_manifest(tmp_path)
     with pytest.raises(ModelError, match=said):
         Denoiser.from_pretrained(tmp_path)
 
@@ -228,6 +230,7 @@ def test_suggestions_of_other_ids_are_never_taken(denoiser, scores, tmp_path):
         pl.format("x{}", "item_id").alias("item_id"), pl.format("x{}", "canonical_id").alias("canonical_id")
     )
     renamed.write_parquet(tmp_path / "model" / "items.parquet")
+    write_manifest(tmp_path / "model")
     second = Denoiser.from_pretrained(tmp_path / "model").suggest(TEST.histories(), decisions, work=tmp_path)
     assert second["suggested_item_id"].to_list() == [f"x{i}" for i in first["suggested_item_id"].to_list()]
 

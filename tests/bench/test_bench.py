@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -14,12 +15,13 @@ import pytest
 import yaml
 
 from llm4dsr.bench import tables
-from llm4dsr.bench.cells import DETECTION, RESULTS, TARGETS, bench
+from llm4dsr.bench.cells import DETECTION, RESULTS, TARGETS, bench, write_results
 from llm4dsr.bench.datasets import BenchDataset, load_dataset
 from llm4dsr.bench.denoised import BASELINE_RATE, denoised, names, usual
 from llm4dsr.bench.ours import FIXED, HIGH_RATE, OURS, OurRun, our_run, run_name
 from llm4dsr.bench.studies.study import smaller
 from llm4dsr.config import Config, NeighborhoodConfig
+from llm4dsr.core.manifest import write_manifest
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.errors import ConfigError, DataError, OutputError
@@ -216,6 +218,16 @@ def test_scores_of_a_baseline_are_reused_only_for_the_same_windows_and_seed(out)
             denoised(dataset, out / DATASET.name, ["tfidf"], config)
 
 
+@pytest.mark.parametrize("name", [RESULTS, "baselines/tfidf/train.parquet"])
+def test_damaged_results_and_scores_of_baselines_are_refused(out, tmp_path, name):
+    folder = shutil.copytree(out / DATASET.name, tmp_path / DATASET.name)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(OutputError, match=rf"{name} is damaged"):
+        bench(DATASET, tmp_path, ["sasrec"], ["none", "tfidf"], CONFIG)
+
+
 @pytest.mark.parametrize(("name", "before"), [("torch", "1.0"), ("minilm", "other")])
 def test_scores_of_a_baseline_are_reused_only_for_the_same_versions(out, name, before):
     """The card is put back, since other tests share the folder."""
@@ -225,10 +237,12 @@ def test_scores_of_a_baseline_are_reused_only_for_the_same_versions(out, name, b
     made["versions"][name] = before
     try:
         card.write_text(json.dumps(made))
+        write_manifest(card.parent)
         with pytest.raises(ConfigError, match=rf"tfidf was made with other versions: {name} {before}, now .*Remove"):
             denoised(DATASET, out / DATASET.name, ["tfidf"], CONFIG)
     finally:
         card.write_text(text)
+        write_manifest(card.parent)
     denoised(DATASET, out / DATASET.name, ["tfidf"], CONFIG)
 
 
@@ -251,7 +265,7 @@ def test_rows_of_one_table_are_of_the_same_windows(out):
 def test_rows_of_one_table_are_of_the_same_device_and_version(out, tmp_path, change, said):
     folder = tmp_path / DATASET.name
     folder.mkdir()
-    change(pl.read_parquet(out / DATASET.name / RESULTS)).write_parquet(folder / RESULTS)
+    write_results(change(pl.read_parquet(out / DATASET.name / RESULTS)), folder / RESULTS)
     with pytest.raises(ConfigError, match=said):
         bench(DATASET, tmp_path, ["sasrec"], ["none"], CONFIG)
 
@@ -262,7 +276,7 @@ def test_a_robust_recommender_is_compared_with_sasrec_only_at_the_same_options(t
     (tmp_path / "toy").mkdir()
     for own, there in (("one", True), ("other", False)):
         rows = [{"backbone": "sasrec", "recipe": "one", **line}, {"backbone": "fmlprec", "recipe": own, **line}]
-        pl.DataFrame(rows).write_parquet(tmp_path / "toy" / RESULTS)
+        write_results(pl.DataFrame(rows), tmp_path / "toy" / RESULTS)
         assert ("(fmlprec itself)" in tables.results_markdown(tmp_path)) is there
 
 
@@ -321,7 +335,7 @@ def test_ndcg_of_candidate_lists_against_random_order_by_hand(tmp_path):
     line = {"backbone": "llara", "denoiser": "none", "seed": 0, "ndcg": 0.3155, "hit_rate": 0.5, "valid_ndcg": 0.5,
             "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30], "listed": 2}  # fmt: skip
     (tmp_path / "toy").mkdir()
-    pl.DataFrame([line]).write_parquet(tmp_path / "toy" / RESULTS)
+    write_results(pl.DataFrame([line]), tmp_path / "toy" / RESULTS)
     text = tables.results_markdown(tmp_path)
     assert "LLaRA reorders the 2 best items" in text
     assert "    - none: 2.0, 0.3155 beside 0.4077" in text
@@ -334,7 +348,7 @@ def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(
               "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30]}
              for name, value in ndcg.items()]  # fmt: skip
     (tmp_path / "toy").mkdir()
-    pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
+    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
     lines_of_ours = [line for line in tables.results_markdown(tmp_path).splitlines() if " against " in line]
     said = [line.split(":")[0] for line in lines_of_ours if line.startswith("- llm4dsr")]
     assert said == [
@@ -359,7 +373,7 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
         for seed, r in enumerate(of)
     ]  # fmt: skip
     (tmp_path / "toy").mkdir()
-    pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
+    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
     text = tables.results_markdown(tmp_path)
     means, gain = "0.7500 ± 0.0000 | 1.0000 ± 0.0000", "+50.0 ± 635.3 % | < .001 | 0.500"  # t = 12.706, error ⅛
     assert f"| llm4dsr (drop 5 %) | 1 × 2 | {means} | {gain} | +0.0 % |  |  | 1.0 |" in text
@@ -378,8 +392,8 @@ def test_gains_by_target_popularity_by_hand(tmp_path):
         for name, ranks in (("none", [3, 3, 3]), ("llm4dsr", [1, 3, 3]), ("pmi", [3, 3, 3]))
     ]  # fmt: skip
     (tmp_path / "toy").mkdir()
-    pl.DataFrame(lines).write_parquet(tmp_path / "toy" / RESULTS)
-    pl.DataFrame({"users": [1, 5, 9]}).write_parquet(tmp_path / "toy" / TARGETS)
+    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
+    write_results(pl.DataFrame({"users": [1, 5, 9]}), tmp_path / "toy" / TARGETS)
     text = tables.results_markdown(tmp_path)
     assert "| denoiser | 1 to 1 users (1) | 5 to 5 users (1) | 9 to 9 users (1) |" in text
     assert "| llm4dsr | 1.0000 (+100 %) | 0.5000 (+0 %) | 0.5000 (+0 %) |" in text

@@ -261,7 +261,12 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path):
         noise_folder(tmp_path / "in", tmp_path / out, "deletion", 0.5, seed=9)
     names = sorted(file.name for file in (tmp_path / "one").iterdir())
     assert names == sorted(
-        ["items.parquet", "noise.json", *(f"{n}{end}.parquet" for n in c.SPLITS for end in ("", "_deleted"))]
+        [
+            "items.parquet",
+            "manifest.json",
+            "noise.json",
+            *(f"{n}{end}.parquet" for n in c.SPLITS for end in ("", "_deleted")),
+        ]
     )
     assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)
 

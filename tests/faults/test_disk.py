@@ -132,7 +132,7 @@ def test_a_run_folder_of_another_format_is_refused(calm, tmp_path):
     folder = before("decide", calm, tmp_path / "run")
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps(card | {"format": 99}))
-    with pytest.raises(OutputError, match="format 99; this version reads 1"):
+    with pytest.raises(OutputError, match="format 99; this version reads 2"):
         Run(folder)
 
 

@@ -170,6 +170,18 @@ def test_an_adapter_of_another_base_is_refused(tmp_path, saved, tiny_demo, other
         load_lm(str(adapter), ModelConfig())
 
 
+def test_a_base_that_changed_in_any_layer_is_refused(tmp_path, tiny_demo):
+    """Its embeddings are the same; the saved denoiser names the base at the same path."""
+    base = make_checkpoint(tmp_path / "base", tiny_demo.catalogue.titles)
+    fitted(configured(base, tuning="lora"), tiny_demo).save_pretrained(tmp_path / "model")
+    Denoiser.from_pretrained(tmp_path / "model")
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 0.01
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="tuned on other weights"):
+        Denoiser.from_pretrained(tmp_path / "model")
+
+
 def test_an_adapter_for_other_weights_of_the_same_shape_is_refused(tmp_path, saved, tiny_demo):
     adapter = adapter_of(saved, tmp_path)
     settings = json.loads((adapter / "adapter_config.json").read_text())

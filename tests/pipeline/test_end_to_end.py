@@ -108,12 +108,8 @@ def test_corrected_training_windows_can_stand_beside_original_histories(scored):
 
 
 def test_histories_that_may_not_be_corrected_are_not_tried(made, tmp_path):
-    run = Run(shutil.copytree(made, tmp_path / "run"))
-    config = run.config.to_dict()
-    (run.folder / "config.yaml").write_text(
-        Config.from_dict(config | {"correct": {"histories": False}}).to_yaml(), encoding="utf-8"
-    )
-    run = Run(run.folder)
+    folder = shutil.copytree(made, tmp_path / "run")
+    run = Run(folder, Config.from_dict(Run(folder).config.to_dict() | {"correct": {"histories": False}}))
     run.decide()
     tried = pl.read_parquet(run.path("decide") / TRIED)
     assert not tried.filter(pl.col("action") != "keep")["histories"].any()

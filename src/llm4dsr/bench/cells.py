@@ -14,14 +14,16 @@ from llm4dsr.bench.denoised import NONE, denoised, names
 from llm4dsr.config import Config
 from llm4dsr.core.hashing import digest, versions
 from llm4dsr.core.io import write_parquet
+from llm4dsr.core.manifest import DamageError, read_manifest, write_manifest
 from llm4dsr.core.progress import Progress
-from llm4dsr.errors import ConfigError
+from llm4dsr.errors import ConfigError, OutputError
 from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate
 from llm4dsr.pipeline import Run, origin
 from llm4dsr.recommenders import NAMES, ROBUST, SEEDLESS
 from llm4dsr.recommenders.neighborhood import user_matrix
 
 RESULTS, DETECTION, TARGETS = "results.parquet", "detection.parquet", "targets.parquet"
+TABLES = {RESULTS, DETECTION, TARGETS}
 SEPARATOR = "|"  # between the seed of a denoiser and its name
 
 
@@ -83,7 +85,7 @@ def bench(
     _check(folder / RESULTS, data, recipes, devices)
     with Run(folder, config).locked():
         rows, detection = denoised(dataset, folder, denoisers, config, progress, denoiser_seeds)
-        write_parquet(target_users(dataset), folder / TARGETS)
+        write_results(target_users(dataset), folder / TARGETS)
         if len(detection):
             _add(folder / DETECTION, detection, ["denoiser", "denoiser_seed", "split"])
         for backbone in backbones:
@@ -122,7 +124,7 @@ def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, st
     """Rows of one table share the windows; those of one backbone share options and device."""
     if not path.is_file():
         return
-    there = pl.read_parquet(path, glob=False)
+    there = read_results(path)
     if not {"data", "recipe", "device", "denoiser_seed"} <= set(there.columns):
         raise ConfigError(f"{path} was made by another version. Choose another --out.")
     if set(there["data"]) - {data}:
@@ -143,6 +145,21 @@ def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, st
 def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:
     """Write new rows beside those that are there and not made again."""
     if path.is_file():
-        old = pl.read_parquet(path, glob=False).join(new, on=key, how="anti", nulls_equal=True)
+        old = read_results(path).join(new, on=key, how="anti", nulls_equal=True)
         new = pl.concat([old, new], how="diagonal_relaxed")
-    write_parquet(new.sort(key), path)
+    write_results(new.sort(key), path)
+
+
+def write_results(table: pl.DataFrame, path: Path) -> None:
+    """Write one of TABLES, and its checksum beside it."""
+    write_parquet(table, path)
+    write_manifest(path.parent, only=TABLES)
+
+
+def read_results(path: Path) -> pl.DataFrame:
+    """Read one of TABLES, after checking it. Raises OutputError if it is damaged."""
+    try:
+        read_manifest(path.parent, only={path.name})
+    except DamageError as error:
+        raise OutputError(f"{error}. Restore it from a copy, or choose another --out.") from None
+    return pl.read_parquet(path, glob=False)

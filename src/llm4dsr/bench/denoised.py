@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,13 +29,15 @@ from llm4dsr.bench.ours import DEFAULT, HIGH_RATE, OURS, SUGGESTIONS, OurRun, Sc
 from llm4dsr.config import Config
 from llm4dsr.core.device import max_workers, single_thread
 from llm4dsr.core.hashing import versions
-from llm4dsr.core.io import new_folder, write_parquet
+from llm4dsr.core.io import write_parquet
+from llm4dsr.core.manifest import DamageError, read_manifest, sealed_folder
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.core.progress import Progress
+from llm4dsr.core.workers import end_with_parent
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows, to_matrix
 from llm4dsr.denoiser import Denoiser
-from llm4dsr.errors import ConfigError, ModelError
+from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics, flag_metrics
 from llm4dsr.evaluate.rows import ORACLE_DROP, ORACLE_RESTORE, DecisionTables, Splits, correct_splits, oracle_splits
 from llm4dsr.pipeline import origin
@@ -178,7 +181,7 @@ def _run_baselines(baselines: list[str], data: Dataset, folder: Path, seed: int,
         return
     spawn = multiprocessing.get_context("spawn")
     workers = max_workers(len(todo))
-    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(workers, spawn, end_with_parent, (os.getpid(),), max_tasks_per_child=1) as pool:
         futures: dict[Future[None], str] = {pool.submit(_run_baseline, n, data, folder / n, seed): n for n in todo}
         try:
             for done, future in enumerate(as_completed(futures), 1):
@@ -211,7 +214,7 @@ def _run_baseline(name: str, data: Dataset, folder: Path, seed: int) -> None:
     started = time.perf_counter()
     baseline, tried = choose(BASELINES[name], data.splits[c.TRAIN], data.splits[c.VALID], data.catalogue, seed)
     fitted = time.perf_counter()
-    with new_folder(folder) as part:
+    with sealed_folder(folder) as part:
         for split, windows in data.splits.items():
             scored = windows if split == c.TRAIN else windows.histories()
             suspicion = baseline.score(scored)
@@ -231,6 +234,11 @@ def _run_baseline(name: str, data: Dataset, folder: Path, seed: int) -> None:
 
 
 def _card(folder: Path) -> dict[str, Any]:
+    """Read the card of a baseline, after checking all of its files."""
+    try:
+        read_manifest(folder)
+    except DamageError as error:
+        raise OutputError(f"{error}. Remove {folder} to make it again.") from None
     card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     return card
 

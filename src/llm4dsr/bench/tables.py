@@ -10,7 +10,7 @@ import polars as pl
 from polars import selectors
 
 from llm4dsr import columns as c
-from llm4dsr.bench.cells import DETECTION, RESULTS, TARGETS
+from llm4dsr.bench.cells import DETECTION, RESULTS, TARGETS, read_results
 from llm4dsr.bench.denoised import BASELINE_RATE, DROPPERS, NONE, ORACLES, REPLACED
 from llm4dsr.bench.ours import FIXED, GOALS, OURS
 from llm4dsr.errors import OutputError
@@ -66,10 +66,10 @@ def results_markdown(out: Path, k: int = 20) -> str:
         raise OutputError(f"{out} has no results yet. Run:  llm4dsr bench --dataset demo --out {out}")
     parts = [_HEAD.format(k=k, rate=100 * BASELINE_RATE)]
     for folder in folders:
-        results = pl.read_parquet(folder / RESULTS, glob=False)
+        results = read_results(folder / RESULTS)
         parts.append(f"## Dataset {folder.name}\n")
         if (folder / DETECTION).is_file():
-            parts.append(_detection(pl.read_parquet(folder / DETECTION, glob=False)))
+            parts.append(_detection(read_results(folder / DETECTION)))
         robust = results.filter(pl.col("backbone").is_in(ROBUST))
         for backbone in results["backbone"].unique(maintain_order=True).to_list():
             if backbone in ROBUST:
@@ -77,7 +77,7 @@ def results_markdown(out: Path, k: int = 20) -> str:
             rows = results.filter(pl.col("backbone") == backbone)
             same = pl.col("recipe").is_in(rows["recipe"].unique().implode())  # the same loss and budget, or no row
             beside = _as_denoisers(robust.filter(same)) if backbone == "sasrec" else robust.clear()
-            users = pl.read_parquet(folder / TARGETS, glob=False)["users"] if (folder / TARGETS).is_file() else None
+            users = read_results(folder / TARGETS)["users"] if (folder / TARGETS).is_file() else None
             parts.append(_ranking(backbone, pl.concat([rows, beside], how="diagonal_relaxed"), k, users))
     return "\n".join(parts)
 

@@ -275,7 +275,7 @@ def _show_tried(run: Run) -> None:
 
 
 def _show(run: Run) -> None:
-    console.print(Markdown((run.path("evaluate") / "results.md").read_text(encoding="utf-8")))
+    console.print(Markdown((run.verified("evaluate") / "results.md").read_text(encoding="utf-8")))
     console.print(
         f"Corrected histories: {escape(str(run.path('correct')))}   "
         f"run card: {escape(str(run.folder / 'run_card.json'))}"

@@ -2,11 +2,13 @@
 
 A part is one unit of a result: the scores of some windows, the suggestions for some flags, one trained recommender. Its
 file is named by a hash of everything that the part depends on, so other work never reads it. It is written under
-another name and then renamed, so a part is whole or absent.
+another name and then renamed, so a part is whole or absent. It begins with a checksum: a damaged part is made again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import polars as pl
 
 from llm4dsr.core.arrays import FloatArray
 from llm4dsr.core.hashing import digest
-from llm4dsr.core.io import write_parquet
+from llm4dsr.core.io import write_bytes
+
+SUM = hashlib.sha256().digest_size  # bytes of the checksum, before the Parquet file
 
 
 class PartCache:
@@ -51,15 +55,27 @@ class PartCache:
         """
         if self.folder is None:
             return make()
-        path = self.folder / f"{digest(*key)}.parquet"
-        try:
-            return pl.read_parquet(path, glob=False)
-        except (pl.exceptions.PolarsError, OSError):  # absent or damaged
-            made = make()
-            write_parquet(made, path)
-            return made
+        path = self.folder / f"{digest(*key)}.part"
+        if (found := _read(path)) is not None:
+            return found
+        made, file = make(), io.BytesIO()
+        made.write_parquet(file, compression="zstd")
+        content = file.getvalue()
+        write_bytes(path, hashlib.sha256(content).digest() + content)
+        return made
 
     def matrix(self, key: tuple[Any, ...], shape: tuple[int, ...], make: Callable[[], FloatArray]) -> FloatArray:
         """Return the matrix of this shape kept under a key, or make and keep it; NaN is kept."""
         flat = self.table((*key, shape), lambda: pl.DataFrame({"value": make().reshape(-1)}))
         return flat["value"].to_numpy().reshape(shape)
+
+
+def _read(path: Path) -> pl.DataFrame | None:
+    """Read a part; None if it is absent or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[SUM:]).digest() != content[:SUM]:
+        return None
+    return pl.read_parquet(io.BytesIO(content[SUM:]))

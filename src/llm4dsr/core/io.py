@@ -1,10 +1,15 @@
-"""Reading and writing of files: outputs that are complete or absent, and tables of any format."""
+"""Reading and writing of files: outputs that are complete or absent, and tables of any format.
+
+What is written reaches the disk before it gets its name (fsync), so that a power cut leaves the old file or the new
+one. `LLM4DSR_FSYNC=0` in the environment turns this off, for slow network disks.
+"""
 
 from __future__ import annotations
 
 import errno
 import glob
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator
@@ -38,11 +43,16 @@ def write_parquet(frame: pl.DataFrame, path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text; `path` appears complete, or not at all. Raises OutputError if it cannot be written."""
+    """Write UTF-8 text as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file; `path` appears complete, or not at all. Raises OutputError if it cannot be written."""
     with _whole(Path(path)) as part:
         if not part.parent.is_dir():
             part.parent.mkdir(parents=True)
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
 
 
 @contextmanager
@@ -51,7 +61,9 @@ def _whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # same folder: a rename across disks is not atomic
     try:
         yield part
+        sync_file(part)
         os.replace(part, path)
+        sync_folder(path.parent)
     except (OSError, pl.exceptions.ComputeError) as error:  # Polars wraps the system's error about a full disk
         raise OutputError(f"Cannot write {path}: {error}. Check that the folder is writable and not full.") from None
     finally:
@@ -62,20 +74,66 @@ def _whole(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder beside `out` that is renamed to it at the end; on any error nothing is left."""
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part = out.with_name(f".{out.name}.{_host()}.{os.getpid()}.part")
     try:
         _remove_leftovers(out)
         part.mkdir(parents=True)
         yield part
+        sync_tree(part)
         os.replace(part, out)
+        sync_folder(out.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def sync_file(path: Path) -> None:
+    """Wait until a file has reached the disk."""
+    _sync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of a folder have reached the disk. Windows has no such call."""
+    if os.name != "nt":
+        _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    if not _syncs():
+        return
+    at = os.open(path, flags)
+    try:
+        os.fsync(at)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync
+            raise
+    finally:
+        os.close(at)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all files and names below a folder have reached the disk."""
+    if not _syncs():
+        return
+    for at, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            sync_file(Path(at, name))
+        sync_folder(Path(at))
+
+
+def _syncs() -> bool:
+    return os.environ.get("LLM4DSR_FSYNC", "1") != "0"
+
+
+def _host() -> str:
+    """The machine's name; a process id says nothing on another machine."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", platform.node()) or "here"
+
+
 def _remove_leftovers(out: Path) -> None:
-    """Remove hidden folders of processes that were killed while they wrote to the same place."""
-    for part in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-        if (number := re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.part", part.name)) is not None:
+    """Remove hidden folders of processes of this machine that were killed while they wrote to the same place."""
+    for part in out.parent.glob(f".{glob.escape(out.name)}.{_host()}.*.part"):
+        named = re.fullmatch(rf"\.{re.escape(out.name)}\.{re.escape(_host())}\.(\d+)\.part", part.name)
+        if (number := named) is not None:
             try:
                 os.kill(int(number[1]), 0)  # no signal: asks whether the process is there
             except ProcessLookupError:

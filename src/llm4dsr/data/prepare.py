@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from llm4dsr import columns as c
 from llm4dsr.core.hashing import versions
-from llm4dsr.core.io import new_folder
+from llm4dsr.core.manifest import sealed_folder
 from llm4dsr.data.catalogue import clean_titles
 from llm4dsr.data.interaction_log import InteractionLog, filter_rows, item_table, merge_titles, read_log, refuse_nothing
 from llm4dsr.data.windowing import (
@@ -174,12 +174,12 @@ def prepare(
 
 @contextmanager
 def _out_folder(out: Path) -> Iterator[Path]:
-    """`io.new_folder`, with messages for people."""
+    """`sealed_folder`, with messages for people."""
     taken = f"{out} exists already and is not an empty folder. Choose another one, or remove it."
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(taken)
     try:
-        with new_folder(out) as part:
+        with sealed_folder(out) as part:
             yield part
     except OSError as error:
         why = taken if out.is_dir() and any(out.iterdir()) else f"Cannot write {out}: {error.strerror or error}."

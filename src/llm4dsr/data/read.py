@@ -12,6 +12,7 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.core.hashing import history_ids
 from llm4dsr.core.io import FORMATS, as_data_error, as_frame, read_table
+from llm4dsr.core.manifest import MANIFEST, DamageError, read_manifest
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset, make_windows
 from llm4dsr.data.windows import Windows
@@ -67,7 +68,21 @@ def find_files(path: Path) -> dict[str, Path]:
         names = ", ".join(f"{prefix}{name}" for name in lacking)
         raise DataError(f"{folder} lacks {names}; it holds {_listing(folder)}. {_EXPECTED}.")
     wanted = (c.ITEMS_FILE, c.LOG_FILE) if log else (c.ITEMS_FILE, *c.SPLITS)
-    return {name: file for name in wanted if (file := found[name]) is not None}
+    files = {name: file for name in wanted if (file := found[name]) is not None}
+    _verify(folder, {file.name for file in files.values()})
+    return files
+
+
+def _verify(folder: Path, names: set[str]) -> None:
+    """Check files that `llm4dsr data prepare` or `llm4dsr noise` wrote. Raises DataError."""
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        read_manifest(folder, only=names)
+    except DamageError as error:
+        raise DataError(
+            f"{error}. Make the folder again. If the files were changed on purpose, remove {folder / MANIFEST}."
+        ) from None
 
 
 def locate(path: Path) -> tuple[Path, str]:

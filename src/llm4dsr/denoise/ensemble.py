@@ -32,6 +32,7 @@ from llm4dsr.errors import DataError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.features.title_vectors import title_vectors
 from llm4dsr.lm.checkpoint import Checkpoint
+from llm4dsr.lm.load import weight_files
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
@@ -147,7 +148,7 @@ class Ensemble:
                 own, catalogue, part, vectors, cooccurrence, own.seed, progress, checkpoint.exists
             )
             if config.model.source != EMBEDDED:  # the key has the name; the weights behind it may have changed
-                checkpoint.key += model.fingerprint()
+                checkpoint.key += model.fingerprint() + digest(weight_files(config.model.source))
             curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
             models.append(model)
         return cls(models, builder, catalogue, config, np.unique(users)), curve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import polars as pl
 from llm4dsr.config import Config
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_parquet
+from llm4dsr.core.manifest import DamageError, read_manifest, write_manifest
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.stacking import Stacker
@@ -19,7 +21,7 @@ from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
-FORMAT = 6  # of a saved denoiser; other formats are refused
+FORMAT = 7  # of a saved denoiser; other formats are refused
 NEWER, TRAINING = "newer", "training"  # windows that a stacker is for
 CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
 
@@ -43,6 +45,7 @@ def save_denoiser(folder: Path, ensemble: Ensemble, facts: dict[str, Any]) -> No
         "versions": versions(),
     }
     (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    write_manifest(folder)
 
 
 def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
@@ -57,13 +60,19 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
     Raises
     ------
     ModelError
-        If the folder holds no denoiser, one of another format, or one that was tuned with another prompt.
+        If the folder holds no denoiser, a damaged one, one of another format, or one that was tuned with another
+        prompt.
     """
     if not (folder / CARD).is_file():
         raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
+    with suppress(ValueError, AttributeError):  # damage is reported below
+        if (found := json.loads((folder / CARD).read_bytes()).get("format")) != FORMAT:
+            raise ModelError(f"{folder} has format {found}; this version reads {FORMAT}. Tune the model again.")
+    try:
+        read_manifest(folder)
+    except DamageError as error:
+        raise ModelError(f"{error}. Restore the folder from a copy, or tune the model again.") from None
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    if card["format"] != FORMAT:
-        raise ModelError(f"{folder} has format {card['format']}; this version reads {FORMAT}. Tune the model again.")
     config = Config.from_dict(card["config"], str(folder / CARD))
     seen = pl.read_parquet(folder / USERS, glob=False)["hash"].to_numpy()
     catalogue = Catalogue.from_frame(pl.read_parquet(folder / ITEMS, glob=False))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
-from joblib import Parallel, delayed
 
 from llm4dsr import columns as c
 from llm4dsr.config import NeighborhoodConfig
@@ -19,6 +18,7 @@ from llm4dsr.core.device import max_workers, single_thread
 from llm4dsr.core.hashing import digest, versions
 from llm4dsr.core.memory import available_memory
 from llm4dsr.core.progress import Progress, log
+from llm4dsr.core.workers import in_parallel
 from llm4dsr.data.windows import Windows
 from llm4dsr.evaluate.rows import Splits
 from llm4dsr.evaluate.train_and_evaluate import content, user_codes
@@ -71,14 +71,12 @@ def judge(
         workers = max_workers(len(alike))
         if kind == EASE:
             workers = max(1, min(workers, available_memory() // memory_needed(n_items)))
-        jobs = (
-            delayed(_rank)(
-                kind, compared[names[0]][c.TRAIN], [compared[n][c.VALID] for n in names], n_items, config, work
-            )
+        arguments = (
+            (kind, compared[names[0]][c.TRAIN], [compared[n][c.VALID] for n in names], n_items, config, work)
             for names in alike.values()
         )
         ranks: dict[str, list[int]] = {}
-        made = Parallel(workers, max_nbytes=None, return_as="generator")(jobs)
+        made = in_parallel(workers, _rank, arguments, "tried a correction")
         for names, found in zip(alike.values(), made, strict=True):
             ranks |= dict(zip(names, found, strict=True))
             done += 1

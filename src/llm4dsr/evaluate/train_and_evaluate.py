@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from joblib import Parallel, delayed
-from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from llm4dsr import columns as c
 from llm4dsr import metrics
@@ -27,6 +25,7 @@ from llm4dsr.core.device import max_workers, single_thread
 from llm4dsr.core.hashing import digest, user_hashes, versions
 from llm4dsr.core.memory import available_memory
 from llm4dsr.core.progress import Progress
+from llm4dsr.core.workers import in_parallel
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ModelError
@@ -98,17 +97,11 @@ def train_and_evaluate(
         workers = max(1, min(workers, available_memory() // memory_needed(len(catalogue))))
     with TemporaryDirectory() as folder, _followed(Path(folder), len(jobs) * _epochs(config), progress):
         try:
-            lines = Parallel(workers, max_nbytes=None)(
-                delayed(_train_and_test)(
-                    name, s, compared[name], catalogue, config, Path(folder) / str(i), keys[name], work
-                )
+            arguments = (
+                (name, s, compared[name], catalogue, config, Path(folder) / str(i), keys[name], work)
                 for i, (name, s) in enumerate(jobs)
             )
-        except BrokenProcessPool:
-            raise ModelError(
-                "A process that trained a recommender was killed, most likely because memory ran out. Repeat the "
-                "command to resume; with threads: 1 it trains one at a time."
-            ) from None
+            lines = list(in_parallel(workers, _train_and_test, arguments, "trained a recommender"))
         except torch.OutOfMemoryError:
             raise ModelError(
                 "The GPU has too little memory for the recommenders. Repeat the command to resume; with threads: 1 it "

@@ -1,4 +1,7 @@
-"""Checkpoints of tuning: the state between two steps in one safetensors file, so that tuning resumes exactly."""
+"""Checkpoints of tuning: the state between two steps in one safetensors file, so that tuning resumes exactly.
+
+The file holds a checksum of its content. A damaged checkpoint is ignored, and tuning begins again.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llm4dsr.core.arrays import IntArray
+from llm4dsr.core.hashing import digest
+from llm4dsr.core.io import sync_file, sync_folder
 from llm4dsr.errors import OutputError
 
-_META = "state"
+_META, _SEAL = "state", "checksum"
 
 
 @dataclass
@@ -67,7 +72,7 @@ class Checkpoint:
     @property
     def exists(self) -> bool:
         """Whether there is a checkpoint with this key."""
-        return self._meta() is not None
+        return self._read() is not None
 
     def save(
         self,
@@ -94,11 +99,14 @@ class Checkpoint:
             tensors["random.cuda"] = torch.cuda.get_rng_state()
         where = {k: v for k, v in asdict(position).items() if k != "order"}
         meta = {"key": self.key, "position": where, "numpy": rng.bit_generator.state, "scaler": scaler.state_dict()}
+        tensors, text = {k: v.contiguous().cpu() for k, v in tensors.items()}, json.dumps(meta)
         part = self.path.with_suffix(".part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, {_META: json.dumps(meta)})
+            save_file(tensors, part, {_META: text, _SEAL: _seal(tensors, text)})
+            sync_file(part)
             os.replace(part, self.path)
+            sync_folder(self.path.parent)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"Cannot write {self.path}: {error}. Free some space, then run it again.") from None
 
@@ -112,12 +120,10 @@ class Checkpoint:
         Position
             Where tuning stood; the start if there is no checkpoint with this key.
         """
-        meta = self._meta()
-        if meta is None:
+        found = self._read()
+        if found is None:
             return Position()
-        assert self.path is not None
-        with safe_open(self.path, framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta, tensors = found
         parameters = dict(model.named_parameters())
         state: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
@@ -136,12 +142,26 @@ class Checkpoint:
         scaler.load_state_dict(meta["scaler"])
         return Position(order=tensors["order"].numpy(), **meta["position"])
 
-    def _meta(self) -> dict[str, Any] | None:
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """(state, tensors); None if there is no checkpoint with this key, or a damaged one."""
         if self.path is None or not self.path.is_file():
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                meta: dict[str, Any] = json.loads((file.metadata() or {}).get(_META, "{}"))
-        except (SafetensorError, OSError, ValueError):  # damaged: tuning begins again
+                about = file.metadata() or {}
+                meta: dict[str, Any] = json.loads(about.get(_META, "{}"))
+                if meta.get("key") != self.key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, AttributeError):
             return None
-        return meta if meta.get("key") == self.key else None
+        return (meta, tensors) if about.get(_SEAL) == _seal(tensors, about[_META]) else None
+
+
+def _seal(tensors: dict[str, Tensor], text: str) -> str:
+    """A checksum of all that a checkpoint holds."""
+    parts: list[Any] = [text]
+    for name, tensor in sorted(tensors.items()):
+        kept = tensor.contiguous()
+        parts += [name, (kept.view(torch.int16) if kept.dtype == torch.bfloat16 else kept).numpy()]
+    return digest(*parts)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from llm4dsr.config import EMBEDDED, ModelConfig
 from llm4dsr.core.device import pick_device
 from llm4dsr.core.hashing import digest
+from llm4dsr.core.manifest import file_hash
 from llm4dsr.errors import ModelError, first_line, last_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,8 +105,8 @@ def _base_of(adapter: Path) -> str:
         )
     if Path(base).is_absolute() and not Path(base).exists():
         raise ModelError(
-            f"The adapter at {adapter} needs its base, and there is nothing at {base}. Put the base back there, or "
-            f"write where it is now into base_model_name_or_path of {adapter / ADAPTER_CONFIG}."
+            f"The adapter at {adapter} needs its base, and there is nothing at {base}. Put the base back there, or a "
+            "link to it."
         )
     return base
 
@@ -133,17 +134,27 @@ def _with_adapter(lm: Any, source: str, base: str) -> Any:
     if missing:  # peft only warns, and goes on with an adapter that does nothing there
         raise ModelError(f"The adapter at {source} lacks {len(missing)} weights, for example {missing[0]}. Tune again.")
     known = Path(source) / BASE_HASH
-    if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("embeddings") != embeddings_hash(lm):
-        raise ModelError(
-            f"The adapter at {source} was tuned on other weights than its base {base!r} has now. Use the base that it "
-            "was tuned on, or tune again."
-        )
+    if known.is_file():
+        before, now = json.loads(known.read_text(encoding="utf-8")), describe_base(lm, base)
+        if any(now[key] != before[key] for key in before.keys() & now.keys() if before[key] and now[key]):
+            raise ModelError(
+                f"The adapter at {source} was tuned on other weights than its base {base!r} has now. Use the base that "
+                "it was tuned on, or tune again."
+            )
     return out
 
 
-def embeddings_hash(lm: Any) -> str:
-    """Return a hash of the input embeddings, which distinguishes a base from others of the same shape."""
-    return digest(lm.get_input_embeddings().weight.detach().float().cpu().numpy())
+def describe_base(lm: Any, source: str) -> dict[str, Any]:
+    """Return what tells a base from others of the same shape: hashes of its embeddings and of its weight files."""
+    return {
+        "embeddings": digest(lm.get_input_embeddings().weight.detach().float().cpu().numpy()),
+        "files": weight_files(source),
+    }
+
+
+def weight_files(source: str) -> dict[str, str]:
+    """Return the SHA-256 of each weight file of a local model; nothing for a hub name, whose files do not change."""
+    return {path.name: file_hash(path) for path in sorted(Path(source).glob("*.safetensors"))}
 
 
 def verify_weights(folder: Path) -> None:

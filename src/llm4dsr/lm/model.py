@@ -23,7 +23,7 @@ from llm4dsr.core.hashing import digest
 from llm4dsr.errors import ModelError, last_line
 from llm4dsr.features.cooccurrence import N_FEATURES
 from llm4dsr.lm.collate import Batch
-from llm4dsr.lm.load import BASE_HASH, embeddings_hash, load_lm, verify_weights
+from llm4dsr.lm.load import BASE_HASH, describe_base, load_lm, verify_weights
 from llm4dsr.lm.prompt import PromptBuilder, is_bidirectional
 from llm4dsr.lm.tokens import Tokens
 
@@ -143,7 +143,8 @@ class NoiseLM(nn.Module):
         self.lm.save_pretrained(folder / "lm", safe_serialization=True)
         self.tokenizer.save_pretrained(folder / "lm")
         if hasattr(self.lm, "peft_config"):
-            (folder / "lm" / BASE_HASH).write_text(json.dumps({"embeddings": embeddings_hash(self.base)}))
+            base = self.lm.peft_config["default"].base_model_name_or_path
+            (folder / "lm" / BASE_HASH).write_text(json.dumps(describe_base(self.base, base)))
         if self.vectors is not None:
             own = {f"{name}.{k}": v.contiguous() for name in self.parts
                    for k, v in getattr(self, name).state_dict().items()}  # fmt: skip

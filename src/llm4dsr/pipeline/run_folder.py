@@ -3,6 +3,9 @@
 A stage writes into a hidden folder that is renamed when it is complete, so a stage is whole or absent. Until then,
 finished parts stay in `.work/`, and the same command resumes from them. One process at a time works on a run folder.
 What the stages do is in `stages.py`.
+
+Each stage ends with `stage.json`: checksums of its files, and of the stages that it was made from. They are checked
+before anything is read, so a damaged file is an error, and never a wrong number.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from filelock import FileLock, Timeout
 
 from llm4dsr.config import Config
 from llm4dsr.core.device import use_threads
-from llm4dsr.core.hashing import digest, user_hashes, versions
-from llm4dsr.core.io import as_output_error, write_text
+from llm4dsr.core.hashing import versions
+from llm4dsr.core.io import as_output_error, sync_folder, write_text
+from llm4dsr.core.manifest import DamageError, file_hash, read_manifest, read_sealed, write_manifest, write_sealed
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.data.dataset import Dataset
-from llm4dsr.errors import ConfigError, OutputError
+from llm4dsr.errors import ConfigError, ModelError, OutputError
+from llm4dsr.pipeline.inputs import Inputs, check_inputs, origin, warn_of_versions
 
 STAGES = ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate")
 FOLDERS = {
@@ -41,17 +46,9 @@ FOLDERS = {
 }
 # Stages that a stage reads from. Only replacing needs suggestions; evaluation applies the decisions itself.
 NEEDS = {name: [s for s in STAGES[: STAGES.index(name)] if s not in ("suggest", "correct")] for name in STAGES}
-CARD, CONFIG = "run_card.json", "config.yaml"
+CARD, CONFIG, MADE = "run_card.json", "config.yaml", "stage.json"
 WORK, LOCK, HOLDER = ".work", ".lock", ".holder"  # finished parts; the lock; who holds it, for messages
-FORMAT = 1  # of a run folder; other formats are refused
-
-
-def origin(data: str | Path | Dataset) -> str:
-    """Return where data come from, for the run card: the folder, or a hash of a dataset in memory."""
-    if not isinstance(data, Dataset):
-        return str(Path(data).resolve())
-    windows = [part for w in data.splits.values() for part in (w.items, user_hashes(w.user_ids))]
-    return f"in memory, {digest(data.catalogue.titles, data.catalogue.ids.to_list(), *windows)}"
+FORMAT = 2  # of a run folder; other formats are refused
 
 
 class RunFolder:
@@ -67,7 +64,7 @@ class RunFolder:
     Raises
     ------
     OutputError
-        If `config` is None and the folder holds no run, or one of another format.
+        If `config` is None and the folder holds no run, a damaged one, or one of another format.
     """
 
     def __init__(self, folder: str | Path, config: Config | None = None) -> None:
@@ -78,10 +75,11 @@ class RunFolder:
                 raise OutputError(
                     f"{self.folder} is not a run folder (no {CONFIG}). Start with:  llm4dsr prepare --data … --out …"
                 )
-            if (found := self.card().get("format", FORMAT)) != FORMAT:
-                raise OutputError(f"{self.folder} has format {found}; this version reads {FORMAT}. Run it again.")
+            self.card()
+            self._check_config()
             config = Config.from_yaml(stored)
-        self.config, self._held, self._origin = config, False, ""
+        self.config, self._held = config, False
+        self._origin, self._inputs = "", Inputs()
         use_threads(config.threads)
 
     @classmethod
@@ -150,9 +148,67 @@ class RunFolder:
         return self.folder / WORK / stage
 
     def card(self) -> dict[str, Any]:
-        """Read the run card: configuration, seed, versions, command, and facts of each stage."""
+        """Read the run card: configuration, seed, versions, command, and facts of each stage.
+
+        Raises
+        ------
+        OutputError
+            If it is damaged, or of another format.
+        """
         path = self.folder / CARD
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        with contextlib.suppress(ValueError, AttributeError):
+            if (found := json.loads(path.read_bytes()).get("format", FORMAT)) != FORMAT:
+                raise OutputError(f"{self.folder} has format {found}; this version reads {FORMAT}. Run it again.")
+        try:
+            return read_sealed(path)
+        except DamageError as error:
+            raise OutputError(f"{error}. {self._again('prepare')}") from None
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """Return the facts of a stage on the run card; empty if it was not made."""
+        return dict(self.card().get("stages", {}).get(stage, {}))
+
+    def verified(self, stage: str) -> Path:
+        """Return the folder of a complete stage, after checking each of its files.
+
+        Raises
+        ------
+        ModelError
+            If a file of `train` is missing or damaged.
+        OutputError
+            If a file of another stage is, or the stage was not made from the earlier stages that are here.
+        """
+        kind = ModelError if stage == "train" else OutputError
+        try:
+            made_from = read_manifest(self.path(stage), MADE)["made_from"]
+            for earlier, expected in made_from.items():
+                if file_hash(self.path(earlier) / MADE) != expected:
+                    raise kind(f"{self.path(stage)} was made from another {FOLDERS[earlier]}/. {self._again(stage)}")
+        except DamageError as error:
+            raise kind(f"{error}. {self._again(stage)}") from None
+        except OSError as error:
+            raise kind(f"{error.filename} cannot be read: {error.strerror}. {self._again(stage)}") from None
+        return self.path(stage)
+
+    def _again(self, stage: str) -> str:
+        where = "… --out" if stage == "prepare" else "--run"
+        return f"Make it again:  llm4dsr {stage} {where} {self.folder} --overwrite"
+
+    def _check_config(self) -> None:
+        """Refuse a configuration that was changed after `prepare`, which no longer is that of the stages."""
+        if not self.done("prepare"):
+            return
+        try:
+            expected = read_sealed(self.path("prepare") / MADE)["config"]
+        except DamageError as error:
+            raise OutputError(f"{error}. {self._again('prepare')}") from None
+        if file_hash(self.folder / CONFIG) != expected:
+            raise OutputError(
+                f"{self.folder / CONFIG} has changed since the run began. Restore it, or start another run with these "
+                f"options:  llm4dsr run --config {self.folder / CONFIG} --data … --out …"
+            )
 
     @contextlib.contextmanager
     def stage(self, name: str, overwrite: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -175,20 +231,17 @@ class RunFolder:
         Raises
         ------
         OutputError
-            If an earlier stage is missing, the stage is complete already, or the disk cannot be written to.
+            If an earlier stage is missing or damaged, an input of the run has changed, the stage is complete already,
+            or the disk cannot be written to.
+        ModelError
+            If the tuned model is damaged.
         """
-        for earlier in NEEDS[name]:
-            if not self.done(earlier):
-                raise OutputError(
-                    f"{self.folder} has no {FOLDERS[earlier]}/ yet, which {name} needs. "
-                    f"Run:  llm4dsr {earlier} --run {self.folder}"
-                )
-        if self.done(name) and not overwrite:
-            raise OutputError(f"{self.path(name)} exists already. Add --overwrite to make it again.")
         part, work = self.folder / f".{FOLDERS[name]}.part", self.work(name)
         facts: dict[str, Any] = {}
         started = time.monotonic()
         with self.locked(), as_output_error(self.folder):
+            self._check_earlier(name, overwrite)
+            facts |= self._changed_versions(name)
             finished = (self.work(other) for other in STAGES if other != name and self.done(other))
             for leftover in (part, *self.folder.glob(".*.old"), *finished):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -205,11 +258,43 @@ class RunFolder:
                     os.replace(self.path(later), gone)
             if name == "prepare":
                 write_text(self.folder / CONFIG, self.config.to_yaml())
+            self._write_manifest(name, part)
             facts = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mb": peak_memory_mb(), **facts}
             self._write_card(name, facts)
             os.replace(part, self.path(name))
+            sync_folder(self.folder)
             for old in (work, *self.folder.glob(".*.old")):
                 shutil.rmtree(old, ignore_errors=True)
+
+    def _check_earlier(self, name: str, overwrite: bool) -> None:
+        """Raise OutputError or ModelError if a stage cannot start, as `stage` describes."""
+        for earlier in NEEDS[name]:
+            if not self.done(earlier):
+                raise OutputError(
+                    f"{self.folder} has no {FOLDERS[earlier]}/ yet, which {name} needs. "
+                    f"Run:  llm4dsr {earlier} --run {self.folder}"
+                )
+        if self.done(name) and not overwrite:
+            raise OutputError(f"{self.path(name)} exists already. Add --overwrite to make it again.")
+        if name != "prepare":
+            check_inputs(self.card().get("inputs", {}), self.folder)
+        for earlier in STAGES[: STAGES.index(name)]:
+            if self.done(earlier):
+                self.verified(earlier)
+
+    def _changed_versions(self, name: str) -> dict[str, Any]:
+        """Warn if the stages before were made with other versions; the facts say so."""
+        if name == "prepare":
+            return {}
+        card = self.card()
+        changed = warn_of_versions(card.get("versions", {}), versions(), f"An earlier stage of {self.folder}")
+        return {"changed_versions": changed} if changed else {}
+
+    def _write_manifest(self, name: str, part: Path) -> None:
+        earlier = [stage for stage in STAGES[: STAGES.index(name)] if self.done(stage)]
+        made_from = {stage: file_hash(self.path(stage) / MADE) for stage in earlier}
+        more: dict[str, Any] = {"config": file_hash(self.folder / CONFIG)} if name == "prepare" else {}
+        write_manifest(part, MADE, made_from=made_from, **more)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -255,10 +340,11 @@ class RunFolder:
 
     def _write_card(self, name: str, facts: dict[str, Any]) -> None:
         """Write the run card with the facts of a stage; facts of later stages are removed."""
-        card = self.card()
+        card = {} if name == "prepare" else self.card()
         card |= {
             "format": FORMAT,
             "data": self._origin or card.get("data"),
+            "inputs": self._inputs or card.get("inputs", {}),
             "config": self.config.to_dict(),
             "seed": self.config.seed,
             "versions": versions(),
@@ -268,4 +354,4 @@ class RunFolder:
         for later in STAGES[STAGES.index(name) :]:
             stages.pop(later, None)
         stages[name] = facts
-        write_text(self.folder / CARD, json.dumps(card, indent=1))
+        write_sealed(self.folder / CARD, card)

@@ -35,7 +35,8 @@ from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.pipeline.deciding import check_labels, flag_splits
-from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder, origin
+from llm4dsr.pipeline.inputs import inputs_of, origin
+from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
 MAPS = "calibration.json"  # in scores/: the map to probabilities of each split
@@ -83,7 +84,7 @@ class Run(RunFolder):
         DataError
             If the data cannot be used.
         """
-        self._origin = origin(data)
+        self._origin, self._inputs = origin(data), inputs_of(data)
         with self.stage("prepare", overwrite) as (out, facts):
             loaded = data if isinstance(data, Dataset) else _checked(data, facts)
             if self.config.limit:
@@ -117,7 +118,7 @@ class Run(RunFolder):
     def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         """Score every interaction of every split and write scores/."""
         with self.stage("score", overwrite) as (out, facts):
-            denoiser, maps = Denoiser.from_pretrained(self.path("train")), {}
+            denoiser, maps = Denoiser.from_pretrained(self.verified("train")), {}
             for name, windows, earlier in self._in_time():
                 scores, used = denoiser.score_and_map(
                     windows, progress, name != c.TRAIN, recalibrate=True, work=self.work("score"), earlier=earlier
@@ -146,7 +147,7 @@ class Run(RunFolder):
         DataError
             If the labels cannot be used.
         """
-        scores, facts_before = self.scores(), self._facts("score")
+        scores, facts_before = self.scores(), self.facts("score")
         maps = self.maps()
         rates = rates_by_labels(labels, scores, maps)
         with self.stage("score", overwrite=True) as (out, facts):
@@ -212,7 +213,7 @@ class Run(RunFolder):
             decisions = self.decided("rate", rate, cap, scores)
             return DecisionTables(decisions, dict(self.suggested(decisions, progress, work["suggest"])))
 
-        low, high = (self._facts("train") | self._facts("score"))["noise_rate_interval"]  # labels, if any, come last
+        low, high = (self.facts("train") | self.facts("score"))["noise_rate_interval"]  # labels, if any, come last
         tried = candidates(goal, (low + high) / 2, config.correct.histories)
         settings = config.evaluate.neighborhood, config.correct, config.seed
         return try_candidates(data.splits, tried, tables_at, data.catalogue, *settings, progress, work["evaluate"])
@@ -313,17 +314,14 @@ class Run(RunFolder):
         return self._corrected_as("correct", self.chosen_correction)
 
     def _corrected_as(self, stage: str, otherwise: CorrectConfig) -> CorrectConfig:
-        facts = self._facts(stage)
+        facts = self.facts(stage)
         return replace(otherwise, **{key: facts[key] for key in ("action", "histories") if key in facts})
-
-    def _facts(self, stage: str) -> dict[str, Any]:
-        return dict(self.card().get("stages", {}).get(stage, {}))
 
     # -- tables of the stages ----------------------------------------------------------------------------------------
 
     def data(self) -> Dataset:
         """Read windows/."""
-        return read_data(self.path("prepare"))
+        return read_data(self.verified("prepare"))
 
     def scores(self) -> dict[str, pl.DataFrame]:
         """Read scores/, by split."""
@@ -331,7 +329,7 @@ class Run(RunFolder):
 
     def maps(self) -> dict[str, Calibrator]:
         """Read the map from log-odds to probabilities of each split."""
-        found = json.loads((self.path("score") / MAPS).read_text(encoding="utf-8"))
+        found = json.loads((self.verified("score") / MAPS).read_text(encoding="utf-8"))
         return {name: Calibrator(**options) for name, options in found.items()}
 
     def decisions(self) -> dict[str, pl.DataFrame]:
@@ -372,7 +370,7 @@ class Run(RunFolder):
         work : Path, optional
             Folder of finished parts; the same call resumes from it.
         """
-        denoiser = Denoiser.from_pretrained(self.path("train"))
+        denoiser = Denoiser.from_pretrained(self.verified("train"))
         denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
         for name, windows, earlier in self._in_time():
             yield name, denoiser.suggest(windows, decisions[name], progress, name != c.TRAIN, work, earlier)
@@ -384,7 +382,8 @@ class Run(RunFolder):
             yield name, splits[name], splits[c.VALID] if name == c.TEST else None
 
     def _by_split(self, stage: str) -> dict[str, pl.DataFrame]:
-        return {name: pl.read_parquet(self.path(stage) / f"{name}.parquet", glob=False) for name in c.SPLITS}
+        folder = self.verified(stage)
+        return {name: pl.read_parquet(folder / f"{name}.parquet", glob=False) for name in c.SPLITS}
 
 
 def _checked(path: str | Path, facts: dict[str, Any]) -> Dataset:

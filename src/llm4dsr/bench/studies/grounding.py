@@ -151,7 +151,7 @@ def study(context: Context) -> Found:
     originals = inner.clean_items[noisy]
 
     found = {}
-    tuned = Denoiser.from_pretrained(run.path("train")).update_counts(data.splits[c.VALID])
+    tuned = Denoiser.from_pretrained(run.verified("train")).update_counts(data.splits[c.VALID])
     if tuned.config.model.item_input == "soft_token":
         work = context.cache("grounding").folder
         found[NEAREST] = tuned.suggest(judged, flags, context.progress, has_target=True, work=work)

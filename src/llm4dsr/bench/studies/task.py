@@ -41,7 +41,7 @@ def study(context: Context) -> Found:
             key = (versions(), origin(data), config, judged.items, judged.noise_mask)
             found.append(cache.table(key, partial(_fitted, context, config, judged)))
         lines.append(_line(ZERO if not samples else f"{samples:,} windows once", config, context, pl.concat(found)))
-    tuned = _detection(Denoiser.from_pretrained(run.path("train")), context, judged)
+    tuned = _detection(Denoiser.from_pretrained(run.verified("train")), context, judged)
     lines.append(_line(FULL, given, context, tuned))
     table = pl.DataFrame(lines)
     inner = judged.histories()

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray, IntArray
-from llm4dsr.core.io import as_data_error, new_folder, read_table, write_parquet
+from llm4dsr.core.io import as_data_error, read_table, write_parquet
+from llm4dsr.core.manifest import sealed_folder
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.noise.kinds import Noisy, corrupt, same_category, similar_titles
 from llm4dsr.data.read import find_files, to_windows
@@ -86,7 +87,7 @@ def noise_folder(data: Path, out: Path, kind: str, rate: float, seed: int = 0, p
         "files": {name: t.counts for name, t in tables.items()},
     }
     try:
-        with new_folder(out) as part:
+        with sealed_folder(out) as part:
             write_parquet(items, part / f"{c.ITEMS_FILE}.parquet")
             for name, table in tables.items():
                 write_parquet(table.frame, part / f"{name}.parquet")
