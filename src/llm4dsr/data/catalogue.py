@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import PAD, IntArray
+from llm4dsr.core.arrays import PAD, BoolArray, IntArray
 from llm4dsr.errors import DataError
 
 WORD = r"(?u)\w+"  # a word of a title; single letters and any script count
-_ORDINARY = r"^[!#-%'-~]+(?: [!#-%'-~]+)*$"  # printable ASCII without " and &, words one space apart: clean as it is
+_ORDINARY = r"^[!-%'-~]+(?: [!-%'-~]+)*$"  # printable ASCII without &, words one space apart: tidy as it is
+_QUOTES = '["＂]'  # some tokenizers read the wide " as "
 
 
 def clean_title(title: str) -> str:
@@ -30,21 +31,30 @@ def clean_title(title: str) -> str:
     >>> clean_title('Mega  Bloks &quot;Pirates&quot;\\n12 pc')
     "Mega Bloks 'Pirates' 12 pc"
     """
-    text = unicodedata.normalize("NFC", html.unescape(title))
-    text = "".join(" " if unicodedata.category(ch) in ("Cc", "Cf", "Zl", "Zp", "Cs") else ch for ch in text)
-    return re.sub(r"\s+", " ", re.sub('["＂]', "'", text)).strip()  # some tokenizers read the wide " as "
+    return re.sub(_QUOTES, "'", _tidy(title))
 
 
 def clean_titles(titles: pl.Series) -> pl.Series:
     """Clean each title until nothing changes (`&amp;amp;` becomes `&`); null stays null."""
+    return tidy_titles(titles).str.replace_all(_QUOTES, "'")
+
+
+def tidy_titles(titles: pl.Series) -> pl.Series:
+    """Clean titles for people to read: as `clean_titles`, but quotes stay as they are."""
     titles = titles.cast(pl.String)
     odd = titles.is_not_null() & ~titles.str.contains(_ORDINARY)
     return titles.scatter(odd.arg_true(), [_steady(title) for title in titles.filter(odd)])
 
 
+def _tidy(title: str) -> str:
+    text = unicodedata.normalize("NFC", html.unescape(title))
+    text = "".join(" " if unicodedata.category(ch) in ("Cc", "Cf", "Zl", "Zp", "Cs") else ch for ch in text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
 def _steady(title: str) -> str:
-    while (clean := clean_title(title)) != title:
-        title = clean
+    while (tidy := _tidy(title)) != title:
+        title = tidy
     return title
 
 
@@ -57,19 +67,23 @@ class Catalogue:
     ids : Series
         [N] the user's own ids, of any type.
     titles : list of str
-        [N] cleaned titles, never empty.
+        [N] cleaned titles, never empty. Prompts hold them, and titles are compared by them.
+    original_titles : list of str, optional
+        [N] titles as they were given. Tables hold them. Default: `titles`.
 
     Attributes
     ----------
     canonical : array of int
-        [N] the first row with the same title. Items with the same title are one suggestion.
+        [N] the first row with the same cleaned title. Items with the same title are one suggestion.
     """
 
     ids: pl.Series
     titles: list[str]
+    original_titles: list[str] = field(default_factory=list)
     canonical: IntArray = field(init=False)
 
     def __post_init__(self) -> None:
+        self.original_titles = self.original_titles or self.titles
         first: dict[str, int] = {}
         self.canonical = np.array([first.setdefault(t, i) for i, t in enumerate(self.titles)], dtype=np.int64)
         self._rows = pl.DataFrame({"id": self.ids, "row": np.arange(len(self.ids))})
@@ -102,14 +116,22 @@ class Catalogue:
         repeated = ids.filter(ids.is_duplicated()).unique().head(3).to_list()
         if repeated:
             raise DataError(f"Item ids must be unique in the items table; repeated: {repeated}. Keep one row per item.")
-        titles = [clean_title(t) if isinstance(t, str) else "" for t in items[c.TITLE].to_list()]
+        originals = [t if isinstance(t, str) else "" for t in items[c.TITLE].to_list()]
+        titles = clean_titles(pl.Series(originals, dtype=pl.String)).to_list()
         empty = [key for key, t in zip(ids.to_list(), titles, strict=True) if not t]
         if empty:
             raise DataError(
                 f"{len(empty)} item(s) have no title, for example {c.ITEM} {empty[:3]}. The method reads titles: "
                 "give each item one, or remove these items and their interactions."
             )
-        return cls(ids, titles)
+        return cls(ids, titles, originals)
+
+    def filter(self, kept: BoolArray) -> Catalogue:
+        """Return the catalogue of the items where `kept` [N] is True."""
+        titles, originals = (
+            [titles[row] for row in np.flatnonzero(kept)] for titles in (self.titles, self.original_titles)
+        )
+        return Catalogue(self.ids.filter(kept), titles, originals)
 
     def index(self, ids: pl.Series | Sequence[Any], where: str = "a history") -> IntArray:
         """Find the rows of item ids.
@@ -162,12 +184,14 @@ class Catalogue:
         return pl.select(pl.when(known).then(self.ids.gather(np.where(rows >= 0, rows, 0)))).to_series()
 
     def titles_of(self, rows: IntArray) -> pl.Series:
-        """Return the titles of rows; null for -1."""
-        return pl.Series([self.titles[row] if row >= 0 else None for row in rows], dtype=pl.String)
+        """Return the titles of rows as they were given; null for -1."""
+        return pl.Series([self.original_titles[row] if row >= 0 else None for row in rows], dtype=pl.String)
 
     def to_frame(self) -> pl.DataFrame:
-        """Return the table `item_id, title, canonical_id`."""
-        return pl.DataFrame({c.ITEM: self.ids, c.TITLE: self.titles, c.CANONICAL: self.ids.gather(self.canonical)})
+        """Return the table `item_id, title, canonical_id`, with the titles as they were given."""
+        return pl.DataFrame({
+            c.ITEM: self.ids, c.TITLE: self.original_titles, c.CANONICAL: self.ids.gather(self.canonical)
+        })  # fmt: skip
 
 
 def _as_series(ids: Sequence[Any], dtype: pl.DataType) -> pl.Series:

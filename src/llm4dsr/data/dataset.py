@@ -98,7 +98,7 @@ def make_windows(
     if k_core > 0:  # an item that no interaction is left of is no longer part of the catalogue
         used = used_items(columns, index, len(catalogue))
         reindex_items(columns, used)
-        catalogue = Catalogue(catalogue.ids.filter(used), [catalogue.titles[i] for i in np.flatnonzero(used)])
+        catalogue = catalogue.filter(used)
     splits = {name: materialize_windows(columns, index, name, frame[c.USER]) for name in c.SPLITS}
     return Dataset(catalogue, splits, {"missing_value": missing, **index.dropped})
 

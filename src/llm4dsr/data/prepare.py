@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from llm4dsr import columns as c
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import new_folder
-from llm4dsr.data.catalogue import clean_titles
+from llm4dsr.data.catalogue import clean_titles, tidy_titles
 from llm4dsr.data.interaction_log import InteractionLog, filter_rows, item_table, merge_titles, read_log, refuse_nothing
 from llm4dsr.data.windowing import (
     Repeats,
@@ -125,7 +125,8 @@ def prepare(
             if column is not None:
                 seen[column[column >= 0]] = True
         wanted = seen if options.k_core > 0 else np.ones(len(items), dtype=bool)
-        titles = clean_titles(pl.select(pl.when(pl.Series(wanted)).then(items[c.TITLE])).to_series())
+        shown = tidy_titles(pl.select(pl.when(pl.Series(wanted)).then(items[c.TITLE])).to_series())
+        titles = clean_titles(shown)
         titled = (titles.fill_null("") != "").to_numpy()
         dropped["item_without_title"] = filter_rows(log, titled[log.items])
         if log.clean_items is not None:
@@ -145,6 +146,7 @@ def prepare(
 
         catalogue = pl.DataFrame({c.ITEM: items[c.ITEM].filter(used), c.TITLE: titles.filter(used)})
         catalogue = catalogue.with_columns(pl.col(c.ITEM).first().over(c.TITLE).alias(c.CANONICAL))
+        catalogue = catalogue.with_columns(shown.filter(used).alias(c.TITLE))
         catalogue.write_parquet(folder / f"{c.ITEMS_FILE}.parquet", compression="zstd")
         _write_splits(folder, log, index, users, catalogue[c.ITEM], tell)
         held = index.held()
