@@ -14,6 +14,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray, IntArray
+from llm4dsr.data.ids import explain_mismatch, whole_numbers
 from llm4dsr.errors import DataError
 
 WORD = r"(?u)\w+"  # a word of a title; single letters and any script count
@@ -86,6 +87,7 @@ class Catalogue:
         self.original_titles = self.original_titles or self.titles
         first: dict[str, int] = {}
         self.canonical = np.array([first.setdefault(t, i) for i, t in enumerate(self.titles)], dtype=np.int64)
+        self._others: pl.DataFrame | None = None  # further columns of the items table, for messages
         self._rows = pl.DataFrame({"id": self.ids, "row": np.arange(len(self.ids))})
 
     def __len__(self) -> int:
@@ -103,12 +105,13 @@ class Catalogue:
         for name in (c.ITEM, c.TITLE):
             if name not in items.columns:
                 raise DataError(
-                    f"The items table has the columns {items.columns}, but {name!r} is missing. "
-                    f"It needs {c.ITEM!r} and {c.TITLE!r}: rename or add the column."
+                    f"The items table has the columns {', '.join(items.columns)}, but {name!r} is missing. "
+                    f"It needs {c.ITEM!r} and {c.TITLE!r}: rename or add the column, or name it:  "
+                    f"llm4dsr data prepare DIR --column {name}=NAME  builds the windows."
                 )
         if items.is_empty():
             raise DataError("The items table has no rows. Give at least one item with a title.")
-        ids = items[c.ITEM]
+        ids = whole_numbers(items[c.ITEM])
         if ids.dtype.is_nested():
             raise DataError(f"{c.ITEM!r} of the items table has the type {ids.dtype}; expected one value in each row.")
         if ids.null_count():
@@ -124,7 +127,9 @@ class Catalogue:
                 f"{len(empty)} item(s) have no title, for example {c.ITEM} {empty[:3]}. The method reads titles: "
                 "give each item one, or remove these items and their interactions."
             )
-        return cls(ids, titles, originals)
+        out = cls(ids, titles, originals)
+        out._others = items.drop(c.ITEM, c.TITLE)
+        return out
 
     def filter(self, kept: BoolArray) -> Catalogue:
         """Return the catalogue of the items where `kept` [N] is True."""
@@ -153,7 +158,7 @@ class Catalogue:
         DataError
             Names ids that are not in the catalogue.
         """
-        given = ids if isinstance(ids, pl.Series) else _as_series(ids, self.ids.dtype)
+        given = whole_numbers(ids if isinstance(ids, pl.Series) else _as_series(ids, self.ids.dtype))
         if given.dtype.is_nested():
             raise DataError(f"Item ids in {where} are lists or records; expected one value each.")
         if not len(given):
@@ -164,10 +169,13 @@ class Catalogue:
             rows = pl.DataFrame({"id": given}).join(self._rows, on="id", how="left", maintain_order="left")["row"]
         if rows.null_count():
             unknown = sorted(given.filter(rows.is_null()).unique().to_list(), key=repr)
+            advice = "Add them to the items table, or remove these interactions."
+            if 2 * rows.null_count() > len(rows) and given.null_count() < len(given):
+                advice = explain_mismatch(given.filter(rows.is_null()), self.ids, where, self._others)
             raise DataError(
                 f"{len(unknown)} item id(s) in {where} are not in the items table, for example {unknown[:3]} "
                 f"(of type {type(unknown[0]).__name__}; the items table has {self.ids.dtype}). "
-                "Add them to the items table, or remove these interactions."
+                f"{advice}"
             )
         return rows.to_numpy()
 

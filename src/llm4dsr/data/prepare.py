@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 from llm4dsr import columns as c
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import new_folder
+from llm4dsr.core.progress import log as logger
 from llm4dsr.data.catalogue import clean_titles, tidy_titles
+from llm4dsr.data.ids import explain_mismatch
 from llm4dsr.data.interaction_log import InteractionLog, filter_rows, item_table, merge_titles, read_log, refuse_nothing
 from llm4dsr.data.windowing import (
     Repeats,
@@ -114,11 +116,15 @@ def prepare(
     with _out_folder(out) as folder:
         items, lost_items = item_table(source.items)
         log, users, rows_in, dropped = read_log(source.batches(), items[c.ITEM], options.min_rating, tell)
-        refuse_nothing(log, source.name, rows_in, dropped)
+        why = "" if log.unknown is None else explain_mismatch(log.unknown, items[c.ITEM], "the log", source.others())
+        refuse_nothing(log, source.name, rows_in, dropped, why)
+        if why:
+            logger.warning("%s of %s interactions are of unknown items. %s", dropped["unknown_item"], rows_in, why)
         if log.seconds is None and options.split == "time":
             raise DataError(
                 f"The log of {source.name} has no timestamps, so that it cannot be split by time. "
-                "Choose the split leave-one-out or user; interactions are then taken in the order of the log."
+                "Choose --split leave-one-out or --split user; interactions are then taken in the order of the log. "
+                f"If a column has the times, name it with --column {c.TIME}=NAME."
             )
         seen = np.zeros(len(items), dtype=bool)
         for column in (log.items, log.clean_items):
