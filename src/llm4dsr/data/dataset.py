@@ -108,7 +108,10 @@ def _usable_rows(interactions: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     needed = [c.USER, c.ITEM, c.TIME]
     for name in needed:
         if name not in interactions.columns:
-            raise DataError(f"The interactions have the columns {interactions.columns}, but {name!r} is missing.")
+            raise DataError(
+                f"The interactions have the columns {', '.join(interactions.columns)}, but {name!r} is missing. Rename "
+                f"a column, or name it:  llm4dsr data prepare DIR --column {name}=NAME  builds the windows."
+            )
     truth = [name for name in (c.NOISE_MASK, c.CLEAN_ITEM) if name in interactions.columns]
     log = interactions.select(*needed, *truth)
     time = pl.col(c.TIME)
