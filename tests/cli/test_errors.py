@@ -137,6 +137,21 @@ def test_unusable_data(llm4dsr, data, tmp_path, command, broken, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_columns_with_other_names_are_told_by_the_option(llm4dsr, tmp_path):
+    """Not by the argument of Python, which the command line does not have."""
+    (tmp_path / "items.csv").write_text("sku;title\n1;One\n")
+    (tmp_path / "interactions.csv").write_text("visitor;sku;when\nu;1;5\n")
+    for arguments in (["data", "prepare", tmp_path], ["prepare", "--data", tmp_path], ["run", "--data", tmp_path]):
+        code, printed = llm4dsr(*arguments, "--out", tmp_path / "out")
+        assert code == DATA
+        assert "sku, title" in printed
+        assert "--column item_id=NAME" in printed
+        assert not any(sign in printed for sign in ("columns=", "{", "['"))
+    code, printed = llm4dsr("data", "prepare", tmp_path, "--column", "item=sku", "--out", tmp_path / "out")
+    assert code == DATA
+    assert "There is no column 'item' to name; expected our name out of user_id, item_id" in printed
+
+
 def test_no_data(llm4dsr, tmp_path):
     code, printed = llm4dsr("prepare", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert (code, f"There is no folder {tmp_path / 'nowhere'}" in printed) == (DATA, True)

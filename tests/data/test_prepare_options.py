@@ -86,7 +86,7 @@ def test_the_newest_of_a_giant_history(tmp_path):
 
 def test_without_times_the_order_of_the_log_counts(tmp_path):
     data = log(ann="zyxwvutsr").with_columns(timestamp=pl.lit(None, pl.Int64))
-    with pytest.raises(DataError, match=r"letters has no timestamps.*Choose the split leave-one-out or user"):
+    with pytest.raises(DataError, match=r"letters has no timestamps.*Choose --split leave-one-out or --split user"):
         run(tmp_path, data)
     report, windows = run(tmp_path, data, history=5, split="leave-one-out")
     assert windows == {"train": ["zyxwvu", "yxwvut"], "valid": ["xwvuts"], "test": ["wvutsr"]}

@@ -107,7 +107,7 @@ def test_bytes_that_are_not_utf_8(tmp_path):
     [
         (b"<!DOCTYPE html><p>404</p>", "a web page instead of data"),
         (b"PK\x03\x04" + b"\0" * 30, "a zip archive: unpack it first"),
-        ("userId,movieId\n1,1\n".encode("utf-16"), "UTF-16"),
+        ("userId,movieId\n1,1\n".encode("utf-16-le"), "UTF-16 without a byte-order mark"),
         (b"\1\0\2\0", "zero bytes"),
         (b'{"reviewerID": "A1"}', "has the columns"),
         (b"userId,movieId,rating,timestamp\n1;1;4.0;9\n", "no line of its first 1 has 4 columns"),

@@ -24,7 +24,7 @@ Form = Annotated[str | None, typer.Option(help="The publisher's file format; def
 def list_() -> None:
     """List datasets that can be fetched, and file formats that can be read."""
     from llm4dsr.data.sources.known import known_sources
-    from llm4dsr.data.sources.read import FORMS
+    from llm4dsr.data.sources.read import FORMS, RECBOLE, RECBOLE_FILES
 
     console.print("Datasets to fetch with  llm4dsr data fetch NAME --out DIR:")
     for (license, page), group in groupby(known_sources(), lambda known: (known.license, known.homepage)):
@@ -34,7 +34,8 @@ def list_() -> None:
     console.print("\nFormats to read with  llm4dsr data prepare DIR --out DIR:\n")
     for form in FORMS:
         console.print(f"  {form.name}: {form.files}", markup=False, highlight=False)
-    console.print("  table: interactions and items as .csv, .tsv, .jsonl (also .gz) or .parquet, single or in parts")
+    console.print(f"  {RECBOLE}: {RECBOLE_FILES}", markup=False, highlight=False)
+    console.print("  table: interactions and items as .csv, .tsv, .txt, .jsonl (also .gz) or .parquet, also in parts")
 
 
 @app.command()

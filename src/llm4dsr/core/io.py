@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +20,11 @@ from typing import Any, Final
 import polars as pl
 
 from llm4dsr import columns as c
+from llm4dsr.core.text import SEPARATOR_NAMES, as_utf8, is_utf16_file, sample_of, separator_of
 from llm4dsr.errors import DataError, LLM4DSRError, OutputError, first_line
 
-FORMATS: Final = (".parquet", ".csv", ".jsonl")
+DELIMITED: Final = (".csv", ".tsv", ".txt")
+FORMATS: Final = (".parquet", *DELIMITED, ".jsonl")
 UNWRITABLE = {  # errors of the system that mean a full, closed or read-only disk
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
     errno.ENAMETOOLONG,
@@ -142,18 +144,62 @@ def _remove_leftovers(out: Path) -> None:
                 pass
 
 
-def read_table(path: Path) -> pl.DataFrame:
-    """Read a .parquet, .jsonl or .csv file. Raises DataError if it cannot be read, or is a .csv with lists."""
+def read_table(path: Path, as_text: Sequence[str] = ()) -> pl.DataFrame:
+    """Read a .parquet, .jsonl, .csv, .tsv or .txt file.
+
+    Parameters
+    ----------
+    path : Path
+        The file. Columns of .csv, .tsv and .txt are separated by comma, semicolon, tab or |, in UTF-8 or UTF-16.
+    as_text : sequence of str, optional
+        Columns that are text in a file without types, besides titles.
+
+    Returns
+    -------
+    DataFrame
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, has no separator, or has lists and is no .parquet or .jsonl file.
+    """
     with as_data_error(f"{path} cannot be read as {path.suffix[1:]}", "Is it cut off, or another format?"):
         if path.suffix == ".parquet":
             return pl.read_parquet(path, glob=False)
         if path.suffix == ".jsonl":
             return pl.read_ndjson(path, infer_schema_length=None)
-        # A title such as 1984 is text, also where every title is a number.
-        frame = pl.read_csv(path, infer_schema_length=None, schema_overrides={c.TITLE: pl.String})
+        frame = _read_delimited(path, [c.TITLE, *as_text])
     if c.ITEMS in frame.columns:
         raise DataError(f"{path} has a column {c.ITEMS!r}, but csv holds no lists. Give windows as .parquet or .jsonl.")
     return frame
+
+
+def read_text_table(path: Path, separator: str) -> pl.DataFrame:
+    """Read a table without quoting, all columns as text, in UTF-8 or UTF-16. Raises DataError."""
+    with as_data_error(f"{path} cannot be read as a table", "Is it cut off, or another format?"):
+        return pl.read_csv(_utf8(path), separator=separator, quote_char=None, infer_schema=False)
+
+
+def _read_delimited(path: Path, text: Sequence[str]) -> pl.DataFrame:
+    separator = separator_of(path)
+    if separator is None:
+        raise one_column(path, sample_of(path).splitlines()[0])
+    # A title such as 1984 is text, also where every title is a number.
+    types = dict.fromkeys(text, pl.String)
+    return pl.read_csv(_utf8(path), separator=separator, infer_schema_length=None, schema_overrides=types)
+
+
+def _utf8(path: Path) -> Path | bytes:
+    """The file, or its text where it is UTF-16, which Polars does not read."""
+    return b"".join(as_utf8([path.read_bytes()])) if is_utf16_file(path) else path
+
+
+def one_column(path: Path, first: str) -> DataError:
+    """Return the error about a table whose first line no separator splits."""
+    return DataError(
+        f"{path} has a single column {first[:80]!r}: none of {SEPARATOR_NAMES} separates its columns. Write it with "
+        "one of them, the names of the columns in the first line."
+    )
 
 
 @contextmanager

@@ -13,11 +13,13 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import PAD, IntArray
+from llm4dsr.core.arrays import PAD, BoolArray, IntArray
+from llm4dsr.data.ids import explain_mismatch, whole_numbers
 from llm4dsr.errors import DataError
 
 WORD = r"(?u)\w+"  # a word of a title; single letters and any script count
-_ORDINARY = r"^[!#-%'-~]+(?: [!#-%'-~]+)*$"  # printable ASCII without " and &, words one space apart: clean as it is
+_ORDINARY = r"^[!-%'-~]+(?: [!-%'-~]+)*$"  # printable ASCII without &, words one space apart: tidy as it is
+_QUOTES = '["＂]'  # some tokenizers read the wide " as "
 
 
 def clean_title(title: str) -> str:
@@ -30,21 +32,30 @@ def clean_title(title: str) -> str:
     >>> clean_title('Mega  Bloks &quot;Pirates&quot;\\n12 pc')
     "Mega Bloks 'Pirates' 12 pc"
     """
-    text = unicodedata.normalize("NFC", html.unescape(title))
-    text = "".join(" " if unicodedata.category(ch) in ("Cc", "Cf", "Zl", "Zp", "Cs") else ch for ch in text)
-    return re.sub(r"\s+", " ", re.sub('["＂]', "'", text)).strip()  # some tokenizers read the wide " as "
+    return re.sub(_QUOTES, "'", _tidy(title))
 
 
 def clean_titles(titles: pl.Series) -> pl.Series:
     """Clean each title until nothing changes (`&amp;amp;` becomes `&`); null stays null."""
+    return tidy_titles(titles).str.replace_all(_QUOTES, "'")
+
+
+def tidy_titles(titles: pl.Series) -> pl.Series:
+    """Clean titles for people to read: as `clean_titles`, but quotes stay as they are."""
     titles = titles.cast(pl.String)
     odd = titles.is_not_null() & ~titles.str.contains(_ORDINARY)
     return titles.scatter(odd.arg_true(), [_steady(title) for title in titles.filter(odd)])
 
 
+def _tidy(title: str) -> str:
+    text = unicodedata.normalize("NFC", html.unescape(title))
+    text = "".join(" " if unicodedata.category(ch) in ("Cc", "Cf", "Zl", "Zp", "Cs") else ch for ch in text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
 def _steady(title: str) -> str:
-    while (clean := clean_title(title)) != title:
-        title = clean
+    while (tidy := _tidy(title)) != title:
+        title = tidy
     return title
 
 
@@ -57,21 +68,26 @@ class Catalogue:
     ids : Series
         [N] the user's own ids, of any type.
     titles : list of str
-        [N] cleaned titles, never empty.
+        [N] cleaned titles, never empty. Prompts hold them, and titles are compared by them.
+    original_titles : list of str, optional
+        [N] titles as they were given. Tables hold them. Default: `titles`.
 
     Attributes
     ----------
     canonical : array of int
-        [N] the first row with the same title. Items with the same title are one suggestion.
+        [N] the first row with the same cleaned title. Items with the same title are one suggestion.
     """
 
     ids: pl.Series
     titles: list[str]
+    original_titles: list[str] = field(default_factory=list)
     canonical: IntArray = field(init=False)
 
     def __post_init__(self) -> None:
+        self.original_titles = self.original_titles or self.titles
         first: dict[str, int] = {}
         self.canonical = np.array([first.setdefault(t, i) for i, t in enumerate(self.titles)], dtype=np.int64)
+        self._others: pl.DataFrame | None = None  # further columns of the items table, for messages
         self._rows = pl.DataFrame({"id": self.ids, "row": np.arange(len(self.ids))})
 
     def __len__(self) -> int:
@@ -89,12 +105,13 @@ class Catalogue:
         for name in (c.ITEM, c.TITLE):
             if name not in items.columns:
                 raise DataError(
-                    f"The items table has the columns {items.columns}, but {name!r} is missing. "
-                    f"It needs {c.ITEM!r} and {c.TITLE!r}: rename or add the column."
+                    f"The items table has the columns {', '.join(items.columns)}, but {name!r} is missing. "
+                    f"It needs {c.ITEM!r} and {c.TITLE!r}: rename or add the column, or name it:  "
+                    f"llm4dsr data prepare DIR --column {name}=NAME  builds the windows."
                 )
         if items.is_empty():
             raise DataError("The items table has no rows. Give at least one item with a title.")
-        ids = items[c.ITEM]
+        ids = whole_numbers(items[c.ITEM])
         if ids.dtype.is_nested():
             raise DataError(f"{c.ITEM!r} of the items table has the type {ids.dtype}; expected one value in each row.")
         if ids.null_count():
@@ -102,14 +119,24 @@ class Catalogue:
         repeated = ids.filter(ids.is_duplicated()).unique().head(3).to_list()
         if repeated:
             raise DataError(f"Item ids must be unique in the items table; repeated: {repeated}. Keep one row per item.")
-        titles = [clean_title(t) if isinstance(t, str) else "" for t in items[c.TITLE].to_list()]
+        originals = [t if isinstance(t, str) else "" for t in items[c.TITLE].to_list()]
+        titles = clean_titles(pl.Series(originals, dtype=pl.String)).to_list()
         empty = [key for key, t in zip(ids.to_list(), titles, strict=True) if not t]
         if empty:
             raise DataError(
                 f"{len(empty)} item(s) have no title, for example {c.ITEM} {empty[:3]}. The method reads titles: "
                 "give each item one, or remove these items and their interactions."
             )
-        return cls(ids, titles)
+        out = cls(ids, titles, originals)
+        out._others = items.drop(c.ITEM, c.TITLE)
+        return out
+
+    def filter(self, kept: BoolArray) -> Catalogue:
+        """Return the catalogue of the items where `kept` [N] is True."""
+        titles, originals = (
+            [titles[row] for row in np.flatnonzero(kept)] for titles in (self.titles, self.original_titles)
+        )
+        return Catalogue(self.ids.filter(kept), titles, originals)
 
     def index(self, ids: pl.Series | Sequence[Any], where: str = "a history") -> IntArray:
         """Find the rows of item ids.
@@ -131,7 +158,7 @@ class Catalogue:
         DataError
             Names ids that are not in the catalogue.
         """
-        given = ids if isinstance(ids, pl.Series) else _as_series(ids, self.ids.dtype)
+        given = whole_numbers(ids if isinstance(ids, pl.Series) else _as_series(ids, self.ids.dtype))
         if given.dtype.is_nested():
             raise DataError(f"Item ids in {where} are lists or records; expected one value each.")
         if not len(given):
@@ -142,10 +169,13 @@ class Catalogue:
             rows = pl.DataFrame({"id": given}).join(self._rows, on="id", how="left", maintain_order="left")["row"]
         if rows.null_count():
             unknown = sorted(given.filter(rows.is_null()).unique().to_list(), key=repr)
+            advice = "Add them to the items table, or remove these interactions."
+            if 2 * rows.null_count() > len(rows) and given.null_count() < len(given):
+                advice = explain_mismatch(given.filter(rows.is_null()), self.ids, where, self._others)
             raise DataError(
                 f"{len(unknown)} item id(s) in {where} are not in the items table, for example {unknown[:3]} "
                 f"(of type {type(unknown[0]).__name__}; the items table has {self.ids.dtype}). "
-                "Add them to the items table, or remove these interactions."
+                f"{advice}"
             )
         return rows.to_numpy()
 
@@ -162,12 +192,14 @@ class Catalogue:
         return pl.select(pl.when(known).then(self.ids.gather(np.where(rows >= 0, rows, 0)))).to_series()
 
     def titles_of(self, rows: IntArray) -> pl.Series:
-        """Return the titles of rows; null for -1."""
-        return pl.Series([self.titles[row] if row >= 0 else None for row in rows], dtype=pl.String)
+        """Return the titles of rows as they were given; null for -1."""
+        return pl.Series([self.original_titles[row] if row >= 0 else None for row in rows], dtype=pl.String)
 
     def to_frame(self) -> pl.DataFrame:
-        """Return the table `item_id, title, canonical_id`."""
-        return pl.DataFrame({c.ITEM: self.ids, c.TITLE: self.titles, c.CANONICAL: self.ids.gather(self.canonical)})
+        """Return the table `item_id, title, canonical_id`, with the titles as they were given."""
+        return pl.DataFrame({
+            c.ITEM: self.ids, c.TITLE: self.original_titles, c.CANONICAL: self.ids.gather(self.canonical)
+        })  # fmt: skip
 
 
 def _as_series(ids: Sequence[Any], dtype: pl.DataType) -> pl.Series:

@@ -98,7 +98,7 @@ def make_windows(
     if k_core > 0:  # an item that no interaction is left of is no longer part of the catalogue
         used = used_items(columns, index, len(catalogue))
         reindex_items(columns, used)
-        catalogue = Catalogue(catalogue.ids.filter(used), [catalogue.titles[i] for i in np.flatnonzero(used)])
+        catalogue = catalogue.filter(used)
     splits = {name: materialize_windows(columns, index, name, frame[c.USER]) for name in c.SPLITS}
     return Dataset(catalogue, splits, {"missing_value": missing, **index.dropped})
 
@@ -108,7 +108,10 @@ def _usable_rows(interactions: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     needed = [c.USER, c.ITEM, c.TIME]
     for name in needed:
         if name not in interactions.columns:
-            raise DataError(f"The interactions have the columns {interactions.columns}, but {name!r} is missing.")
+            raise DataError(
+                f"The interactions have the columns {', '.join(interactions.columns)}, but {name!r} is missing. Rename "
+                f"a column, or name it:  llm4dsr data prepare DIR --column {name}=NAME  builds the windows."
+            )
     truth = [name for name in (c.NOISE_MASK, c.CLEAN_ITEM) if name in interactions.columns]
     log = interactions.select(*needed, *truth)
     time = pl.col(c.TIME)

@@ -13,8 +13,11 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_data_error
+from llm4dsr.core.text import is_utf16_file, separator_of
+from llm4dsr.data.atomic import ATOMIC
 from llm4dsr.data.catalogue import clean_titles
-from llm4dsr.data.read import find_files
+from llm4dsr.data.files import find_files, read_file
+from llm4dsr.data.ids import without_decimals
 from llm4dsr.errors import DataError
 
 QUANTILES: Final = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -63,7 +66,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     else:
         with _readable(items.parent):
             found, taken = _windows({k: _needs(t, files[k], c.USER, c.ITEMS) for k, t in tables.items()})
-    known = catalogue[c.ITEM].drop_nulls().cast(pl.String)
+    known = without_decimals(catalogue[c.ITEM].drop_nulls().cast(pl.String))
+    used = without_decimals(taken[c.ITEM].cast(pl.String))
     counts = taken["count"].to_numpy()
     return {
         **found,
@@ -71,8 +75,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         "interactions": int(counts.sum()),
         "popularity": {"top_1_percent": _top_share(counts), "gini": _gini(counts)},
         "titles": _titles(catalogue[c.TITLE]),
-        "never_taken": int((~known.is_in(taken[c.ITEM].cast(pl.String).implode())).sum()),
-        "unknown": int((~taken[c.ITEM].cast(pl.String).is_in(known.implode())).sum()),
+        "never_taken": int((~known.is_in(used.implode())).sum()),
+        "unknown": int((~used.is_in(known.implode())).sum()),
     }
 
 
@@ -246,14 +250,17 @@ def _scan(file: Path) -> pl.LazyFrame:
         return pl.scan_parquet(file)
     if file.suffix == ".jsonl":
         return pl.scan_ndjson(file, infer_schema_length=None)
-    return pl.scan_csv(file, infer_schema=False)  # all as text: ids are counted, not computed with
+    separator = separator_of(file)
+    if file.suffix in ATOMIC or separator is None or is_utf16_file(file):
+        return read_file(file).lazy()
+    return pl.scan_csv(file, separator=separator, infer_schema=False)  # as text: ids are counted, not computed with
 
 
 def _needs(table: pl.LazyFrame, file: Path, *names: str) -> pl.LazyFrame:
     found = table.collect_schema().names()
     for name in names:
         if name not in found:
-            raise DataError(f"{file} has the columns {found}, but {name!r} is missing.")
+            raise DataError(f"{file} has the columns {', '.join(found)}, but {name!r} is missing.")
     return table
 
 

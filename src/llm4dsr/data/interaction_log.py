@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.integer[Any]]
 
 READ: Final = 500_000  # rows that are turned into numbers at once
+_STRANGE: Final = 1_000  # unknown ids that are kept, to tell why they do not match
 _NO_TIME: Final = np.iinfo(np.int64).min
 
 
@@ -39,6 +40,8 @@ class InteractionLog:
         [N] seconds since 1970; None if unknown.
     noise_mask, clean_items : array or None
         [N] the known truth, if any; PAD where an item was inserted.
+    unknown : Series or None
+        Some of the item ids that are not in the catalogue, if those of most rows are not.
     """
 
     users: Ints
@@ -47,13 +50,14 @@ class InteractionLog:
     seconds: Ints | None
     noise_mask: BoolArray | None = None
     clean_items: Ints | None = None
+    unknown: pl.Series | None = None
 
 
 def item_table(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return (one row for each item id, rows of the table without id or with a repeated one, by reason)."""
     for name in (c.ITEM, c.TITLE):
         if name not in items.columns:
-            raise DataError(f"The items table has the columns {items.columns}, but {name!r} is missing.")
+            raise DataError(f"The items table has the columns {', '.join(items.columns)}, but {name!r} is missing.")
     known = items.select(c.ITEM, c.TITLE).filter(pl.col(c.ITEM).is_not_null())
     once = known.unique(c.ITEM, keep="first", maintain_order=True)
     return once, {"missing_id": len(items) - len(known), "repeated_id": len(known) - len(once)}
@@ -121,12 +125,16 @@ def read_log(
     table = pl.DataFrame({"id": item_ids, "number": np.arange(len(item_ids), dtype=np.int32)})
     users, came = _Numbers(), 0
     dropped = {"missing_value": 0, "unknown_item": 0}
+    strange = item_ids.clear()
     parts: dict[str, list[npt.NDArray[Any]]] = {c.USER: [], c.ITEM: [], c.TIME: []}
     for batch in _joined(batches, min_rating):
         item = _item_numbers(batch[c.ITEM], table)
         gone = (batch[c.USER].is_null() | batch[c.ITEM].is_null()).to_numpy()
         dropped["missing_value"] += int(gone.sum())
         dropped["unknown_item"] += int((~gone & (item < 0)).sum())
+        if len(strange) < _STRANGE:
+            strange = pl.concat([strange, batch[c.ITEM].cast(item_ids.dtype).filter(~gone & (item < 0))])
+            strange = strange.unique(maintain_order=True)
         gone |= item < 0
         clean = mask = None
         if c.CLEAN_ITEM in batch.columns:
@@ -156,6 +164,8 @@ def read_log(
     whole = {name: np.concatenate(parts.pop(name)) for name in list(parts)}  # one column at a time holds two copies
     times = whole[c.TIME]
     log = InteractionLog(whole[c.USER], whole[c.ITEM], times, times, whole.get(c.NOISE_MASK), whole.get(c.CLEAN_ITEM))
+    if 2 * dropped["unknown_item"] > came:
+        log.unknown = strange
     timed = times != _NO_TIME
     if timed.any():
         dropped["missing_time"] = filter_rows(log, timed)
@@ -173,7 +183,7 @@ def _joined(batches: Iterable[pl.DataFrame], min_rating: float | None) -> Iterat
         for name in needed:
             if name not in batch.columns:
                 why = ", which min_rating needs" if name == c.RATING else ""
-                raise DataError(f"The log has the columns {batch.columns}, but {name!r} is missing{why}.")
+                raise DataError(f"The log has the columns {', '.join(batch.columns)}, but {name!r} is missing{why}.")
         truth = [name for name in (c.NOISE_MASK, c.CLEAN_ITEM) if name in batch.columns]
         batch = batch.select(*needed, *truth).with_columns(pl.col(c.TIME).cast(pl.Int64))
         schema = schema or batch.schema
@@ -220,11 +230,13 @@ def filter_rows(log: InteractionLog, kept: BoolArray) -> int:
     return int((~kept).sum())
 
 
-def refuse_nothing(log: InteractionLog, name: str, rows_in: int, dropped: dict[str, int]) -> None:
-    """Raise DataError if no interaction is left, with the reasons."""
+def refuse_nothing(log: InteractionLog, name: str, rows_in: int, dropped: dict[str, int], why: str = "") -> None:
+    """Raise DataError if no interaction is left, with the reasons; `why` follows them."""
     if not len(log.users):
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
-        raise DataError(f"None of the {rows_in} interaction(s) of {name} can be used. Left out: {reasons or 'none'}.")
+        raise DataError(
+            f"None of the {rows_in} interaction(s) of {name} can be used. Left out: {reasons or 'none'}. {why}".rstrip()
+        )
 
 
 def merge_titles(log: InteractionLog, titles: pl.Series, titled: BoolArray) -> BoolArray:

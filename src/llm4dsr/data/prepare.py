@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 from llm4dsr import columns as c
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.manifest import sealed_folder
-from llm4dsr.data.catalogue import clean_titles
+from llm4dsr.core.progress import log as logger
+from llm4dsr.data.catalogue import clean_titles, tidy_titles
+from llm4dsr.data.ids import explain_mismatch
 from llm4dsr.data.interaction_log import InteractionLog, filter_rows, item_table, merge_titles, read_log, refuse_nothing
 from llm4dsr.data.windowing import (
     Repeats,
@@ -114,18 +116,23 @@ def prepare(
     with _out_folder(out) as folder:
         items, lost_items = item_table(source.items)
         log, users, rows_in, dropped = read_log(source.batches(), items[c.ITEM], options.min_rating, tell)
-        refuse_nothing(log, source.name, rows_in, dropped)
+        why = "" if log.unknown is None else explain_mismatch(log.unknown, items[c.ITEM], "the log", source.others())
+        refuse_nothing(log, source.name, rows_in, dropped, why)
+        if why:
+            logger.warning("%s of %s interactions are of unknown items. %s", dropped["unknown_item"], rows_in, why)
         if log.seconds is None and options.split == "time":
             raise DataError(
                 f"The log of {source.name} has no timestamps, so that it cannot be split by time. "
-                "Choose the split leave-one-out or user; interactions are then taken in the order of the log."
+                "Choose --split leave-one-out or --split user; interactions are then taken in the order of the log. "
+                f"If a column has the times, name it with --column {c.TIME}=NAME."
             )
         seen = np.zeros(len(items), dtype=bool)
         for column in (log.items, log.clean_items):
             if column is not None:
                 seen[column[column >= 0]] = True
         wanted = seen if options.k_core > 0 else np.ones(len(items), dtype=bool)
-        titles = clean_titles(pl.select(pl.when(pl.Series(wanted)).then(items[c.TITLE])).to_series())
+        shown = tidy_titles(pl.select(pl.when(pl.Series(wanted)).then(items[c.TITLE])).to_series())
+        titles = clean_titles(shown)
         titled = (titles.fill_null("") != "").to_numpy()
         dropped["item_without_title"] = filter_rows(log, titled[log.items])
         if log.clean_items is not None:
@@ -145,6 +152,7 @@ def prepare(
 
         catalogue = pl.DataFrame({c.ITEM: items[c.ITEM].filter(used), c.TITLE: titles.filter(used)})
         catalogue = catalogue.with_columns(pl.col(c.ITEM).first().over(c.TITLE).alias(c.CANONICAL))
+        catalogue = catalogue.with_columns(shown.filter(used).alias(c.TITLE))
         catalogue.write_parquet(folder / f"{c.ITEMS_FILE}.parquet", compression="zstd")
         _write_splits(folder, log, index, users, catalogue[c.ITEM], tell)
         held = index.held()

@@ -125,7 +125,7 @@ class Windows:
         """
         for name in (c.WINDOW, c.USER, c.ITEMS):
             if name not in frame.columns:
-                raise DataError(f"{where} has the columns {frame.columns}, but {name!r} is missing.")
+                raise DataError(f"{where} has the columns {', '.join(frame.columns)}, but {name!r} is missing.")
         if not isinstance(frame[c.ITEMS].dtype, pl.List):
             raise DataError(
                 f"{c.ITEMS!r} in {where} has the type {frame[c.ITEMS].dtype}; "

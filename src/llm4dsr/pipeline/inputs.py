@@ -9,7 +9,7 @@ from llm4dsr.core.hashing import digest, user_hashes
 from llm4dsr.core.manifest import file_hash
 from llm4dsr.core.progress import log
 from llm4dsr.data.dataset import Dataset
-from llm4dsr.data.read import find_files
+from llm4dsr.data.files import find_files
 from llm4dsr.errors import OutputError
 
 Inputs = dict[str, dict[str, Any]]  # path → size, time and hash

@@ -14,11 +14,12 @@ import pyarrow as pa
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray, IntArray
-from llm4dsr.core.io import as_data_error, read_table, write_parquet
+from llm4dsr.core.io import as_data_error, write_parquet
 from llm4dsr.core.manifest import sealed_folder
 from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.files import find_files, read_files
 from llm4dsr.data.noise.kinds import Noisy, corrupt, same_category, similar_titles
-from llm4dsr.data.read import find_files, to_windows
+from llm4dsr.data.read import to_windows
 from llm4dsr.errors import DataError, OutputError
 
 
@@ -63,8 +64,8 @@ def noise_folder(data: Path, out: Path, kind: str, rate: float, seed: int = 0, p
         raise DataError(f"Noise is made per {per!r}; expected 'user' or 'window'.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists already. Choose another folder.")
-    files = find_files(data)
-    items = read_table(files.pop(c.ITEMS_FILE))
+    frames = read_files(find_files(data))
+    items = frames.pop(c.ITEMS_FILE)
     catalogue = Catalogue.from_frame(items)
 
     def make(flat: IntArray, lengths: IntArray, **more: Any) -> Noisy:
@@ -74,16 +75,16 @@ def noise_folder(data: Path, out: Path, kind: str, rate: float, seed: int = 0, p
             similar = same_category(items[c.CATEGORY].to_list()) if by_category else similar_titles(catalogue.titles)
         return corrupt(flat, lengths, len(catalogue), kind, rate, seed, similar, **more)
 
-    if c.LOG_FILE not in files:
-        tables = _noisy_windows({name: read_table(file) for name, file in files.items()}, catalogue, make, per)
+    if c.LOG_FILE not in frames:
+        tables = _noisy_windows(frames, catalogue, make, per)
     elif per == "window":
         raise DataError("An interaction log has no windows yet. Make its noise per user, or prepare windows first.")
     else:
-        tables = _noisy_log(read_table(files[c.LOG_FILE]), catalogue, make)
+        tables = _noisy_log(frames[c.LOG_FILE], catalogue, make)
 
     facts: dict[str, Any] = {"kind": kind, "rate": rate, "seed": seed, "per": per}
     facts |= {
-        "form": "log" if c.LOG_FILE in files else "windows",
+        "form": "log" if c.LOG_FILE in frames else "windows",
         "files": {name: t.counts for name, t in tables.items()},
     }
     try:
@@ -128,7 +129,7 @@ def _noisy_log(log: pl.DataFrame, catalogue: Catalogue, make: Callable[..., Nois
     needed = [c.USER, c.ITEM, c.TIME]
     for name in needed:
         if name not in log.columns:
-            raise DataError(f"The interactions have the columns {log.columns}, but {name!r} is missing.")
+            raise DataError(f"The interactions have the columns {', '.join(log.columns)}, but {name!r} is missing.")
     _untouched(log, c.LOG_FILE)
     time = pl.col(c.TIME)
     if log.schema[c.TIME] == pl.String:

@@ -18,9 +18,9 @@ from llm4dsr.data.sources.source import Tally
 from llm4dsr.errors import DataError
 
 
-def header(path: Path, separator: str) -> list[str]:
+def header(path: Path, separator: str, quoted: bool = True) -> list[str]:
     """Return the names in the first line; an empty list for an empty file."""
-    for chunk in chunks(path, quoted=True):
+    for chunk in chunks(path, quoted):
         first = chunk.data.split(b"\n", 1)[0].decode("utf-8").rstrip("\r")
         try:
             return next(csv.reader([first], delimiter=separator), [])

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final, cast
 import polars as pl
 
 from llm4dsr import columns as c
+from llm4dsr.core.text import as_utf8, is_utf16
 from llm4dsr.data.sources.source import Tally
 from llm4dsr.errors import DataError
 
@@ -36,8 +37,7 @@ _MAGIC: Final = {
     b"\xfd7zXZ": "xz: unpack it first",
     b"\x28\xb5\x2f\xfd": "zstd: unpack it first",
     b"\x1f\x8b": "gzip inside gzip: unpack it once",
-    b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
-    b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
+    b"\xff\xfe\0\0": "UTF-32 text: convert it to UTF-8",
     b"<!doctype html": "a web page instead of data: download it again",
     b"<html": "a web page instead of data: download it again",
 }
@@ -96,7 +96,14 @@ def chunks(path: Path, quoted: bool = False) -> Iterator[Chunk]:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """Yield the unpacked text in pieces of up to PIECE bytes."""
+    """Yield the unpacked text in pieces of up to PIECE bytes, UTF-16 as UTF-8."""
+    try:
+        yield from as_utf8(_unpacked(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged UTF-16 text: {error.reason}. Copy it again, or save it in UTF-8.") from None
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
     lines = size = 0
     try:
         with open(path, "rb") as raw:
@@ -107,7 +114,6 @@ def _pieces(path: Path) -> Iterator[bytes]:
             while piece := file.read1(PIECE):  # type: ignore[attr-defined]
                 if not size:
                     _check_start(path, piece)
-                    piece = piece.removeprefix(b"\xef\xbb\xbf")
                 yield piece
                 lines, size = lines + piece.count(b"\n"), size + len(piece)
     except EOFError:
@@ -126,8 +132,9 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 def _check_start(path: Path, piece: bytes) -> None:
     found = _found(piece)
-    if found or b"\0" in piece[:4096]:
-        raise DataError(f"{path} is not a text file{found or '; it holds zero bytes'}.")
+    if found or (b"\0" in piece[:4096] and not is_utf16(piece)):
+        zeros = "; it holds zero bytes. If it is UTF-16 without a byte-order mark, save it in UTF-8"
+        raise DataError(f"{path} is not a text file{found or zeros}.")
 
 
 def _found(start: bytes) -> str:

@@ -89,7 +89,9 @@ def read_csv(log: Path, items: Path) -> Source:
     def frames(path: Path, names: dict[str, str], schema: dict[str, object], tally: Tally) -> Iterator[pl.DataFrame]:
         found = header(path, ",")
         if not set(names) <= set(found):
-            raise DataError(f"{path} has the columns {found}; expected {', '.join(names)}, as MovieLens has them.")
+            raise DataError(
+                f"{path} has the columns {', '.join(found)}; expected {', '.join(names)}, as MovieLens has them."
+            )
         columns = [names.get(name, name) for name in found]
         yield from delimited(path, ",", columns, schema, tally, titled=True, quoted=True)
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from llm4dsr import columns as c
+from llm4dsr.data.atomic import ATOMIC, INTER, ITEM_LIST, title_column
 from llm4dsr.data.sources import amazon, goodreads, lastfm, movielens, steam, tables, yelp
 from llm4dsr.data.sources.source import Source
 from llm4dsr.errors import DataError
 
 TABLE: Final = "table"
+RECBOLE: Final = "recbole"
+RECBOLE_FILES: Final = "X.inter and X.item, or X.inter alone if it has titles"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ FORMS: Final = (
 )  # fmt: skip
 _LOG: Final = rf"(?P<x>.*?)interactions{_ANY}"
 _ITEMS: Final = rf"(?P<x>.*?)items{_ANY}"
+# (log, items) of tables, by the form that they are asked for with.
+_TABLES: Final = {
+    TABLE: (_LOG, _ITEMS),
+    RECBOLE: (rf"(?P<x>.+)\.inter{_GZ}", rf"(?P<x>.+)\.item{_GZ}"),
+}
 
 
 def read_source(path: str | Path, form: str | None = None, columns: Mapping[str, str] | None = None) -> Source:
@@ -80,9 +88,9 @@ def read_source(path: str | Path, form: str | None = None, columns: Mapping[str,
         The folder; or the file with the interactions, if the folder holds several data sets. A folder that holds only
         one folder with the files works too.
     form : str, optional
-        A name of `FORMS`, or "table". Default: recognized by the names of the files. A table is `interactions` with
-        `items` beside it, each a .csv, .tsv, .jsonl (also .gz) or .parquet file, or a folder of such part files; or a
-        single table with a title in each row.
+        A name of `FORMS`, "recbole" or "table". Default: recognized by the names of the files. A table is
+        `interactions` with `items` beside it, each a .csv, .tsv, .txt, .jsonl (also .gz) or .parquet file, or a folder
+        of such part files; or a single table with a title in each row.
     columns : dict, optional
         For tables: our names → yours, as in {"user_id": "visitor", "timestamp": "when"}.
 
@@ -97,13 +105,13 @@ def read_source(path: str | Path, form: str | None = None, columns: Mapping[str,
     """
     path = Path(path)
     forms = [known for known in FORMS if form in (None, known.name)]
-    if form not in (None, TABLE) and not forms:
-        names = ", ".join([*(known.name for known in FORMS), TABLE])
+    if form not in (None, *_TABLES) and not forms:
+        names = ", ".join([*(known.name for known in FORMS), *reversed(_TABLES)])
         raise DataError(f"There is no form {form!r}. Known: {names}.")
-    if columns and form in (None, TABLE):
+    if columns and form in (None, *_TABLES):
         forms = []  # only tables have columns to be named
     elif columns:
-        raise DataError(f"columns are for tables of one's own; the files of {form} have names that are known.")
+        raise DataError(f"Columns are named for tables of one's own; those of {form} are known. Leave out --column.")
     if not path.exists():
         raise DataError(f"There is no file or folder {path}. Give the folder with the files of a data set.")
 
@@ -119,8 +127,8 @@ def read_source(path: str | Path, form: str | None = None, columns: Mapping[str,
         if pairs:
             known, log, items = pairs[0]
             return known.read(log, items)
-    if form in (None, TABLE):
-        found = _table(path, columns)
+    if form in (None, *_TABLES):
+        found = _table(path, form, columns)
         if found is not None:
             return tables.read(*found, columns)
     raise _unknown(path, form)
@@ -157,24 +165,49 @@ def _x(found: re.Match[str]) -> str:
     return found.groupdict().get("x") or ""
 
 
-def _table(path: Path, columns: Mapping[str, str] | None) -> tuple[Path, Path | None] | None:
+def _table(path: Path, form: str | None, columns: Mapping[str, str] | None) -> tuple[Path, Path | None] | None:
     """(interactions, items) by their names, (path, None) if `path` is a table itself; else None."""
     for folder in _folders(path):
-        pairs = _pairs(folder, path, _LOG, _ITEMS)
+        asked = [patterns for name, patterns in _TABLES.items() if form in (None, name)]
+        pairs = [pair for patterns in asked for pair in _pairs(folder, path, *patterns)]
         if len(pairs) > 1:
             raise DataError(
                 f"{folder} holds several data sets: {', '.join(log.name for log, _ in pairs)}. Give the path of one."
             )
         if pairs:
             return pairs[0]
+        inter = [file for file in sorted(folder.iterdir()) if tables.kind_of(file) == INTER and path in (file, folder)]
+        if inter:
+            return _alone(inter, columns), None
     parts = tables.parts_of(path)
     alone = [part for part in parts if tables.kind_of(part)]
     return (path, None) if alone and len(alone) == len(parts) and _titled(alone[0], columns) else None
 
 
+def _alone(inter: list[Path], columns: Mapping[str, str] | None) -> Path:
+    """The only file with interactions of RecBole, which has the titles too. Raises DataError."""
+    names = tables.columns_of(inter[0])
+    if ITEM_LIST in names:
+        raise DataError(
+            f"{inter[0]} holds sequences ({ITEM_LIST}), which are windows already. Give X.train.inter, X.valid.inter, "
+            "X.test.inter and X.item to  llm4dsr run --data DIR."
+        )
+    if len(inter) > 1:
+        raise DataError(
+            f"{inter[0].parent} holds several datasets: {', '.join(file.name for file in inter)}. Give the path of one."
+        )
+    if not _titled(inter[0], columns):
+        raise DataError(
+            f"{inter[0]} has no titles, and there is no {inter[0].stem}.item beside it. The method reads titles: add "
+            f"that file, or name a column of {', '.join(names)} with --column {c.TITLE}=NAME."
+        )
+    return inter[0]
+
+
 def _titled(part: Path, columns: Mapping[str, str] | None) -> bool:
     names = tables.columns_of(part)
-    return any(name in names for name in (c.TITLE, (columns or {}).get(c.TITLE)))
+    atomic = tables.kind_of(part) in ATOMIC and title_column(names) is not None
+    return atomic or any(name in names for name in (c.TITLE, (columns or {}).get(c.TITLE)))
 
 
 def _unknown(path: Path, form: str | None) -> DataError:
@@ -182,6 +215,8 @@ def _unknown(path: Path, form: str | None) -> DataError:
     names = sorted(entry.name for entry in folder.iterdir())
     found = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     known = [f"{f.name}: {f.files}" for f in FORMS if form in (None, f.name)]
+    if form in (None, RECBOLE):
+        known.append(f"{RECBOLE}: {RECBOLE_FILES}")
     if form in (None, TABLE):
         known.append(f"{TABLE}: interactions and items (or one table with titles), each {', '.join(tables.KINDS)}")
     return DataError(

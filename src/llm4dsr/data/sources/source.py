@@ -11,13 +11,13 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_frame
+from llm4dsr.data.ids import whole_numbers
 from llm4dsr.errors import DataError
 
 BATCH_ROWS: Final = 500_000
 _EXAMPLES: Final = 5
 EXTRAS: Final = (c.RATING, c.NOISE_MASK, c.CLEAN_ITEM)  # carried along where a table has them
 LOG_EXTRAS: Final = (c.TIME, *EXTRAS)
-_WHOLE: Final = 2.0**53  # from here on a float no longer holds every whole number
 # Text that is a date, in the order in which it is tried. %+ is RFC 3339; the last but one is that of Goodreads.
 _DATES: Final = ("%+", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%a %b %d %H:%M:%S %z %Y")
 
@@ -60,6 +60,8 @@ class Source:
         Yields raw frames of the log and counts what it skips; use `batches` instead.
     dropped_items : dict of str to int
         Rows that the catalogue dropped: no_title, missing_value, repeated_item, bad_line.
+    others : callable
+        Reads further columns of the items, which messages about unknown ids look at; None if there are none.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Source:
     rows: Callable[[Tally], Iterator[pl.DataFrame]]
     dropped_items: dict[str, int] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    others: Callable[[], pl.DataFrame | None] = lambda: None
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -234,7 +237,7 @@ def pick(
     ours = (c.USER, c.ITEM, c.TITLE, *LOG_EXTRAS)
     unknown = [name for name in columns if name not in ours]
     if unknown:
-        raise DataError(f"columns has the name {unknown[0]!r}; expected names out of {', '.join(ours)}.")
+        raise DataError(f"There is no column {unknown[0]!r} to name; expected our name out of {', '.join(ours)}.")
     out = {}
     for name in (*needed, *optional):
         theirs = next((n for n in (columns.get(name), name) if n in found), None)
@@ -249,8 +252,8 @@ def missing(name: str, found: Iterable[str], columns: Mapping[str, str] | None, 
     """Return the error about a missing column."""
     wanted = f"{columns[name]!r} (for {name})" if columns and name in columns else repr(name)
     return DataError(
-        f"{where}: the columns are {', '.join(found)}, but {wanted} is missing. Rename a column, or say which it is by "
-        f"columns={{{name!r}: …}}."
+        f"{where}: the columns are {', '.join(found)}, but {wanted} is missing. Rename a column, or say which it is "
+        f"with --column {name}=NAME (in Python, with the argument columns)."
     )
 
 
@@ -293,9 +296,9 @@ def _ids(ids: pl.Series, where: str) -> pl.Series:
     if isinstance(kind, (pl.Categorical, pl.Enum)):
         return ids.cast(pl.String)
     if kind.is_float():  # what pandas makes of whole numbers when some are missing
-        values = ids.fill_nan(None).drop_nulls()
-        if bool(((values == values.floor()) & (values.abs() < _WHOLE)).all()):
-            return ids.fill_nan(None).cast(pl.Int64)
+        whole = whole_numbers(ids)
+        if whole.dtype == pl.Int64:
+            return whole
     raise DataError(f"{ids.name!r} of {where} has the type {kind}; expected ids that are whole numbers or text.")
 
 

@@ -1,7 +1,7 @@
-"""Tables of your own: CSV, TSV, JSON lines (each also .gz) and Parquet; a file, or a folder of part files.
+"""Tables of your own: CSV, TSV, RecBole's files, JSON lines (each also .gz) and Parquet; a file, or a folder of parts.
 
-CSV has no types. Ids become whole numbers if every id of the log is one without a leading zero, else text. If log and
-items differ, both become text.
+CSV has no types. Ids become whole numbers if every id of the log is one without a leading zero, else text. 61.0, as
+pandas writes numbers in a column with gaps, is 61. If log and items differ, both become text.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm4dsr import columns as c
+from llm4dsr.core.io import DELIMITED, one_column
+from llm4dsr.core.text import separator_of
+from llm4dsr.data.atomic import ATOMIC, INTER, ITEM_LIST, plain_names, title_column, unquoted
+from llm4dsr.data.ids import WHOLE_TEXT, text_ids, without_decimals
 from llm4dsr.data.sources.delimited import delimited, header
 from llm4dsr.data.sources.lines import Schema, chunks, json_lines
 from llm4dsr.data.sources.source import (
@@ -33,11 +37,10 @@ from llm4dsr.data.sources.source import (
 )
 from llm4dsr.errors import DataError, first_line
 
-SEPARATORS: Final = {".csv": ",", ".tsv": "\t"}
+UNTYPED: Final = (*DELIMITED, *ATOMIC)
 JSON: Final = (".jsonl", ".ndjson")
-KINDS: Final = (*SEPARATORS, *JSON, ".parquet")
+KINDS: Final = (*DELIMITED, *JSON, ".parquet")
 _SAMPLE: Final = 10_000  # JSON records whose types stand for all
-_WHOLE: Final = r"^(0|-?[1-9][0-9]{0,17})$"  # written as Python would write the number
 
 Columns = Mapping[str, str] | None
 
@@ -45,14 +48,17 @@ Columns = Mapping[str, str] | None
 def kind_of(path: Path) -> str | None:
     """Return the file ending without .gz; None if the format is not supported."""
     name = path.name.lower().removesuffix(".gz")
-    return next((kind for kind in KINDS if name.endswith(kind)), None)
+    return next((kind for kind in (*KINDS, *ATOMIC) if name.endswith(kind)), None)
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Return the table itself, or its part files in order of their names. Hidden files and _SUCCESS are skipped."""
+    """Return the table itself, or its part files in order of their names. Hidden files and _SUCCESS are skipped.
+
+    Part files are no .txt, which may be notes, and no file of RecBole, where each file is a table.
+    """
     if not path.is_dir():
         return [path]
-    inside = (part for part in path.rglob("*") if part.is_file() and kind_of(part))
+    inside = (part for part in path.rglob("*") if part.is_file() and kind_of(part) not in (None, ".txt", *ATOMIC))
     return sorted(part for part in inside if not any(n[0] in "._" for n in part.relative_to(path).parts))
 
 
@@ -81,7 +87,8 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
     known, dropped = _catalogue(_parts(items), columns) if items else (_titles_of(logs, columns), {})
     kinds = _id_types(logs, columns)
     if known.schema[c.ITEM] != kinds[c.ITEM]:
-        known = _whole(known) if kinds[c.ITEM] == pl.Int64 else known.with_columns(pl.col(c.ITEM).cast(pl.String))
+        as_text = known[c.ITEM].cast(pl.String)
+        known = known.with_columns(text_ids(as_text) if kinds[c.ITEM] == pl.Int64 else as_text)
     types = {
         c.USER: kinds[c.USER], c.ITEM: known.schema[c.ITEM], c.TIME: pl.Int64, c.RATING: pl.Float64,
         c.NOISE_MASK: pl.Int8, c.CLEAN_ITEM: known.schema[c.ITEM],
@@ -98,6 +105,10 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
         for part in logs:
             for frame in _frames(part, columns, (c.USER, c.ITEM), LOG_EXTRAS, tally):
                 frame = typed_log(frame, str(part), part.name, tally)
+                numbers = [
+                    n for n, kind in frame.schema.items() if kind == pl.String and kinds.get(_kind(n)) == pl.Int64
+                ]
+                frame = frame.with_columns(without_decimals(frame[name]) for name in numbers)
                 yield frame.select(  # a part without a column that others have gets nulls there, an empty number too
                     pl.col(name).cast(types[name], strict=False)
                     if name in frame.columns
@@ -105,11 +116,32 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
                     for name in present
                 )
 
-    return Source(log.name, known, rows, dropped)
+    return Source(log.name, known, rows, dropped, others=lambda: _all_columns(items) if items else None)
+
+
+def _all_columns(items: Path) -> pl.DataFrame | None:
+    """All columns of the first part of the items; None if they cannot be read."""
+    part = parts_of(items)[0]
+    names = columns_of(part)
+    try:
+        if kind_of(part) == ".parquet":
+            return pl.read_parquet(part, glob=False)
+        if kind_of(part) in JSON or len(set(names)) < len(names):
+            return None
+        schema = dict.fromkeys(names, pl.String)
+        return next(delimited(part, _separator(part), names, schema, Tally(), True, kind_of(part) not in ATOMIC), None)
+    except (DataError, pl.exceptions.PolarsError):
+        return None
 
 
 def _parts(path: Path) -> list[Path]:
     parts = parts_of(path)
+    for part in parts:
+        if kind_of(part) == INTER and ITEM_LIST in columns_of(part):
+            raise DataError(
+                f"{part} holds ready windows ({ITEM_LIST}), not single interactions. Give X.train.inter, X.valid.inter "
+                "and X.test.inter, with X.item beside them, to  llm4dsr run --data."
+            )
     if not parts or not all(map(kind_of, parts)):
         raise DataError(f"{path} is no table; expected a file, or a folder of files, ending in {', '.join(KINDS)}.")
     return parts
@@ -122,7 +154,11 @@ def _catalogue(parts: list[Path], columns: Columns) -> tuple[pl.DataFrame, dict[
         for part in parts
         for frame in _frames(part, columns, (c.ITEM, c.TITLE), (), tally)
     ]
-    return catalogue_of(joined(one_type(frames), "items"), tally)
+    known, dropped = catalogue_of(joined(one_type(frames), "items"), tally)
+    if all(kind_of(part) in UNTYPED for part in parts) and known.schema[c.ITEM] == pl.String:
+        whole = text_ids(known[c.ITEM])
+        known = known.with_columns((whole if whole.dtype == pl.Int64 else known[c.ITEM]).cast(pl.String))
+    return known, dropped
 
 
 def _titles_of(logs: list[Path], columns: Columns) -> pl.DataFrame:
@@ -143,23 +179,21 @@ def _id_types(logs: list[Path], columns: Columns) -> Schema:
     """Int64 or text for the user and item ids of all parts."""
     whole = {c.USER: True, c.ITEM: True}
     for part in logs:
-        untyped = kind_of(part) in SEPARATORS
+        untyped = kind_of(part) in UNTYPED
         extra = (c.CLEAN_ITEM,) if (columns or {}).get(c.CLEAN_ITEM, c.CLEAN_ITEM) in columns_of(part) else ()
         for frame in _frames(part, columns, (c.USER, c.ITEM), extra, Tally()):
             for name in frame.columns:
                 ids = frame[name] if untyped else typed(frame.select(name), str(part))[name]
-                good = ids.dtype == pl.Int64 or (untyped and bool((ids.str.contains(_WHOLE) | (ids == "")).all()))
-                whole[c.USER if name == c.USER else c.ITEM] &= good
+                good = ids.dtype == pl.Int64 or (untyped and bool((ids.str.contains(WHOLE_TEXT) | (ids == "")).all()))
+                whole[_kind(name)] &= good
             if not untyped or not any(whole.values()):
                 break  # other formats have one type from beginning to end
     return {name: pl.Int64 if good else pl.String for name, good in whole.items()}
 
 
-def _whole(known: pl.DataFrame) -> pl.DataFrame:
-    """The catalogue, with whole numbers as ids if all are."""
-    if bool(known[c.ITEM].str.contains(_WHOLE).all()):
-        return known.with_columns(pl.col(c.ITEM).cast(pl.Int64))
-    return known
+def _kind(name: str) -> str:
+    """The column whose type the ids of a column have; other columns have one of their own."""
+    return c.ITEM if name == c.CLEAN_ITEM else name
 
 
 # --- frames of one file ----------------------------------------------------------------------------------------------
@@ -180,14 +214,37 @@ def _frames(
             for frame in json_lines(path, schema, tally):
                 yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
     elif kind is not None:
-        found = header(path, SEPARATORS[kind])
-        names = pick(found, columns, needed, optional, str(path)) if found else {}
-        if names:
-            # Of columns with one name, the first counts.
-            unique = [name if name not in found[:i] else f"{name} {i}" for i, name in enumerate(found)]
-            schema = dict.fromkeys(names.values(), pl.String)
-            for frame in delimited(path, SEPARATORS[kind], unique, schema, tally, titled=True, quoted=True):
-                yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
+        yield from _separated(path, columns, needed, optional, tally)
+
+
+def _separated(
+    path: Path, columns: Columns, needed: tuple[str, ...], optional: tuple[str, ...], tally: Tally
+) -> Iterator[pl.DataFrame]:
+    atomic, found = kind_of(path) in ATOMIC, columns_of(path)
+    if atomic and (title := title_column(found)):
+        columns = {c.TITLE: title, **(columns or {})}
+    names = pick(found, columns, needed, optional, str(path)) if found else {}
+    if not names:
+        return
+    separator = _separator(path)
+    # Of columns with one name, the first counts.
+    unique = [name if name not in found[:i] else f"{name} {i}" for i, name in enumerate(found)]
+    schema = dict.fromkeys(names.values(), pl.String)
+    for frame in delimited(path, separator, unique, schema, tally, titled=True, quoted=not atomic):
+        frame = frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
+        if atomic and c.TITLE in frame.columns:
+            frame = frame.with_columns(unquoted(frame[c.TITLE]))
+        if separator != "," and c.RATING in frame.columns:  # 4,5 where the comma is free, as in much of Europe
+            frame = frame.with_columns(pl.col(c.RATING).str.replace(r"^(-?\d+),(\d+)$", "$1.$2"))
+        yield frame
+
+
+def _separator(path: Path) -> str:
+    """The separator of a file. Raises DataError if no known one splits the names of its columns."""
+    separator = "\t" if kind_of(path) in ATOMIC else separator_of(path)
+    if separator is None:
+        raise one_column(path, ", ".join(header(path, ",")))
+    return separator
 
 
 def _parquet(
@@ -229,8 +286,8 @@ def _json_types(path: Path) -> dict[str, set[type]]:
 def _read_as(name: str, found: set[type]) -> Any:
     """Type to read a JSON column as: a number if it holds only numbers, else text."""
     found = found - {type(None)}
-    if name in (c.USER, c.ITEM, c.CLEAN_ITEM) and found == {int}:
-        return pl.Int64
+    if name in (c.USER, c.ITEM, c.CLEAN_ITEM) and found and found <= {int, float}:
+        return pl.Int64 if found == {int} else pl.Float64  # what pandas makes of whole numbers with gaps
     if name in (c.TIME, c.RATING) and found and found <= {int, float}:
         return pl.Float64
     return pl.Int64 if name == c.NOISE_MASK and found == {int} else pl.String
@@ -244,4 +301,7 @@ def columns_of(path: Path) -> list[str]:
             return list(pq.read_schema(path).names)
         except (pa.ArrowException, OSError) as error:
             raise _no_parquet(path, error) from None
-    return list(_json_types(path)) if kind in JSON else header(path, SEPARATORS[str(kind)])
+    if kind in JSON:
+        return list(_json_types(path))
+    names = header(path, _separator(path), quoted=kind not in ATOMIC)
+    return plain_names(names) if kind in ATOMIC else names

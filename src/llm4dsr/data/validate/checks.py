@@ -18,10 +18,11 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from llm4dsr import columns as c
-from llm4dsr.core.io import read_table
 from llm4dsr.core.memory import available_memory
 from llm4dsr.data.catalogue import clean_titles
-from llm4dsr.data.read import find_files, read_data
+from llm4dsr.data.files import find_files, one_id_type, read_file
+from llm4dsr.data.ids import explain_mismatch, whole_number_ids
+from llm4dsr.data.read import read_data
 from llm4dsr.data.validate.findings import FEW_WINDOWS, GIANT, LEAK_SHARE, LONG_TITLE, LONG_WINDOW, Report, size
 from llm4dsr.errors import DataError, first_line
 
@@ -59,6 +60,8 @@ def validate(path: str | Path, strict: bool = False, read: bool = True) -> Repor
             return report
         tables = {name: table for name, file in files.items() if (table := _open(report, name, file)) is not None}
         _memory(report, files, tables)
+        with _guarded(report, "The folder"):
+            tables = one_id_type(tables, files)
         items = None
         if c.ITEMS_FILE in tables:
             with _guarded(report, c.ITEMS_FILE):
@@ -91,11 +94,12 @@ def _guarded(report: Report, what: str) -> Iterator[None]:
 def _open(report: Report, name: str, file: Path) -> pl.LazyFrame | None:
     """Return the table and count its rows in the report; None and an error if it is unreadable or empty."""
     try:
-        table = pl.scan_parquet(file) if file.suffix == ".parquet" else read_table(file).lazy()
-        table.collect_schema()
+        table = whole_number_ids(pl.scan_parquet(file)) if file.suffix == ".parquet" else read_file(file).lazy()
         rows = int(table.select(pl.len()).collect().item())
     except (DataError, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        report.add(_why(file), where=file.name, said=first_line(error))
+        code = _why(file)
+        described = code == "unreadable" and isinstance(error, DataError) and "cannot be read" not in str(error)
+        report.add("refused" if described else code, where=file.name, said=first_line(error))
         return None
     if not rows:
         report.add("no_rows", where=file.name)
@@ -184,12 +188,21 @@ def _ids(report: Report, where: str, column: str, ids: pl.LazyFrame, items: pl.L
     if kind == pl.Null:
         return
     if not ((kind.is_integer() and expected.is_integer()) or (kind in _TEXT and expected in _TEXT)):
-        report.add("id_type", where=where, column=column, kind=kind, expected=expected)
+        why = _why_unknown(ids, items, where)
+        report.add("id_type", where=where, column=column, kind=kind, expected=expected, why=why)
         return
     common = pl.String if kind in _TEXT else pl.Int128  # holds every signed and unsigned whole number
     there, known = (frame.select(id=pl.all().cast(common)) for frame in (ids, items))
-    unknown = there.drop_nulls().unique().join(known, on="id", how="anti").sort("id")
-    report.check("unknown_item", unknown, pl.lit(True), pl.col("id"), where=where, column=column)
+    given = there.drop_nulls().unique()
+    unknown = given.join(known, on="id", how="anti").sort("id")
+    missing, total = (int(frame.select(pl.len()).collect().item()) for frame in (unknown, given))
+    why = f" {_why_unknown(unknown, known, where)}" if 2 * missing > total else ""
+    report.check("unknown_item", unknown, pl.lit(True), pl.col("id"), where=where, column=column, why=why)
+
+
+def _why_unknown(ids: pl.LazyFrame, items: pl.LazyFrame, where: str) -> str:
+    given, known = (frame.collect().to_series() for frame in (ids, items))
+    return explain_mismatch(given, known, where)
 
 
 def _times(report: Report, where: str, table: pl.LazyFrame, seconds: pl.Expr) -> None:
