@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -216,16 +215,6 @@ def test_scores_of_a_baseline_are_reused_only_for_the_same_windows_and_seed(out)
     for dataset, config in ((load_dataset("demo", tiny=True, seed=1), CONFIG), (DATASET, replace(CONFIG, seed=1))):
         with pytest.raises(ConfigError, match=r"tfidf has other windows or another seed\. Choose another --out"):
             denoised(dataset, out / DATASET.name, ["tfidf"], config)
-
-
-@pytest.mark.parametrize("name", [RESULTS, "baselines/tfidf/train.parquet"])
-def test_damaged_results_and_scores_of_baselines_are_refused(out, tmp_path, name):
-    folder = shutil.copytree(out / DATASET.name, tmp_path / DATASET.name)
-    content = bytearray((folder / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content)
-    with pytest.raises(OutputError, match=rf"{name} is damaged"):
-        bench(DATASET, tmp_path, ["sasrec"], ["none", "tfidf"], CONFIG)
 
 
 @pytest.mark.parametrize(("name", "before"), [("torch", "1.0"), ("minilm", "other")])

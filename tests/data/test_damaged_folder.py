@@ -1,5 +1,6 @@
 """Prepared folders that changed after they were written."""
 
+import polars as pl
 import pytest
 
 from llm4dsr.data.demo import make_demo
@@ -11,6 +12,8 @@ from llm4dsr.errors import DataError
 @pytest.fixture
 def noisy(tmp_path):
     make_demo(size="tiny").data.write(tmp_path / "data")
+    for path in (tmp_path / "data").glob("*.parquet"):
+        pl.read_parquet(path).drop("noise_mask", "clean_item_ids", strict=False).write_parquet(path)
     noise_folder(tmp_path / "data", tmp_path / "noisy", "uniform", 0.1, seed=0)
     return tmp_path / "noisy"
 
