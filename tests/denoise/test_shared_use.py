@@ -11,17 +11,24 @@ from llm4dsr import Config, Denoiser
 from llm4dsr.data.demo import make_demo
 from llm4dsr.denoise.tables import flagged_rows
 
+from ..lm.test_model_sources import make_checkpoint
+
 DEMO = make_demo(size="tiny", users=400).data
 TRAIN, VALID, TEST = (DEMO.splits[name] for name in ("train", "valid", "test"))
 THREADS = 8
 TITLES = {"item_input": "title", "readout": "title", "cooccurrence": False, "pretrain_epochs": 0}
+ADAPTER = TITLES | {"tuning": "lora"}  # free text is grounded with the adapter turned off, for all threads
 
 
-@pytest.fixture(scope="module", params=[{}, TITLES], ids=["soft tokens", "titles"])
-def denoiser(request) -> Denoiser:
+@pytest.fixture(scope="module", params=[{}, TITLES, ADAPTER], ids=["soft tokens", "titles", "adapter"])
+def denoiser(request, tmp_path_factory) -> Denoiser:
+    model = {"hidden_size": 32, "layers": 1, "vector_size": 32, **request.param}
+    if request.param is ADAPTER:
+        model["source"] = str(make_checkpoint(tmp_path_factory.mktemp("hub") / "base", DEMO.catalogue.titles))
     config = Config.from_dict({
-        "model": {"hidden_size": 32, "layers": 1, "vector_size": 32, **request.param},
-        "train": {"epochs": 1, "folds": 2, "samples": 200},
+        "model": model,
+        "train": {"epochs": 1, "folds": 2, "samples": 200, "learning_rate": 0.05},
+        "suggest": {"mode": "free" if request.param is ADAPTER else "constrained", "max_new_tokens": 8},
         "threads": 1,
     })  # fmt: skip
     return Denoiser(config).fit(TRAIN, DEMO.catalogue, VALID.histories())

@@ -210,13 +210,12 @@ class _Work:
         """[n, H] last layer at the last token, of the base model without its adapter (published grounding)."""
         out: list[Any] = [None] * len(texts)
         tokens = [Tokens(ids=t, slots=[-1] * len(t)) for t in texts]
-        adapter_off = self.model.lm.disable_adapter if hasattr(self.model.lm, "peft_config") else torch.no_grad
 
         def last(group: list[int]) -> Tensor:
             hidden = self.model.hidden(collate([tokens[i] for i in group], self.model.device))
             return hidden[range(len(group)), [len(tokens[i]) - 1 for i in group]].float()
 
-        with adapter_off():
+        with self.model.without_adapter():
             for group, states in run_batches([len(t) for t in tokens], self.config.train.batch_tokens, last):
                 for i, state in zip(group, states, strict=True):
                     out[i] = state

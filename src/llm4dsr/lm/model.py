@@ -7,7 +7,9 @@ title vector of a suggested replacement.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ class NoiseLM(nn.Module):
     ) -> None:
         super().__init__()
         self.lm, self.tokenizer, self.bidirectional = lm, tokenizer, bidirectional
+        self._turn = threading.RLock()
         self.parts = [] if vectors is None else ["into", "out"]
         self.register_buffer("vectors", None if vectors is None else torch.from_numpy(vectors), persistent=False)
         self.vectors: Tensor | None
@@ -117,8 +120,32 @@ class NoiseLM(nn.Module):
             blocked = torch.zeros(seen.shape, dtype=embeds.dtype, device=self.device)
             blocked = blocked.masked_fill(~seen, torch.finfo(embeds.dtype).min)
             kwargs["attention_mask"] = blocked[:, None, None, :].expand(-1, 1, size, -1)  # [B, 1, T, T]
-        state: Tensor = self.base.base_model(inputs_embeds=embeds, **kwargs).last_hidden_state
+        state: Tensor = self.states(embeds, **kwargs).last_hidden_state
         return state
+
+    def states(self, embeds: Tensor, **kwargs: Any) -> Any:
+        """Return what the transformer makes of input embeddings [B, T, H]."""
+        with self._adapter_in_use():
+            return self.base.base_model(inputs_embeds=embeds, **kwargs)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Turn the adapter off inside the block, if there is one. Other threads wait for their turn."""
+        off = self.lm.disable_adapter() if hasattr(self.lm, "peft_config") else nullcontext()
+        with self._adapter_in_use(), off:
+            yield
+
+    def _adapter_in_use(self) -> AbstractContextManager[Any]:
+        """An adapter is on or off for all threads, so with one they take turns."""
+        return self._turn if hasattr(self.lm, "peft_config") else nullcontext()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the lock out: a copy in another process has its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._turn = threading.RLock()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states [..., H] to next-token logits [..., vocabulary], in float32."""

@@ -220,8 +220,7 @@ def decode(
     while not all(done):
         places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         embeds = model.embed(ids, slots, features)
-        state = model.base.base_model(inputs_embeds=embeds, attention_mask=mask, position_ids=places,
-                                      past_key_values=cache, use_cache=True)  # fmt: skip
+        state = model.states(embeds, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
         cache = state.past_key_values
         logits = model.logits(state.last_hidden_state[:, -1])  # [B, vocabulary]
         for b in range(len(prompts)):
