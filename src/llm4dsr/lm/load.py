@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from llm4dsr.config import EMBEDDED, ModelConfig
 from llm4dsr.core.device import pick_device
 from llm4dsr.core.hashing import digest
-from llm4dsr.errors import ModelError, first_line, last_line
+from llm4dsr.errors import ConfigError, ModelError, first_line, last_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -44,22 +45,26 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
     ------
     ModelError
         If there is no such model, weights are missing, or the adapter belongs to another base.
+    ConfigError
+        If quantized weights are to be tuned in full.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = device or pick_device()
     source = _absolute(source)
-    base, adapter = source, (Path(source) / ADAPTER_CONFIG).is_file()
+    base, adapter = source, os.path.isfile(os.path.join(source, ADAPTER_CONFIG))
     if adapter:
         base = _base_of(Path(source))
-    elif Path(source).exists() and not (Path(source) / "config.json").is_file():
+    elif os.path.exists(source) and not (Path(source) / "config.json").is_file():
         raise ModelError(f"{source} exists but holds no config.json: not a transformers checkpoint or adapter.")
-    elif not Path(source).exists() and (Path(source).is_absolute() or source.startswith(".")):
+    elif not os.path.exists(source) and (Path(source).is_absolute() or source.startswith(".")):
         raise ModelError(f"There is no model at {source}. {_EXPECTED}")
     kwargs: dict[str, Any] = {"dtype": DTYPES[config.dtype], "use_safetensors": True, "trust_remote_code": False}
     if config.load_in != "full":
         if device == "cpu":
             raise ModelError(f"load_in: {config.load_in} needs CUDA, and none is here. Use load_in: full.")
+        if config.tuning == "full":
+            raise ConfigError(f"model.load_in: {config.load_in} cannot be tuned in full. Use tuning: lora.")
         from transformers import BitsAndBytesConfig
 
         kwargs["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{config.load_in}": True})
@@ -86,8 +91,8 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
 
 def _absolute(source: str) -> str:
     """An absolute path for local sources, because an adapter records the path of its base; hub names as they are."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else str(path) if source.startswith("~") else source
+    path = os.path.expanduser(source)  # unlike those of pathlib, these raise for no name at all
+    return str(Path(path).resolve()) if os.path.exists(path) else path
 
 
 def _base_of(adapter: Path) -> str:
@@ -181,4 +186,7 @@ def add_lora(lm: Any, config: ModelConfig) -> Any:
         lm = prepare_model_for_kbit_training(lm)
     settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                           target_modules=list(config.lora_targets), task_type="CAUSAL_LM")  # fmt: skip
-    return get_peft_model(lm, settings)
+    try:
+        return get_peft_model(lm, settings)
+    except ValueError as error:  # a module of another kind than LoRA can adapt
+        raise ModelError(f"lora_targets: {first_line(error)} Name linear layers, such as q_proj.") from None
