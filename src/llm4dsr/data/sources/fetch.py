@@ -14,7 +14,6 @@ import json
 import os
 import re
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,12 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from filelock import FileLock, Timeout
+
 from llm4dsr.data.sources.known import Download, File, known_sources
 from llm4dsr.data.sources.unpack import is_archive, unpack
 from llm4dsr.errors import ConfigError, DataError, OutputError
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["Download", "File", "fetch", "known_sources", "license_notice"]
 
@@ -367,10 +365,14 @@ def _writing(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Lock the folder: two downloads would write the same part file."""
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(f"Another download into {folder} is going on. Wait for it to end.") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"Another download into {folder} is going on. Wait for it to end.") from None
+    except NotImplementedError as error:
+        raise OutputError(f"{folder} cannot be locked: {error}. Choose a folder on another disk.") from None
+    try:
         yield
+    finally:
+        lock.release()
