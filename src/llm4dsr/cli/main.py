@@ -34,6 +34,7 @@ from llm4dsr.cli.options import (
 )
 from llm4dsr.cli.terminal import bar, console, messages, set_up
 from llm4dsr.config import Config
+from llm4dsr.core.memory import is_out_of_memory
 from llm4dsr.errors import LLM4DSRError, ModelError
 
 if TYPE_CHECKING:  # what computes is imported inside the commands, so that --help is quick
@@ -292,8 +293,13 @@ def main() -> None:
         # soft_wrap: a path or a command in the message can be copied whole
         messages.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None
-    except MemoryError:
-        messages.print("[red]Error:[/red] Out of memory. Use fewer windows (--limit) or a larger machine.")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        messages.print(
+            "[red]Error:[/red] Out of memory. Use fewer windows (--limit), smaller sizes in the recipe, or a larger "
+            "machine.", soft_wrap=True,
+        )  # fmt: skip
         raise SystemExit(ModelError.exit_code) from None
     except KeyboardInterrupt:
         messages.print("Interrupted. Repeat the command to resume.")

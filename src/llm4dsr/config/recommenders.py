@@ -5,7 +5,7 @@ from dataclasses import field
 from typing import Literal
 
 from llm4dsr.config.denoiser import ModelConfig
-from llm4dsr.config.fields import Count, Fraction, NonNegative, PositiveInt, options
+from llm4dsr.config.fields import Count, Depth, Fraction, NonNegative, PositiveInt, options
 
 
 @options
@@ -18,7 +18,7 @@ class RecommenderConfig:
 
     hidden_size: PositiveInt = 64
     """Width of item vectors and layers."""
-    blocks: PositiveInt = 2
+    blocks: Depth = 2
     """Layers."""
     heads: PositiveInt = 1
     """Attention heads."""
