@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from llm4dsr.config.fields import Count, Depth, Fraction, Name, NonNegative, PositiveInt, VocabularySize, options
+from llm4dsr.config.fields import Count, Fraction, Name, NonNegative, PositiveInt, UpTo1024, VocabularySize, options
 
 EMBEDDED = "embedded"
 
@@ -52,7 +52,7 @@ class ModelConfig:
     """Quantization of the base weights. `8bit` and `4bit` need CUDA and the extra llm4dsr[quantized]."""
     hidden_size: PositiveInt = 192
     """Width of the embedded model; ignored for any other source, like the options below."""
-    layers: Depth = 3
+    layers: UpTo1024 = 3
     """Layers of the embedded model."""
     heads: PositiveInt = 4
     """Attention heads of the embedded model."""
@@ -105,7 +105,7 @@ class TrainConfig:
     """Steps over which the learning rate rises; at most a tenth of all steps."""
     suggestion_weight: NonNegative = 0.2
     """Weight of the suggestion loss, for soft tokens."""
-    folds: PositiveInt = 3
+    folds: UpTo1024 = 3
     """Models, each tuned without the users of one fold and scoring them out of fold. 1: a single model (published)."""
     small_loss_drop_rate: Fraction = 0.05
     """Fraction of unlabeled interactions with the largest loss that is left out, from the second epoch on. The limit is
@@ -123,7 +123,7 @@ class ScoreConfig:
     windows. Needs `model.cooccurrence` and calibration."""
     calibration: Annotated[Literal["isotonic", "platt", "off"], BeforeValidator(_off)] = "isotonic"
     """Map from log-odds to probabilities."""
-    calibration_draws: PositiveInt = 3
+    calibration_draws: UpTo1024 = 3
     """Draws of injected noise per validation window."""
     atypical_share: Fraction = 0.5
     """Largest share of what looks like noise that may be the user's own atypical choices. No label-free estimate can

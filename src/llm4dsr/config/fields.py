@@ -27,7 +27,7 @@ def _no_bool(value: Any) -> Any:
 Count = Annotated[int, Field(strict=True, ge=0, le=MOST)]
 PositiveInt = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Threads = Annotated[int, Field(strict=True, ge=0, le=1024)]  # the system may abort a process that starts more
-Depth = Annotated[int, Field(strict=True, ge=1, le=1024)]
+UpTo1024 = Annotated[int, Field(strict=True, ge=1, le=1024)]
 VocabularySize = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]  # tokenizers reserves memory for all of it
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Name = Annotated[str, Field(min_length=1)]

@@ -17,6 +17,8 @@ from llm4dsr.errors import ConfigError, ModelError, first_line, last_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+MOST_LAYERS = 10_000
+JSON_BYTES = 2**28  # of one file; the largest tokenizers have some 35 MB
 BASE_HASH = "base.json"  # beside an adapter: tells its base from another model of the same shape
 _EXPECTED = (
     "Give a hub name that can be reached, a local folder with config.json, *.safetensors and a tokenizer, "
@@ -69,6 +71,9 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
 
         kwargs["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{config.load_in}": True})
         kwargs["device_map"] = {"": 0}
+    for folder in {source, base}:
+        if os.path.isdir(folder):
+            check_files(Path(folder))
     try:
         lm, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
         has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
@@ -82,6 +87,9 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(report["missing_keys"])
         raise ModelError(f"{base} lacks {len(missing)} of the model's weights, for example {missing[0]}. {_EXPECTED}")
+    bad = [name for name, p in lm.named_parameters() if p.is_floating_point() and not torch.isfinite(p).all()]
+    if bad:
+        raise ModelError(f"{base} holds values that are not finite, in {bad[0]}. Use another checkpoint.")
     if config.load_in == "full":
         lm = lm.to(device)
     if adapter:
@@ -144,6 +152,40 @@ def _with_adapter(lm: Any, source: str, base: str) -> Any:
             "was tuned on, or tune again."
         )
     return out
+
+
+def check_files(folder: Path) -> None:
+    """Check files of a model before any library reads them: JSON of a bounded size, and shards inside the folder.
+
+    Raises
+    ------
+    ModelError
+        If a JSON file is larger than any tokenizer's, a list of shards names a file elsewhere, or the configuration
+        has more layers than any model.
+    """
+    for path in folder.glob("*.json"):
+        if path.stat().st_size > JSON_BYTES:
+            raise ModelError(f"{path} has {path.stat().st_size} bytes; expected at most {JSON_BYTES}. Do not trust it.")
+    for name, value in _json_of(folder / "config.json").items():
+        if "layer" in name and isinstance(value, int) and value > MOST_LAYERS:
+            raise ModelError(f"{folder / 'config.json'} has {name} = {value}; expected at most {MOST_LAYERS}.")
+    for path in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path} is no list of shards: {first_line(error)}. {_EXPECTED}") from None
+        outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+        if outside:
+            raise ModelError(f"{path} names the file {outside[0]!r}, which is not in its folder. Do not trust it.")
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is none, which the library that reads it reports."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def embeddings_hash(lm: Any) -> str:
