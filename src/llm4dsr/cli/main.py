@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from dataclasses import replace
@@ -35,10 +36,14 @@ from llm4dsr.cli.options import (
 from llm4dsr.cli.terminal import bar, console, messages, set_up
 from llm4dsr.config import Config
 from llm4dsr.core.memory import is_out_of_memory
-from llm4dsr.errors import LLM4DSRError, ModelError
+from llm4dsr.errors import LLM4DSRError, ModelError, plain
 
 if TYPE_CHECKING:  # what computes is imported inside the commands, so that --help is quick
     from llm4dsr.pipeline import Run
+
+UNUSABLE = {  # errors of the system about a path that was given
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
 
 app = typer.Typer(
     help=__doc__,
@@ -301,6 +306,12 @@ def main() -> None:
             "machine.", soft_wrap=True,
         )  # fmt: skip
         raise SystemExit(ModelError.exit_code) from None
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        path = escape(plain(str(error.filename))[:80])
+        messages.print(f"[red]Error:[/red] {path}: {error.strerror}. Give another path.", soft_wrap=True)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         messages.print("Interrupted. Repeat the command to resume.")
         raise SystemExit(130) from None
