@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -292,6 +293,10 @@ def main() -> None:
     """Run the command line. Errors print one message on standard error and set the exit code (errors.py)."""
     set_up()
     signal.signal(signal.SIGTERM, _terminated)
+    odd = [argument for argument in sys.argv[1:] if any("\ud800" <= sign <= "\udfff" for sign in argument)]
+    if odd:  # libraries that write files take UTF-8 alone
+        messages.print(f"[red]Error:[/red] {escape(plain(odd[0]))} is not UTF-8. Give another name.", soft_wrap=True)
+        raise SystemExit(2)
     try:
         app()
     except LLM4DSRError as error:

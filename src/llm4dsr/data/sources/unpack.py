@@ -114,7 +114,8 @@ class _Reader:
 
 
 def _tar(raw: IO[bytes], packed: bool) -> tarfile.TarFile:
-    return tarfile.open(fileobj=_Reader(gzip.open(raw) if packed else raw), mode="r:")  # type: ignore[arg-type]
+    reader: Any = _Reader(gzip.GzipFile(fileobj=raw) if packed else raw)
+    return tarfile.open(fileobj=reader, mode="r:")
 
 
 def _bounded(archive: Path, infos: Iterable[Any], size: Callable[[Any], int]) -> list[Any]:
