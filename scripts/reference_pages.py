@@ -16,6 +16,7 @@ import typer
 from llm4dsr.cli.main import app
 from llm4dsr.config import Config
 from llm4dsr.config.config import config_schema
+from llm4dsr.config.fields import MOST
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
@@ -59,7 +60,7 @@ def kind(facts: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in facts["enum"])
     name = {"integer": "whole number", "number": "number", "boolean": "true, false", "array": "list of names"}
     text = name.get(facts["type"], "text")
-    if "maximum" in facts:
+    if facts.get("maximum", MOST) < MOST:
         return f"{text} from {facts['minimum']:g} to {facts['maximum']:g}"
     return f"{text} from {facts['minimum']:g}" if "minimum" in facts else text
 

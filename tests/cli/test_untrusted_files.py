@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm4dsr import Config, Denoiser
 from llm4dsr.config import ModelConfig
+from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.catalogue import Catalogue, clean_title
 from llm4dsr.data.windows import limit_windows
 from llm4dsr.errors import ConfigError, ModelError
@@ -130,6 +131,7 @@ def test_a_saved_denoiser_whose_weights_are_a_pickle_is_refused(tmp_path, saved,
     shutil.copytree(saved, tmp_path / "model")
     (tmp_path / "model" / "lm" / "model.safetensors").unlink()
     names = plant(tmp_path / "model" / "lm", tmp_path / "proof")
+    write_manifest(tmp_path / "model")
     seen.clear()
     with pytest.raises(ModelError, match="No causal language model could be loaded"):
         Denoiser.from_pretrained(tmp_path / "model")

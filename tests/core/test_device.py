@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from llm4dsr.core.device import available_cpus, single_thread, use_threads
+from llm4dsr.core.device import available_cpus, fp32_weights, single_thread, use_threads
 
 
 @pytest.fixture
@@ -46,3 +46,19 @@ def test_a_single_thread_is_for_the_block_alone(threads):
             fail()
         assert torch.get_num_threads() == 3
     assert inside == [1, 1]
+
+
+def test_half_precision_weights_are_fp32_inside_the_block_and_rounded_after_it():
+    tied = torch.nn.Linear(2, 2, bias=False, dtype=torch.bfloat16)
+    model = torch.nn.ModuleList([tied, torch.nn.Linear(2, 2, bias=False)])
+    model.append(torch.nn.Linear(2, 2, bias=False))
+    model[2].weight = tied.weight
+    parameters = list(model.parameters())
+    with fp32_weights(parameters):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        tied.weight.data.fill_(1.0)
+        for _ in range(8):
+            tied.weight.data += 0.002  # below half the resolution of bf16 at 1, which is 0.0078
+    assert [p.dtype for p in parameters] == [torch.bfloat16, torch.float32]
+    assert model[2].weight is tied.weight
+    assert (tied.weight > 1).all()

@@ -6,9 +6,9 @@ import polars as pl
 import pytest
 
 from llm4dsr import columns as c
-from llm4dsr.core.io import write_parquet
+from llm4dsr.core.io import as_data_error, write_parquet
 from llm4dsr.data.dataset import Dataset, make_windows
-from llm4dsr.errors import OutputError
+from llm4dsr.errors import ConfigError, DataError, OutputError
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
 ITEMS = pl.DataFrame({"item_id": LETTERS, "title": [f"Toy {letter}" for letter in LETTERS]})
@@ -53,3 +53,13 @@ def test_write_parquet_where_a_file_is_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"Cannot write"):
         write_parquet(ITEMS, tmp_path / "file" / "x.parquet")
+
+
+def test_faults_of_our_own_code_are_not_reported_as_unreadable_data():
+    for own in (ValueError("shapes do not fit"), TypeError("no argument"), KeyError("x"), ConfigError("Wrong.")):
+        with pytest.raises(type(own)), as_data_error("The file cannot be read", "Is it cut off?"):
+            raise own
+    for theirs in (OSError("gone"), pl.exceptions.ComputeError("cut off")):
+        said = pytest.raises(DataError, match=r"The file cannot be read: (gone|cut off)\. Is it cut off")
+        with said, as_data_error("The file cannot be read", "Is it cut off?"):
+            raise theirs

@@ -371,3 +371,10 @@ def test_damaged_archives_leave_nothing_unpacked(server, tmp_path):
         with pytest.raises(DataError, match="damaged archive"):
             get(one_file(server, "a.zip", body), out)
         assert visible(out) == ["a.zip", "checksums.json"]
+
+
+def test_a_checksum_file_of_gigabytes_is_not_read(server, tmp_path):
+    server.files["sum.md5"] = bytes(2**22)
+    with pytest.raises(DataError, match=r"sum\.md5 .* more than"):
+        get(one_file(server, checksum=server.address("sum.md5")), tmp_path)
+    assert visible(tmp_path) == []

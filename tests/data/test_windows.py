@@ -10,6 +10,7 @@ from llm4dsr.data.dataset import Dataset, make_windows
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows, limit_windows, to_matrix
 from llm4dsr.errors import DataError
+from llm4dsr.evaluate.rows import oracle_split
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
 ITEMS = pl.DataFrame({"item_id": LETTERS, "title": [f"Toy {letter}" for letter in LETTERS]})
@@ -74,3 +75,13 @@ def test_the_id_of_a_history_without_a_user_is_its_content():
     assert listed[0] == listed[3]
     assert len(set(listed)) == 3
     assert listed == Windows.from_lists([[0, 1], [0, 1, 2], [1, 0], [0, 1]]).user_ids.to_list()
+
+
+def test_truth_that_is_not_known_is_an_error_for_people(tiny_demo):
+    windows = Windows.from_lists([[0, 1, 2]])
+    with pytest.raises(DataError, match="no 'noise_mask', so their noise is not known"):
+        windows.truth()
+    with pytest.raises(DataError, match="no 'clean_item_ids'"):
+        windows.true_items()
+    with pytest.raises(DataError, match="no 'noise_mask'"):
+        oracle_split(windows, tiny_demo.catalogue, "drop", has_target=True)

@@ -1,5 +1,6 @@
 """Models from a checkpoint on disk, as the hub gives them: tuned in full or by LoRA, saved, moved, damaged."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -291,3 +292,49 @@ def test_lora_names_a_module_that_the_model_lacks(checkpoint):
 def test_lora_is_refused_for_the_embedded_model(tiny_demo):
     with pytest.raises(ConfigError, match=r"Use tuning: full, or another model.source"):
         fitted(configured("embedded", tuning="lora"), tiny_demo)
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_small_steps_add_up_in_half_precision(tmp_path, checkpoint, tiny_demo, dtype, tuning):
+    """Each step is below half the resolution of bf16 at 0.01, so none would change such a weight kept in bf16."""
+    config = configured(checkpoint, "soft_token", "per_position", tuning, dtype=dtype)
+    steps = {"epochs": 15, "batch_windows": 20, "learning_rate": 2e-5, "weight_decay": 0.0, "warmup_steps": 0}
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **steps))
+    before = load_file(checkpoint / "model.safetensors")
+    denoiser = fitted(config, tiny_demo)
+    assert np.isfinite(denoiser.curve).all()
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    if tuning == "full":
+        denoiser.save_pretrained(tmp_path / "model")
+        after = load_file(tmp_path / "model" / "lm" / "model.safetensors")
+        for name, weight in after.items():
+            assert weight.dtype == kind
+            given = before[name].to(kind)
+            if "proj" in name:
+                assert (weight != given)[given.abs() > 0.01].float().mean() > 0.2, name
+        histories = tiny_demo.splits["test"].histories()
+        loaded = Denoiser.from_pretrained(tmp_path / "model").score(histories)["log_odds"]
+        np.testing.assert_allclose(loaded, denoiser.score(histories)["log_odds"], atol=1e-4)
+    else:
+        assert {w.dtype for n, w in denoiser.model.lm.named_parameters() if "lora_" not in n} == {kind}
+
+
+def test_quantized_weights_cannot_be_tuned_in_full(checkpoint):
+    with pytest.raises(ConfigError, match=r"load_in: 8bit cannot be tuned in full\. Use tuning: lora"):
+        load_lm(str(checkpoint), ModelConfig(load_in="8bit", tuning="full"), "cuda")
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "\0", "~nobody-of-this-name/model", "./nowhere"])
+def test_sources_that_are_no_names(source):
+    with pytest.raises(ModelError, match=r"There is no model at|No causal language model could be loaded"):
+        load_lm(source, ModelConfig())
+
+
+@pytest.mark.parametrize("name", ["norm", "layers", "q_projection"])
+def test_modules_that_lora_cannot_adapt(checkpoint, name):
+    with pytest.raises(ModelError, match=r"^lora_targets: "):
+        add_lora(load_lm(str(checkpoint), ModelConfig())[0], ModelConfig(lora_targets=(name,)))

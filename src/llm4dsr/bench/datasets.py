@@ -74,5 +74,4 @@ def knows_before(windows: Windows) -> bool:
 
 def before_noise(windows: Windows) -> Windows:
     """Return the windows as they were before the noise; `knows_before` must be true."""
-    assert windows.clean_items is not None
-    return dataclasses.replace(windows, items=windows.clean_items, clean_items=None, noise_mask=None, weights=None)
+    return dataclasses.replace(windows, items=windows.true_items(), clean_items=None, noise_mask=None, weights=None)

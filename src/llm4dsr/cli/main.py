@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,10 +36,15 @@ from llm4dsr.cli.options import (
 )
 from llm4dsr.cli.terminal import bar, console, messages, set_up
 from llm4dsr.config import Config
-from llm4dsr.errors import LLM4DSRError, ModelError
+from llm4dsr.core.memory import is_out_of_memory
+from llm4dsr.errors import LLM4DSRError, ModelError, plain
 
 if TYPE_CHECKING:  # what computes is imported inside the commands, so that --help is quick
     from llm4dsr.pipeline import Run
+
+UNUSABLE = {  # errors of the system about a path that was given
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
 
 app = typer.Typer(
     help=__doc__,
@@ -286,15 +293,30 @@ def main() -> None:
     """Run the command line. Errors print one message on standard error and set the exit code (errors.py)."""
     set_up()
     signal.signal(signal.SIGTERM, _terminated)
+    odd = [argument for argument in sys.argv[1:] if any("\ud800" <= sign <= "\udfff" for sign in argument)]
+    if odd:  # libraries that write files take UTF-8 alone
+        messages.print(f"[red]Error:[/red] {escape(plain(odd[0]))} is not UTF-8. Give another name.", soft_wrap=True)
+        raise SystemExit(2)
     try:
         app()
     except LLM4DSRError as error:
         # soft_wrap: a path or a command in the message can be copied whole
         messages.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None
-    except MemoryError:
-        messages.print("[red]Error:[/red] Out of memory. Use fewer windows (--limit) or a larger machine.")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        messages.print(
+            "[red]Error:[/red] Out of memory. Use fewer windows (--limit), smaller sizes in the recipe, or a larger "
+            "machine.", soft_wrap=True,
+        )  # fmt: skip
         raise SystemExit(ModelError.exit_code) from None
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        path = escape(plain(str(error.filename))[:80])
+        messages.print(f"[red]Error:[/red] {path}: {error.strerror}. Give another path.", soft_wrap=True)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         messages.print("Interrupted. Repeat the command to resume.")
         raise SystemExit(130) from None

@@ -1,5 +1,6 @@
 """The whole configuration: read from YAML or a mapping, checked, and described as a JSON schema."""
 
+import functools
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llm4dsr.config.denoiser import (
     TaskConfig,
     TrainConfig,
 )
-from llm4dsr.config.fields import Count, message, options
+from llm4dsr.config.fields import Count, Seed, Threads, message, options
 from llm4dsr.config.recommenders import EvaluateConfig
 from llm4dsr.errors import ConfigError
 
@@ -34,10 +35,10 @@ class Config:
     (2, 3)
     """
 
-    seed: Count = 0
+    seed: Seed = 0
     """Seed of everything random."""
-    threads: Count = 0
-    """CPU threads. 0: all."""
+    threads: Threads = 0
+    """CPU threads, at most 1024. 0: all."""
     limit: Count = 0
     """Windows used of each split, for a quick look. 0: all."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -51,7 +52,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All options as nested dictionaries of plain values, for YAML and JSON."""
-        plain: dict[str, Any] = TypeAdapter(Config).dump_python(self, mode="json")
+        plain: dict[str, Any] = _adapter().dump_python(self, mode="json")
         return plain
 
     @classmethod
@@ -76,7 +77,7 @@ class Config:
         """
         merged = _merge(cls().to_dict(), data or {})
         try:
-            config: Config = TypeAdapter(cls).validate_python(merged)
+            config: Config = _adapter().validate_python(merged)
         except ValidationError as error:
             raise ConfigError(f"{where}: {message(error, cls)}") from None
         return config
@@ -107,9 +108,14 @@ class Config:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
+@functools.cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
 def config_schema() -> dict[str, Any]:
     """JSON schema of a recipe, from which editors complete and check options."""
-    return TypeAdapter(Config).json_schema()
+    return _adapter().json_schema()
 
 
 def _merge(default: Any, data: Any) -> Any:

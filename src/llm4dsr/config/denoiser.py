@@ -6,9 +6,9 @@ settings (arXiv 2408.08208, section 5.1, and its released code).
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from llm4dsr.config.fields import Count, Fraction, NonNegative, PositiveInt, options
+from llm4dsr.config.fields import Count, Fraction, Name, NonNegative, PositiveInt, UpTo1024, VocabularySize, options
 
 EMBEDDED = "embedded"
 
@@ -22,7 +22,7 @@ def _off(value: Any) -> Any:
 class ModelConfig:
     """Which language model answers, and how an item enters its prompt."""
 
-    source: str = EMBEDDED
+    source: Name = EMBEDDED
     """`embedded`, a hub name, or a local path (a checkpoint or a LoRA adapter)."""
     item_input: Literal["title", "soft_token"] = "soft_token"
     """How an item enters the prompt: its quoted title (published), or one soft token."""
@@ -44,21 +44,21 @@ class ModelConfig:
     """Scale of the LoRA update."""
     lora_dropout: Fraction = 0.05
     """Dropout before the LoRA matrices."""
-    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    lora_targets: Annotated[tuple[Name, ...], Field(min_length=1)] = ("q_proj", "v_proj")
     """Modules that get a LoRA adapter, by the last part of their name."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the weights."""
+    """Precision of the weights. They are tuned in fp32 and rounded afterwards."""
     load_in: Literal["full", "8bit", "4bit"] = "full"
     """Quantization of the base weights. `8bit` and `4bit` need CUDA and the extra llm4dsr[quantized]."""
     hidden_size: PositiveInt = 192
     """Width of the embedded model; ignored for any other source, like the options below."""
-    layers: PositiveInt = 3
+    layers: UpTo1024 = 3
     """Layers of the embedded model."""
     heads: PositiveInt = 4
     """Attention heads of the embedded model."""
     dropout: Fraction = 0.1
     """Attention dropout of the embedded model."""
-    vocabulary: PositiveInt = 4000
+    vocabulary: VocabularySize = 4000
     """Size of the embedded tokenizer."""
     pretrain_epochs: Count = 1
     """Language-model passes over the training histories before the task. `item_input: title` only."""
@@ -105,7 +105,7 @@ class TrainConfig:
     """Steps over which the learning rate rises; at most a tenth of all steps."""
     suggestion_weight: NonNegative = 0.2
     """Weight of the suggestion loss, for soft tokens."""
-    folds: PositiveInt = 3
+    folds: UpTo1024 = 3
     """Models, each tuned without the users of one fold and scoring them out of fold. 1: a single model (published)."""
     small_loss_drop_rate: Fraction = 0.05
     """Fraction of unlabeled interactions with the largest loss that is left out, from the second epoch on. The limit is
@@ -123,7 +123,7 @@ class ScoreConfig:
     windows. Needs `model.cooccurrence` and calibration."""
     calibration: Annotated[Literal["isotonic", "platt", "off"], BeforeValidator(_off)] = "isotonic"
     """Map from log-odds to probabilities."""
-    calibration_draws: PositiveInt = 3
+    calibration_draws: UpTo1024 = 3
     """Draws of injected noise per validation window."""
     atypical_share: Fraction = 0.5
     """Largest share of what looks like noise that may be the user's own atypical choices. No label-free estimate can

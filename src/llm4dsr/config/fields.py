@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
@@ -12,6 +13,8 @@ from pydantic.dataclasses import dataclass
 from llm4dsr.errors import ConfigError
 
 T = TypeVar("T")
+MOST = 2**31 - 1  # the largest count that all libraries take
+SHOWN = 80  # characters of a wrong value in a message
 
 
 def _no_bool(value: Any) -> Any:
@@ -21,8 +24,13 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, Field(strict=True, ge=0)]
-PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+PositiveInt = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Threads = Annotated[int, Field(strict=True, ge=0, le=1024)]  # the system may abort a process that starts more
+UpTo1024 = Annotated[int, Field(strict=True, ge=1, le=1024)]
+VocabularySize = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]  # tokenizers reserves memory for all of it
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Name = Annotated[str, Field(min_length=1)]
 # YAML reads 1e-4 as text, so text that is a number is accepted.
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), BeforeValidator(_no_bool)]
@@ -52,31 +60,44 @@ def message(error: ValidationError, kind: type[Any]) -> str:
     """Describe the first wrong option: where it is, what came, what was expected."""
     first = error.errors(include_url=False)[0]
     *section, key = [str(part) for part in first["loc"]] or ["configuration"]
-    place, value, limits = "".join(f"{part}: " for part in section), first["input"], first.get("ctx", {})
+    place, limits = "".join(f"{_shown(part, str)}: " for part in section), first.get("ctx", {})
+    value, key = _shown(first["input"], repr), _shown(key, str)
     match first["type"]:
         case "unexpected_keyword_argument":
             return f"{place}unknown option {key!r}. Known here: {', '.join(_known(kind, section))}."
         case "dataclass_type" | "dataclass_exact_type":
             inside = "" if not first["loc"] else f"{place}{key}: "
-            return f"{inside}expected a mapping of options, got {value!r}."
+            return f"{inside}expected a mapping of options, got {value}."
         case "literal_error":
             allowed = str(limits["expected"]).replace("'", "").replace(" or ", ", ")
-            return f"{place}{key} = {value!r}; expected one of {allowed}."
+            return f"{place}{key} = {value}; expected one of {allowed}."
         case "greater_than_equal":
-            return f"{place}{key} = {value!r}; expected a number of at least {limits['ge']:g}."
+            return f"{place}{key} = {value}; expected a number of at least {limits['ge']:g}."
         case "less_than_equal":
-            return f"{place}{key} = {value!r}; expected a fraction, from 0 to 1."
-        case "int_type" | "int_from_float" | "int_parsing":
-            return f"{place}{key} = {value!r}; expected a whole number."
+            most = "fraction, from 0 to 1" if limits["le"] == 1 else f"number of at most {limits['le']}"
+            return f"{place}{key} = {value}; expected a {most}."
+        case "int_type" | "int_from_float" | "int_parsing" | "int_parsing_size":
+            return f"{place}{key} = {value}; expected a whole number."
         case "float_type" | "float_parsing" | "finite_number" | "value_error":
-            return f"{place}{key} = {value!r}; expected a number."
+            return f"{place}{key} = {value}; expected a number."
         case "bool_type" | "bool_parsing":
-            return f"{place}{key} = {value!r}; expected true or false."
+            return f"{place}{key} = {value}; expected true or false."
         case "string_type":
-            return f"{place}{key} = {value!r}; expected text."
+            return f"{place}{key} = {value}; expected text."
         case "tuple_type":
-            return f"{place}{key} = {value!r}; expected a list of names."
-    return f"{place}{key} = {value!r}: {first['msg']}."
+            return f"{place}{key} = {value}; expected a list of names."
+        case "string_too_short" | "too_short":
+            return f"{place}{key} = {value}; expected {'text' if first['input'] == '' else 'at least one name'}."
+    return f"{place}{key} = {value}: {first['msg']}."
+
+
+def _shown(value: Any, text: Callable[[Any], str]) -> str:
+    """The value for a message, cut where it is long."""
+    try:
+        full = text(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a list within itself
+        full = f"<{type(value).__name__}>"
+    return full if len(full) <= SHOWN else f"{full[:SHOWN]}…"
 
 
 def _known(kind: type[Any], section: list[str]) -> list[str]:

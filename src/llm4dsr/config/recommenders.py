@@ -5,7 +5,7 @@ from dataclasses import field
 from typing import Literal
 
 from llm4dsr.config.denoiser import ModelConfig
-from llm4dsr.config.fields import Count, Fraction, NonNegative, PositiveInt, options
+from llm4dsr.config.fields import Count, Fraction, NonNegative, PositiveInt, UpTo1024, options
 
 
 @options
@@ -18,7 +18,7 @@ class RecommenderConfig:
 
     hidden_size: PositiveInt = 64
     """Width of item vectors and layers."""
-    blocks: PositiveInt = 2
+    blocks: UpTo1024 = 2
     """Layers."""
     heads: PositiveInt = 1
     """Attention heads."""
@@ -99,7 +99,7 @@ class NeighborhoodConfig:
 class EvaluateConfig:
     """Which recommender is trained on each row, with which seeds, and how it is measured."""
 
-    seeds: PositiveInt = 1
+    seeds: UpTo1024 = 1
     """Seeds of each recommender. `itemknn` and `ease` have none and are trained once."""
     k: PositiveInt = 20
     """Cutoff of NDCG@k and HR@k."""

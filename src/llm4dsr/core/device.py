@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 
+from llm4dsr.core.memory import is_out_of_memory
 from llm4dsr.core.progress import log
 from llm4dsr.errors import ModelError
 
@@ -78,8 +79,7 @@ def run_or_oom(run: Callable[[], T]) -> T | None:
     try:
         return run()
     except (RuntimeError, MemoryError) as error:
-        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not short:
+        if not is_out_of_memory(error):
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -117,3 +117,21 @@ def precision(dtype: str, device: torch.device) -> Any:
     if device.type == "cuda" and dtype != "fp32":
         return torch.autocast("cuda", dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def fp32_weights(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Hold half-precision weights in fp32 inside the block, and round them to their own precision after it.
+
+    For tuning: a small step is below the resolution of bf16 and would be lost, and PyTorch unscales no fp16 gradients.
+    """
+    given = [p.dtype for p in parameters]
+    half = [(p, kind) for p, kind in zip(parameters, given, strict=True) if kind in (torch.bfloat16, torch.float16)]
+    for p, _ in half:
+        p.data = p.data.float()
+    try:
+        yield
+    finally:
+        for p, kind in half:
+            p.grad = None
+            p.data = p.data.to(kind)

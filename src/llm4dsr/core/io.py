@@ -207,7 +207,7 @@ def as_data_error(what: str, advice: str) -> Iterator[None]:
     """Raise errors of Polars and of the file system as a DataError: what went wrong, the reason, what to do."""
     try:
         yield
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, TypeError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(f"{what}: {first_line(error)}. {advice}") from None
 
 

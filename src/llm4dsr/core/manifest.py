@@ -105,10 +105,14 @@ def read_manifest(folder: Path, name: str = MANIFEST, only: set[str] | None = No
         If the manifest or a file is missing or damaged.
     """
     facts = read_sealed(folder / name)
+    if not isinstance(facts.get(FILES), dict):
+        raise DamageError(folder / name, "is damaged: it lists no files")
     for file, expected in facts[FILES].items():
         if only is not None and file not in only:
             continue
         path = folder / file
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise DamageError(folder / name, f"lists {file!r}, which is not in its folder")
         try:
             found = file_hash(path)
         except FileNotFoundError:

@@ -6,6 +6,16 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Final
+
+_NO_MEMORY: Final = ("can't allocate memory", "std::bad_alloc", "Storage size calculation overflowed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory is used up; PyTorch raises some of them as RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def peak_memory_mb() -> int:

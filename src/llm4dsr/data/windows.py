@@ -63,6 +63,20 @@ class Windows:
         items: list[int] = self.items[index, : self.lengths[index]].tolist()
         return items
 
+    def truth(self) -> BoolArray:
+        """Return the noise mask. Raises DataError if it is not known."""
+        if self.noise_mask is None:
+            raise DataError(f"These windows have no {c.NOISE_MASK!r}, so their noise is not known. Add the column.")
+        return self.noise_mask
+
+    def true_items(self) -> IntArray:
+        """Return the clean items. Raises DataError if they are not known."""
+        if self.clean_items is None:
+            raise DataError(
+                f"These windows have no {c.CLEAN_ITEMS!r}, so what belongs there instead of noise is not known."
+            )
+        return self.clean_items
+
     def take(self, rows: npt.NDArray[Any]) -> Windows:
         """Return the windows at these rows."""
 

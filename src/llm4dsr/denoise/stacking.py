@@ -41,6 +41,7 @@ EPOCHS = 20
 BATCH = 512
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 1e-2
+OWN_INPUTS = 4  # of `evidence`, before the co-occurrence features
 LIMIT = 5.0  # standard deviations beyond which an input is cut off
 
 Floats = npt.NDArray[np.float32]

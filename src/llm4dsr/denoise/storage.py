@@ -15,9 +15,11 @@ from llm4dsr.core.io import write_parquet
 from llm4dsr.core.manifest import DamageError, read_manifest, write_manifest
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.saved_checks import as_damaged, check_parts, check_table, read_rows
 from llm4dsr.denoise.stacking import Stacker
 from llm4dsr.errors import ModelError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.lm.load import check_files
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
@@ -65,25 +67,34 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
     """
     if not (folder / CARD).is_file():
         raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
-    with suppress(ValueError, AttributeError):  # damage is reported below
+    for place in sorted({path.parent for path in folder.rglob("*.json")}):
+        check_files(place)
+    with suppress(ValueError, AttributeError, RecursionError):  # damage is reported below
         if (found := json.loads((folder / CARD).read_bytes()).get("format")) != FORMAT:
             raise ModelError(f"{folder} has format {found}; this version reads {FORMAT}. Tune the model again.")
     try:
         read_manifest(folder)
     except DamageError as error:
         raise ModelError(f"{error}. Restore the folder from a copy, or tune the model again.") from None
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    config = Config.from_dict(card["config"], str(folder / CARD))
-    seen = pl.read_parquet(folder / USERS, glob=False)["hash"].to_numpy()
-    catalogue = Catalogue.from_frame(pl.read_parquet(folder / ITEMS, glob=False))
+    with as_damaged(folder):
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        config = Config.from_dict(card["config"], str(folder / CARD))
+        seen = read_rows(folder / USERS)["hash"].to_numpy()
+        catalogue = Catalogue.from_frame(read_rows(folder / ITEMS))
     models = [NoiseLM.load(place, config.model).eval() for place in _model_folders(folder, config)]
     counted = config.model.item_input == "soft_token" and config.model.cooccurrence
-    counts = CooccurrenceCounts.load(folder) if counted else None
+    with as_damaged(folder):
+        for table in folder.glob("*.parquet"):
+            check_table(table)
+        counts = CooccurrenceCounts.load(folder) if counted else None
     builder = PromptBuilder(models[0].tokenizer, catalogue.titles, config.model, config.train.max_tokens, counts)
     if builder.hash != card["prompt_hash"]:
         raise ModelError(f"{folder} was tuned with another prompt ({card['prompt_hash']}). Tune the model again.")
-    stackers = Stacker.load(folder, NEWER), Stacker.load(folder, TRAINING)
-    return Ensemble(models, builder, catalogue, config, seen, *stackers), card
+    with as_damaged(folder):
+        stackers = Stacker.load(folder, NEWER), Stacker.load(folder, TRAINING)
+        ensemble = Ensemble(models, builder, catalogue, config, seen, *stackers)
+        check_parts(folder, ensemble, card)
+    return ensemble, card
 
 
 def _model_folders(folder: Path, config: Config) -> list[Path]:

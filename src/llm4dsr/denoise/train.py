@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.core.arrays import FloatArray, IntArray
-from llm4dsr.core.device import halve_budget, pick_device, precision, run_or_oom, seeded
+from llm4dsr.core.device import fp32_weights, halve_budget, pick_device, precision, run_or_oom, seeded
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
@@ -110,6 +110,8 @@ def tune(
     `train.small_loss_drop_rate` of the unlabeled interactions of the step before exceeded. So about that fraction is
     left out, and it does not depend on how a step is split into forward passes.
 
+    Weights are tuned in fp32, with autocast on a GPU, and rounded to `model.dtype` at the end.
+
     Parameters
     ----------
     model : NoiseLM
@@ -143,8 +145,30 @@ def tune(
     ----------
     LLM4DSR, arXiv 2408.08208, section 4.1. Small-loss selection: co-teaching, Han et al. (2018).
     """
+    parameters = model.trainable()
+    with fp32_weights(parameters):
+        curve = _tune(model, builder, windows, catalogue, config, progress, doing, checkpoint or Checkpoint(None, ""))
+    if not all(torch.isfinite(p).all() for p in parameters):
+        raise ModelError(
+            "The tuned weights are no longer numbers. Lower train.learning_rate, or use dtype: bf16 or fp32."
+        )
+    model.eval()
+    return curve
+
+
+def _tune(
+    model: NoiseLM,
+    builder: PromptBuilder,
+    windows: Windows,
+    catalogue: Catalogue,
+    config: Config,
+    progress: Progress | None,
+    doing: str,
+    checkpoint: Checkpoint,
+) -> list[float]:
+    """The steps of `tune`; mean loss of each epoch."""
     settings, rng = config.train, np.random.default_rng(config.seed)
-    checkpoint, injectable = checkpoint or Checkpoint(None, ""), Injectable.of(catalogue, windows)
+    injectable = Injectable.of(catalogue, windows)
     rows = np.arange(len(windows))
     if settings.samples and settings.samples < len(rows):
         rows = np.sort(rng.choice(rows, settings.samples, replace=False))
@@ -186,11 +210,6 @@ def tune(
         if time.monotonic() - saved >= CHECKPOINT_SECONDS or at.epoch == settings.epochs:
             checkpoint.save(model, optimizer, scaler, rng, at)
             saved = time.monotonic()
-    if not all(torch.isfinite(p).all() for p in parameters):
-        raise ModelError(
-            "The tuned weights are no longer numbers. Lower train.learning_rate, or use dtype: bf16 or fp32."
-        )
-    model.eval()
     return at.curve
 
 

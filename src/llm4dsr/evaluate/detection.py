@@ -31,11 +31,16 @@ def detection_metrics(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Wi
         `auroc`, `average_precision`, `precision` and `recall` (higher is better); `stated_precision`, the mean
         probability of the flagged, between `stated_low` and `stated_high`; `flagged` and `noise`, fractions of the
         scored interactions; `ece` and `ties` (lower is better). All in [0, 1]; NaN where undefined.
+
+    Raises
+    ------
+    DataError
+        If the noise mask is not known.
     """
-    assert windows.noise_mask is not None
+    mask = windows.truth()
     log_odds, probability = to_matrix(scores, windows, c.LOG_ODDS), to_matrix(scores, windows, c.NOISE_PROBABILITY)
     flagged, scored = to_matrix(decisions, windows, None), np.isfinite(log_odds)
-    truth = windows.noise_mask[scored]
+    truth = mask[scored]
     stated = [_mean(to_matrix(scores, windows, name)[flagged]) for name in c.PROBABILITIES]
     return {
         **flag_metrics(log_odds[scored], flagged[scored], truth),

@@ -123,18 +123,22 @@ def oracle_split(
         The last item is an evaluation target and stays as it is in every other row.
     keep_target : bool, default False
         The last item stays as it is, evaluation target or not.
+
+    Raises
+    ------
+    DataError
+        If the noise mask, or the clean items for "replace", are not known.
     """
-    assert windows.noise_mask is not None
-    flagged: BoolArray = windows.noise_mask.copy()
+    flagged: BoolArray = windows.truth().copy()
     if has_target or keep_target:
         flagged[np.arange(len(windows)), windows.lengths - 1] = False
     certain = np.ones(flagged.shape)
     if action == "replace":
-        assert windows.clean_items is not None
-        inserted = flagged & (windows.clean_items == PAD)
+        clean = windows.true_items()
+        inserted = flagged & (clean == PAD)
         at = np.nonzero(flagged & ~inserted)
         truth = Suggestions.none(at[0], at[1])
-        truth.items = windows.clean_items[at]
+        truth.items = clean[at]
         windows = correct(windows, flagged & ~inserted, certain, truth, catalogue, "replace", has_target).windows
         if not inserted.any():
             return windows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from llm4dsr.config import EMBEDDED, ModelConfig
 from llm4dsr.core.device import pick_device
 from llm4dsr.core.hashing import digest
 from llm4dsr.core.manifest import file_hash
-from llm4dsr.errors import ModelError, first_line, last_line
+from llm4dsr.errors import ConfigError, ModelError, first_line, last_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+MOST_LAYERS = 10_000
+JSON_BYTES = 2**28  # of one file; the largest tokenizers have some 35 MB
 BASE_HASH = "base.json"  # beside an adapter: tells its base from another model of the same shape
 _EXPECTED = (
     "Give a hub name that can be reached, a local folder with config.json, *.safetensors and a tokenizer, "
@@ -45,26 +48,33 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
     ------
     ModelError
         If there is no such model, weights are missing, or the adapter belongs to another base.
+    ConfigError
+        If quantized weights are to be tuned in full.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = device or pick_device()
     source = _absolute(source)
-    base, adapter = source, (Path(source) / ADAPTER_CONFIG).is_file()
+    base, adapter = source, os.path.isfile(os.path.join(source, ADAPTER_CONFIG))
     if adapter:
         base = _base_of(Path(source))
-    elif Path(source).exists() and not (Path(source) / "config.json").is_file():
+    elif os.path.exists(source) and not (Path(source) / "config.json").is_file():
         raise ModelError(f"{source} exists but holds no config.json: not a transformers checkpoint or adapter.")
-    elif not Path(source).exists() and (Path(source).is_absolute() or source.startswith(".")):
+    elif not os.path.exists(source) and (Path(source).is_absolute() or source.startswith(".")):
         raise ModelError(f"There is no model at {source}. {_EXPECTED}")
     kwargs: dict[str, Any] = {"dtype": DTYPES[config.dtype], "use_safetensors": True, "trust_remote_code": False}
     if config.load_in != "full":
         if device == "cpu":
             raise ModelError(f"load_in: {config.load_in} needs CUDA, and none is here. Use load_in: full.")
+        if config.tuning == "full":
+            raise ConfigError(f"model.load_in: {config.load_in} cannot be tuned in full. Use tuning: lora.")
         from transformers import BitsAndBytesConfig
 
         kwargs["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{config.load_in}": True})
         kwargs["device_map"] = {"": 0}
+    for folder in {source, base}:
+        if os.path.isdir(folder):
+            check_files(Path(folder))
     try:
         lm, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
         has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
@@ -78,6 +88,9 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(report["missing_keys"])
         raise ModelError(f"{base} lacks {len(missing)} of the model's weights, for example {missing[0]}. {_EXPECTED}")
+    bad = [name for name, p in lm.named_parameters() if p.is_floating_point() and not torch.isfinite(p).all()]
+    if bad:
+        raise ModelError(f"{base} holds values that are not finite, in {bad[0]}. Use another checkpoint.")
     if config.load_in == "full":
         lm = lm.to(device)
     if adapter:
@@ -87,8 +100,8 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
 
 def _absolute(source: str) -> str:
     """An absolute path for local sources, because an adapter records the path of its base; hub names as they are."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else str(path) if source.startswith("~") else source
+    path = os.path.expanduser(source)  # unlike those of pathlib, these raise for no name at all
+    return str(Path(path).resolve()) if os.path.exists(path) else path
 
 
 def _base_of(adapter: Path) -> str:
@@ -157,6 +170,40 @@ def weight_files(source: str) -> dict[str, str]:
     return {path.name: file_hash(path) for path in sorted(Path(source).glob("*.safetensors"))}
 
 
+def check_files(folder: Path) -> None:
+    """Check files of a model before any library reads them: JSON of a bounded size, and shards inside the folder.
+
+    Raises
+    ------
+    ModelError
+        If a JSON file is larger than any tokenizer's, a list of shards names a file elsewhere, or the configuration
+        has more layers than any model.
+    """
+    for path in folder.glob("*.json"):
+        if path.stat().st_size > JSON_BYTES:
+            raise ModelError(f"{path} has {path.stat().st_size} bytes; expected at most {JSON_BYTES}. Do not trust it.")
+    for name, value in _json_of(folder / "config.json").items():
+        if "layer" in name and isinstance(value, int) and value > MOST_LAYERS:
+            raise ModelError(f"{folder / 'config.json'} has {name} = {value}; expected at most {MOST_LAYERS}.")
+    for path in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path} is no list of shards: {first_line(error)}. {_EXPECTED}") from None
+        outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+        if outside:
+            raise ModelError(f"{path} names the file {outside[0]!r}, which is not in its folder. Do not trust it.")
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is none, which the library that reads it reports."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def verify_weights(folder: Path) -> None:
     """Raise ModelError if saved weights are missing, empty (a known fault of adapters) or not finite."""
     files = sorted(folder.glob("*.safetensors"))
@@ -192,4 +239,7 @@ def add_lora(lm: Any, config: ModelConfig) -> Any:
         lm = prepare_model_for_kbit_training(lm)
     settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
                           target_modules=list(config.lora_targets), task_type="CAUSAL_LM")  # fmt: skip
-    return get_peft_model(lm, settings)
+    try:
+        return get_peft_model(lm, settings)
+    except ValueError as error:  # a module of another kind than LoRA can adapt
+        raise ModelError(f"lora_targets: {first_line(error)} Name linear layers, such as q_proj.") from None

@@ -204,7 +204,7 @@ class NoiseLM(nn.Module):
             for name in model.parts:
                 part = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
                 getattr(model, name).load_state_dict(part)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, IndexError, RuntimeError) as error:
             raise ModelError(f"{path} does not fit the model: {last_line(error)}. Tune the model again.") from None
         return model.to(model.device)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llm4dsr.config import EMBEDDED, LLaRAConfig, RecommenderConfig
 from llm4dsr.core.arrays import FloatArray
-from llm4dsr.core.device import halve_budget, pick_device, precision, run_or_oom, seeded
+from llm4dsr.core.device import fp32_weights, halve_budget, pick_device, precision, run_or_oom, seeded
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows, limit_windows
@@ -90,15 +90,16 @@ def fit_llara(
         lm = build_hybrid_lm(catalogue, sasrec.item_vectors.detach(), config, seed)
         model = LLaRA(lm, sasrec, catalogue, config)
         best, curve, state = 0, list[float](), dict[str, Tensor]()
-        for epoch, loss in enumerate(tune(model, windows, seed)):
-            ranks = model.rank(histories, targets)
-            curve.append(ndcg(ranks, VALIDATION_K))
-            if curve[epoch] >= curve[best]:  # of equal epochs the last, which has been trained for longer
-                best, best_ranks = epoch, ranks
-                state = {k: p.detach().clone() for k, p in model.lm.named_parameters() if p.requires_grad}
-            if progress:
-                message = f"LLaRA: loss {loss:.4f}, validation NDCG@{VALIDATION_K} {curve[epoch]:.4f}"
-                progress(recommender.epochs + epoch + 1, total, message)
+        with fp32_weights(model.lm.trainable()):
+            for epoch, loss in enumerate(tune(model, windows, seed)):
+                ranks = model.rank(histories, targets)
+                curve.append(ndcg(ranks, VALIDATION_K))
+                if curve[epoch] >= curve[best]:  # of equal epochs the last, which has been trained for longer
+                    best, best_ranks = epoch, ranks
+                    state = {k: p.detach().clone() for k, p in model.lm.named_parameters() if p.requires_grad}
+                if progress:
+                    message = f"LLaRA: loss {loss:.4f}, validation NDCG@{VALIDATION_K} {curve[epoch]:.4f}"
+                    progress(recommender.epochs + epoch + 1, total, message)
     model.lm.load_state_dict(state, strict=False)
     return Trained(model, curve, best, time.perf_counter() - started, best_ranks)
 

@@ -143,12 +143,10 @@ def study(context: Context) -> Found:
     given = sample.splits[c.TEST]
     judged = known_noise(given, data.catalogue, context.config.seed)
     inner = judged.histories()
-    assert inner.noise_mask is not None
-    assert inner.clean_items is not None
-    noisy: BoolArray = inner.noise_mask & (inner.clean_items >= 0)  # where one was inserted nothing belongs
+    noisy: BoolArray = inner.truth() & (inner.true_items() >= 0)  # where one was inserted nothing belongs
     rows, positions = np.nonzero(noisy)
     flags = pl.DataFrame({c.WINDOW: inner.window_ids[rows], c.POSITION: positions})
-    originals = inner.clean_items[noisy]
+    originals = inner.true_items()[noisy]
 
     found = {}
     tuned = Denoiser.from_pretrained(run.verified("train")).update_counts(data.splits[c.VALID])

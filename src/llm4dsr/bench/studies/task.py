@@ -45,8 +45,7 @@ def study(context: Context) -> Found:
     lines.append(_line(FULL, given, context, tuned))
     table = pl.DataFrame(lines)
     inner = judged.histories()
-    assert inner.noise_mask is not None
-    rate = float(inner.noise_mask.sum() / inner.lengths.sum())
+    rate = float(inner.truth().sum() / inner.lengths.sum())
     notes = [
         f"Test histories: {inner.lengths.sum():,} interactions, {rate:.1%} of them noise. Chance: AUROC 0.5, average "
         f"precision {rate:.3f}.",

@@ -109,8 +109,7 @@ def _pair(scores: pl.DataFrame, windows: Windows) -> Pair:
     """([n] probability, [n] whether it is noise)."""
     probability = to_matrix(scores, windows, c.NOISE_PROBABILITY)
     at = np.isfinite(to_matrix(scores, windows, c.LOG_ODDS))
-    assert windows.noise_mask is not None
-    return probability[at], windows.noise_mask[at]
+    return probability[at], windows.truth()[at]
 
 
 def _line(name: str, split: str, scores: pl.DataFrame, windows: Windows) -> dict[str, Any]:

@@ -94,8 +94,7 @@ def restored(data: Dataset, place: str) -> Splits:
 
 
 def _restored(windows: Windows, where: BoolArray, data: Dataset, has_target: bool) -> Windows:
-    assert windows.noise_mask is not None
-    known = dataclasses.replace(windows, noise_mask=windows.noise_mask & where)
+    known = dataclasses.replace(windows, noise_mask=windows.truth() & where)
     return oracle_split(known, data.catalogue, "replace", has_target)
 
 
@@ -113,8 +112,7 @@ def _at(split: str, windows: Windows, place: str) -> BoolArray:
 
 def _mask(windows: Windows) -> pl.DataFrame:
     """Decisions that are the noise mask."""
-    assert windows.noise_mask is not None
-    noisy, positions = np.nonzero(windows.noise_mask)
+    noisy, positions = np.nonzero(windows.truth())
     return pl.DataFrame(
         {c.WINDOW: windows.window_ids[noisy], c.POSITION: positions, c.NOISE_PROBABILITY: np.ones(len(noisy))}
     )
@@ -127,14 +125,13 @@ def by_place(data: Dataset, ours: DecisionTables, knowing: DecisionTables) -> pl
         truth, flags, hits = [], [], []
         for split, windows in data.splits.items():
             here = _at(split, windows, place)
-            assert windows.noise_mask is not None
-            assert windows.clean_items is not None
-            truth.append(windows.noise_mask[here])
+            mask, clean = windows.truth(), windows.true_items()
+            truth.append(mask[here])
             flags.append(to_matrix(ours.decisions[split], windows, None)[here])
             made = correct_split(split, windows, knowing, data.catalogue, CorrectConfig()).windows
-            noisy = here & windows.noise_mask & (windows.clean_items >= 0)
+            noisy = here & mask & (clean >= 0)
             canonical = data.catalogue.canonical
-            hits.append(canonical[made.items[noisy]] == canonical[windows.clean_items[noisy]])
+            hits.append(canonical[made.items[noisy]] == canonical[clean[noisy]])
         noise, flagged, right = (np.concatenate(parts) for parts in (truth, flags, hits))
         precision, recall = metrics.precision_recall(flagged, noise)
         lines.append({"place": place, "noise": float(noise.mean()), "flagged": float(flagged.mean()),

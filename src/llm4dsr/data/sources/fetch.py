@@ -14,7 +14,6 @@ import json
 import os
 import re
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,12 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from filelock import FileLock, Timeout
+
 from llm4dsr.data.sources.known import Download, File, known_sources
 from llm4dsr.data.sources.unpack import is_archive, unpack
 from llm4dsr.errors import ConfigError, DataError, OutputError
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["Download", "File", "fetch", "known_sources", "license_notice"]
 
@@ -37,6 +35,7 @@ RECORD: Final = "checksums.json"
 BLOCK: Final = 2**20
 TRIES: Final = 5  # in a row without a new byte
 TIMEOUT: Final = 60.0  # seconds without a byte
+CHECKSUM_BYTES: Final = 2**16  # most that are read of a file with a checksum
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all (0 = not known), what is being done
 
 
@@ -155,15 +154,15 @@ def _fetch_file(file: File, folder: Path, tell: Progress, wait: float) -> None:
 # --- one file from a server ------------------------------------------------------------------------------------------
 
 
-def _download(file: File, part: Path, tell: Progress, wait: float) -> None:
-    """Append to `part` until it has the announced length."""
+def _download(file: File, part: Path, tell: Progress, wait: float, most: int | None = None) -> None:
+    """Append to `part` until it has the announced length. Raises DataError if it is longer than `most`."""
     failures, why = 0, ""
     while failures < TRIES:
         if failures:
             time.sleep(wait * 2 ** (failures - 1))
         before = _size(part) or 0
         try:
-            _one_try(file, part, before, tell)
+            _one_try(file, part, before, tell, most)
             return
         except urllib.error.HTTPError as error:
             error.close()
@@ -190,7 +189,7 @@ def _download(file: File, part: Path, tell: Progress, wait: float) -> None:
     )
 
 
-def _one_try(file: File, part: Path, begin: int, tell: Progress) -> None:
+def _one_try(file: File, part: Path, begin: int, tell: Progress, most: int | None) -> None:
     """Append what one connection sends. Raises an error of urllib or http.client if it ends early."""
     headers = {"User-Agent": "llm4dsr", "Accept-Encoding": "identity"}
     version = _read_version(part)
@@ -211,6 +210,10 @@ def _one_try(file: File, part: Path, begin: int, tell: Progress) -> None:
             for block in _blocks(answer):
                 writer.write(block)
                 done += len(block)
+                if most is not None and done > most:
+                    raise DataError(
+                        f"{file.url} holds more than {most} bytes, which no checksum does. Try again later."
+                    )
                 tell(done, total or file.size or 0, f"download {file.name}")
     if total is not None and done < total:
         raise http.client.HTTPException(f"the connection ends after {done} of {total} bytes")
@@ -266,9 +269,11 @@ def _stated(file: File, folder: Path, wait: float) -> str | None:
     beside = File(file.checksum)
     part = folder / f".{beside.name}.part"
     _forget(part)
-    _download(beside, part, lambda done, total, doing: None, wait)
-    text = part.read_text(encoding="utf-8", errors="replace")[:4096]
-    _forget(part)
+    try:
+        _download(beside, part, lambda done, total, doing: None, wait, CHECKSUM_BYTES)
+        text = part.read_text(encoding="utf-8", errors="replace")[:4096]
+    finally:
+        _forget(part)
     sums = re.findall(r"\b(?:[0-9a-f]{64}|[0-9a-f]{32})\b", text.lower())
     if len(sums) != 1:
         raise DataError(f"{file.checksum} should state one checksum, but begins with {text[:60]!r}. Try again later.")
@@ -367,10 +372,14 @@ def _writing(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Lock the folder: two downloads would write the same part file."""
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(f"Another download into {folder} is going on. Wait for it to end.") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"Another download into {folder} is going on. Wait for it to end.") from None
+    except NotImplementedError as error:
+        raise OutputError(f"{folder} cannot be locked: {error}. Choose a folder on another disk.") from None
+    try:
         yield
+    finally:
+        lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,13 @@ from typing import IO, Any
 
 from llm4dsr.errors import DataError, OutputError
 
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError)
+_BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError, RuntimeError
+)  # fmt: skip
+MOST_FILES = 100_000
+MOST_TIMES = 200  # an archive may unpack to so many times its size; text of interactions packs 3 to 30 times
+ALWAYS = 64 * 2**20  # bytes that any archive may unpack to
+HEADER = 2**24  # bytes of one read: more than any header of a tar, and than the blocks that are copied
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ def unpack(archive: Path, folder: Path) -> dict[str, int]:
     Raises
     ------
     DataError
-        If the archive is damaged, or a member is a link, a device, or would land outside `folder`.
+        If the archive is damaged, or a member is a link, a device, or would land outside `folder`; or if it unpacks to
+        many times its size, as no data does.
     OutputError
         If there is too little space.
     """
@@ -81,12 +89,47 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as zipped:
-                yield [_of_zip(zipped, i) for i in zipped.infolist() if not i.is_dir() and _wanted(i.filename)]
+                infos = _bounded(archive, zipped.infolist(), lambda info: info.file_size)
+                yield [_of_zip(zipped, i) for i in infos if not i.is_dir() and _wanted(i.filename)]
         else:
-            with tarfile.open(archive) as tar:
-                yield [_of_tar(tar, i) for i in tar.getmembers() if not i.isdir() and _wanted(i.name)]
+            packed = archive.name.endswith(("gz", "tgz"))
+            with open(archive, "rb") as raw, _tar(raw, packed) as tar:
+                found = _bounded(archive, tar, lambda info: info.size)
+                yield [_of_tar(tar, i) for i in found if not i.isdir() and _wanted(i.name)]
     except _BROKEN as error:
         raise DataError(f"{archive} is a damaged archive: {error}. Delete it to download it again.") from None
+
+
+class _Reader:
+    """A file for `tarfile` that refuses to read a header of gigabytes into memory."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.tell, self.seek, self.close = file, file.tell, file.seek, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        data: bytes = self._file.read(size)
+        return data
+
+
+def _tar(raw: IO[bytes], packed: bool) -> tarfile.TarFile:
+    reader: Any = _Reader(gzip.GzipFile(fileobj=raw) if packed else raw)
+    return tarfile.open(fileobj=reader, mode="r:")
+
+
+def _bounded(archive: Path, infos: Iterable[Any], size: Callable[[Any], int]) -> list[Any]:
+    """All members, in a list; stops at the first that is too much. Raises DataError."""
+    most, total, found = max(ALWAYS, MOST_TIMES * archive.stat().st_size), 0, []
+    for info in infos:
+        total += size(info)
+        found.append(info)
+        if total > most or len(found) > MOST_FILES:
+            raise DataError(
+                f"{archive} unpacks to more than {most} bytes or {MOST_FILES} files, which no data of its size does. "
+                "Nothing was unpacked. Do not trust this archive."
+            )
+    return found
 
 
 def _wanted(name: str) -> bool:
