@@ -116,6 +116,15 @@ def test_a_second_run_is_refused_with_the_process_that_holds_the_folder(calm, tm
     assert in_child(folder, "train") == 0  # the dead hold nothing
 
 
+def test_the_lock_comes_before_the_look_at_what_is_done(calm, tmp_path):
+    """Another process may be making a complete stage again: only who holds the folder may look."""
+    folder = before("suggest", calm, tmp_path / "run")
+    with Run(folder).locked(), pytest.raises(OutputError, match="in use by process"):
+        Run(folder).decide()
+    with pytest.raises(OutputError, match="exists already"):
+        Run(folder).decide()
+
+
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
