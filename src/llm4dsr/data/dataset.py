@@ -11,9 +11,10 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_data_error, write_parquet
+from llm4dsr.data.buckets import Bucket
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.interaction_log import InteractionLog
-from llm4dsr.data.windowing import build_windows, materialize_windows, reindex_items, used_items
+from llm4dsr.data.windowing import build_windows, materialize_windows, new_rows, sort_log
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
 
@@ -84,23 +85,28 @@ def make_windows(
         raise DataError(f"history={history}, ratios={tuple(ratios)}; expected at least 1, and three shares.")
     catalogue = Catalogue.from_frame(items)
     frame, missing = _usable_rows(interactions)
-    columns = InteractionLog(
+    log = InteractionLog(
         users=frame.with_row_index("row").select(pl.col("row").first().over(c.USER))["row"].to_numpy().astype(np.int64),
         items=catalogue.index(frame[c.ITEM], "the interactions"),
         order=frame["order"].to_numpy(),
         seconds=frame["seconds"].to_numpy(),
     )
     if c.NOISE_MASK in frame.columns:
-        columns.noise_mask = frame[c.NOISE_MASK].to_numpy().astype(bool)
+        log.noise_mask = frame[c.NOISE_MASK].to_numpy().astype(bool)
     if c.CLEAN_ITEM in frame.columns:
-        columns.clean_items = catalogue.index_or_pad(frame[c.CLEAN_ITEM], c.CLEAN_ITEM)
-    index = build_windows(columns, history, k_core, ratios=ratios)
+        log.clean_items = catalogue.index_or_pad(frame[c.CLEAN_ITEM], c.CLEAN_ITEM)
+    log, dropped = sort_log(log)
+    bucket = Bucket()
+    bucket.put(log.columns(), np.arange(len(frame)), frame[c.USER])
+    index = build_windows([bucket], len(catalogue), history, k_core, ratios=ratios)
+    item_rows = None
     if k_core > 0:  # an item that no interaction is left of is no longer part of the catalogue
-        used = used_items(columns, index, len(catalogue))
-        reindex_items(columns, used)
-        catalogue = catalogue.filter(used)
-    splits = {name: materialize_windows(columns, index, name, frame[c.USER]) for name in c.SPLITS}
-    return Dataset(catalogue, splits, {"missing_value": missing, **index.dropped})
+        item_rows = new_rows(index.used)
+        catalogue = catalogue.filter(index.used)
+    splits = {}
+    for name in c.SPLITS:
+        (splits[name],) = materialize_windows(index, name, item_rows, multiple=max(1, index.count(name)))
+    return Dataset(catalogue, splits, {"missing_value": missing, **dropped, **index.dropped})
 
 
 def _usable_rows(interactions: pl.DataFrame) -> tuple[pl.DataFrame, int]:

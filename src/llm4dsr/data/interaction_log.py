@@ -1,8 +1,8 @@
-"""An interaction log as columns of numbers, read in batches, so that ids of any type take four bytes each."""
+"""An interaction log as columns of numbers, read in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import PAD, BoolArray
+from llm4dsr.core.arrays import BoolArray
 from llm4dsr.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ Ints = npt.NDArray[np.integer[Any]]
 
 READ: Final = 500_000  # rows that are turned into numbers at once
 _STRANGE: Final = 1_000  # unknown ids that are kept, to tell why they do not match
-_NO_TIME: Final = np.iinfo(np.int64).min
 
 
 @dataclass
@@ -31,7 +30,7 @@ class InteractionLog:
     Attributes
     ----------
     users : array of int
-        [N] number of the user, from 0.
+        [N] number of the user: the row of the log where it appears first.
     items : array of int
         [N] catalogue rows.
     order : array
@@ -40,8 +39,6 @@ class InteractionLog:
         [N] seconds since 1970; None if unknown.
     noise_mask, clean_items : array or None
         [N] the known truth, if any; PAD where an item was inserted.
-    unknown : Series or None
-        Some of the item ids that are not in the catalogue, if those of most rows are not.
     """
 
     users: Ints
@@ -50,7 +47,41 @@ class InteractionLog:
     seconds: Ints | None
     noise_mask: BoolArray | None = None
     clean_items: Ints | None = None
-    unknown: pl.Series | None = None
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns that are known, by name."""
+        return {name: column for name, column in vars(self).items() if column is not None}
+
+    def take(self, rows: npt.NDArray[Any]) -> InteractionLog:
+        """Return the log with these rows only, given by number or as a mask."""
+        found: dict[str, Any] = {name: column[rows] for name, column in self.columns().items()}
+        return InteractionLog(**{"seconds": None, **found})
+
+
+@dataclass
+class ReadLog:
+    """What is known of a log once it was read, besides its rows.
+
+    Attributes
+    ----------
+    rows_in, rows_left : int
+        Rows of the batches, and those that were not dropped.
+    dropped : dict of str to int
+        Rows that were dropped, by reason.
+    is_timed : bool
+        Whether any row has a time; rows without one are then dropped.
+    seen : array of bool
+        [n_items] True for an item that a row has, as its item or as its truth.
+    unknown : Series or None
+        Some of the item ids that are not in the catalogue, if those of most rows are not.
+    """
+
+    rows_in: int
+    rows_left: int
+    dropped: dict[str, int]
+    is_timed: bool
+    seen: BoolArray
+    unknown: pl.Series | None
 
 
 def item_table(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -63,28 +94,6 @@ def item_table(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     return once, {"missing_id": len(items) - len(known), "repeated_id": len(known) - len(once)}
 
 
-class _Numbers:
-    """Ids as numbers 0, 1, 2, … in order of appearance."""
-
-    def __init__(self) -> None:
-        self.parts: list[pl.DataFrame] = []  # id, number
-
-    def of(self, ids: pl.Series) -> npt.NDArray[np.int32]:
-        new = ids.unique(maintain_order=True).alias("id").to_frame()
-        if self.parts:
-            new = new.join(self._table(), on="id", how="anti", maintain_order="left")
-        known = sum(len(part) for part in self.parts)
-        self.parts.append(new.with_columns(number=pl.int_range(known, known + len(new), dtype=pl.Int32, eager=True)))
-        return _look_up(ids, self._table())
-
-    def _table(self) -> pl.DataFrame:
-        self.parts = [pl.concat(self.parts)]
-        return self.parts[0]
-
-    def ids(self) -> pl.Series:
-        return self._table()["id"]
-
-
 def _look_up(ids: pl.Series, table: pl.DataFrame) -> npt.NDArray[np.int32]:
     """[N] the `number` of each id; -1 if the table lacks it."""
     found = ids.alias("id").to_frame().join(table, on="id", how="left", maintain_order="left")["number"]
@@ -92,8 +101,12 @@ def _look_up(ids: pl.Series, table: pl.DataFrame) -> npt.NDArray[np.int32]:
 
 
 def read_log(
-    batches: Iterable[pl.DataFrame], item_ids: pl.Series, min_rating: float | None, tell: Progress
-) -> tuple[InteractionLog, pl.Series, int, dict[str, int]]:
+    batches: Iterable[pl.DataFrame],
+    item_ids: pl.Series,
+    min_rating: float | None,
+    tell: Progress,
+    keep: Callable[[pl.DataFrame], None],
+) -> ReadLog:
     """Read a log from batches.
 
     Parameters
@@ -106,16 +119,12 @@ def read_log(
         Drop interactions with a lower rating, or none.
     tell : Progress
         Called with (rows read, 0, "read interactions").
+    keep : callable
+        Called with the rows that are left of each batch, for `to_log`: user ids, numbers of rows and items, times.
 
     Returns
     -------
-    log : InteractionLog
-    users : Series
-        User ids by number.
-    rows_in : int
-        Rows of the batches.
-    dropped : dict of str to int
-        Rows that were dropped, by reason.
+    ReadLog
 
     Raises
     ------
@@ -123,10 +132,10 @@ def read_log(
         If the log is empty or a column is missing or of the wrong type.
     """
     table = pl.DataFrame({"id": item_ids, "number": np.arange(len(item_ids), dtype=np.int32)})
-    users, came = _Numbers(), 0
+    came = left = with_time = 0
     dropped = {"missing_value": 0, "unknown_item": 0}
     strange = item_ids.clear()
-    parts: dict[str, list[npt.NDArray[Any]]] = {c.USER: [], c.ITEM: [], c.TIME: []}
+    seen, seen_with_time = np.zeros((2, len(item_ids)), dtype=bool)
     for batch in _joined(batches, min_rating):
         item = _item_numbers(batch[c.ITEM], table)
         gone = (batch[c.USER].is_null() | batch[c.ITEM].is_null()).to_numpy()
@@ -136,42 +145,55 @@ def read_log(
             strange = pl.concat([strange, batch[c.ITEM].cast(item_ids.dtype).filter(~gone & (item < 0))])
             strange = strange.unique(maintain_order=True)
         gone |= item < 0
-        clean = mask = None
+        truth: dict[str, npt.NDArray[Any]] = {}
         if c.CLEAN_ITEM in batch.columns:
             clean = _item_numbers(batch[c.CLEAN_ITEM], table)
             unknown = (clean < 0) & batch[c.CLEAN_ITEM].is_not_null().to_numpy()  # null: the item was inserted
             dropped["unknown_clean_item"] = dropped.get("unknown_clean_item", 0) + int((~gone & unknown).sum())
             gone |= unknown
-            mask = item != clean
+            truth = {c.CLEAN_ITEM: clean, c.NOISE_MASK: item != clean}
         if c.NOISE_MASK in batch.columns:
-            mask = _mask(batch[c.NOISE_MASK])
+            truth[c.NOISE_MASK] = _mask(batch[c.NOISE_MASK])
         if min_rating is not None:
             low = ~(batch[c.RATING].cast(pl.Float64) >= min_rating).fill_null(False).to_numpy()
             dropped["low_rating"] = dropped.get("low_rating", 0) + int((~gone & low).sum())
             gone |= low
-        kept = ~gone
-        found = {c.USER: users.of(batch[c.USER].filter(kept)), c.ITEM: item[kept],
-                 c.TIME: batch[c.TIME].fill_null(_NO_TIME).to_numpy()[kept],
-                 c.NOISE_MASK: None if mask is None else mask[kept],
-                 c.CLEAN_ITEM: None if clean is None else clean[kept]}  # fmt: skip
-        for name, values in found.items():
-            if values is not None:
-                parts.setdefault(name, []).append(values)
+        rows = pl.DataFrame({c.USER: batch[c.USER], c.ITEM: item, c.TIME: batch[c.TIME], **truth}).filter(~gone)
+        rows = rows.with_columns(_row=pl.int_range(left, left + len(rows), dtype=pl.Int64))
+        for known, some in ((seen, rows), (seen_with_time, rows.filter(pl.col(c.TIME).is_not_null()))):
+            for name in (c.ITEM, c.CLEAN_ITEM):
+                if name in truth or name == c.ITEM:
+                    known[some[name].filter(some[name] >= 0).to_numpy()] = True
+        keep(rows)
+        left += len(rows)
+        with_time += len(rows) - rows[c.TIME].null_count()
         came += len(batch)
         tell(came, 0, "read interactions")
     if not came:
         raise DataError("The log has no interactions; expected at least one.")
-    whole = {name: np.concatenate(parts.pop(name)) for name in list(parts)}  # one column at a time holds two copies
-    times = whole[c.TIME]
-    log = InteractionLog(whole[c.USER], whole[c.ITEM], times, times, whole.get(c.NOISE_MASK), whole.get(c.CLEAN_ITEM))
-    if 2 * dropped["unknown_item"] > came:
-        log.unknown = strange
-    timed = times != _NO_TIME
-    if timed.any():
-        dropped["missing_time"] = filter_rows(log, timed)
-    else:
-        log.order, log.seconds = np.arange(len(times)), None
-    return log, users.ids(), came, dropped
+    if with_time:
+        dropped["missing_time"], left, seen = left - with_time, with_time, seen_with_time
+    return ReadLog(came, left, dropped, with_time > 0, seen, strange if 2 * dropped["unknown_item"] > came else None)
+
+
+def to_log(rows: pl.DataFrame, is_timed: bool) -> tuple[InteractionLog, pl.DataFrame]:
+    """Return (rows as a log, their users as a table `user_id, number`, in order of the numbers).
+
+    Parameters
+    ----------
+    rows : DataFrame
+        From `read_log`, all rows of each of the users.
+    is_timed : bool
+        True drops rows without time; False takes the order of the log.
+    """
+    users = rows.unique(c.USER, keep="first", maintain_order=True).select(c.USER, number="_row")
+    rows = rows.with_columns(_user=pl.col("_row").first().over(c.USER))
+    if is_timed:
+        rows = rows.filter(pl.col(c.TIME).is_not_null())
+    order = rows[c.TIME if is_timed else "_row"].to_numpy()
+    truth = (rows[name].to_numpy() if name in rows.columns else None for name in (c.NOISE_MASK, c.CLEAN_ITEM))
+    return InteractionLog(rows["_user"].to_numpy(), rows[c.ITEM].to_numpy(), order, order if is_timed else None,
+                          *truth), users  # fmt: skip
 
 
 def _joined(batches: Iterable[pl.DataFrame], min_rating: float | None) -> Iterator[pl.DataFrame]:
@@ -218,33 +240,16 @@ def _mask(values: pl.Series) -> BoolArray:
     return values.cast(pl.Boolean).to_numpy()
 
 
-def filter_rows(log: InteractionLog, kept: BoolArray) -> int:
-    """Keep only the rows where `kept` is True, in place; return how many were removed."""
-    if kept.all():
-        return 0
-    timed = log.seconds is not None
-    for name in ("users", "items", "order", "noise_mask", "clean_items"):
-        column = getattr(log, name)
-        setattr(log, name, None if column is None else column[kept])
-    log.seconds = log.order if timed else None
-    return int((~kept).sum())
-
-
-def refuse_nothing(log: InteractionLog, name: str, rows_in: int, dropped: dict[str, int], why: str = "") -> None:
+def refuse_nothing(left: int, name: str, rows_in: int, dropped: dict[str, int], why: str = "") -> None:
     """Raise DataError if no interaction is left, with the reasons; `why` follows them."""
-    if not len(log.users):
+    if not left:
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
         raise DataError(
             f"None of the {rows_in} interaction(s) of {name} can be used. Left out: {reasons or 'none'}. {why}".rstrip()
         )
 
 
-def merge_titles(log: InteractionLog, titles: pl.Series, titled: BoolArray) -> BoolArray:
-    """Replace items by the first item with their title, in place; return [N] where an item is not that first one."""
+def first_with_title(titles: pl.Series) -> npt.NDArray[np.int32]:
+    """Return [n_items] the first catalogue row with the same title."""
     rows = titles.alias(c.TITLE).to_frame().with_row_index("row")
-    first = rows.select(pl.col("row").first().over(c.TITLE).cast(pl.Int32))["row"].to_numpy()
-    log.items = first[log.items]
-    if log.clean_items is not None:
-        log.clean_items = np.append(first, np.int32(PAD))[log.clean_items]  # PAD stays PAD
-    merged: BoolArray = titled & (first != np.arange(len(first)))
-    return merged
+    return rows.select(pl.col("row").first().over(c.TITLE).cast(pl.Int32))["row"].to_numpy()

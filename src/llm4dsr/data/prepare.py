@@ -1,8 +1,11 @@
 """From a log of any size to a folder of windows, in bounded memory. Every dropped row is counted by its reason.
 
-Ids become numbers while the log is read, so an interaction takes 16 bytes. Windows are positions in these columns
-(`windowing.WindowIndex`) and become lists of ids part by part, as they are written. For tables in memory,
-`dataset.make_windows` gives the same result.
+1. The log is read in batches. A large one is written into buckets of whole users, a file each (`buckets.BucketedRows`).
+2. Each bucket in turn is sorted and loses its repeats (`windowing.sort_log`).
+3. The k-core counts over all buckets until nothing changes. Windows are positions in the rows of their bucket.
+4. Windows of all buckets are merged by time, and become lists of ids part by part, as they are written.
+
+A small log is one bucket, which stays in memory. For tables in memory, `dataset.make_windows` gives the same result.
 """
 
 from __future__ import annotations
@@ -10,32 +13,37 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm4dsr import columns as c
+from llm4dsr.core.arrays import PAD, BoolArray
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.manifest import sealed_folder
 from llm4dsr.core.progress import log as logger
+from llm4dsr.data.buckets import Bucket, BucketedRows
 from llm4dsr.data.catalogue import clean_titles, tidy_titles
 from llm4dsr.data.ids import explain_mismatch
-from llm4dsr.data.interaction_log import InteractionLog, filter_rows, item_table, merge_titles, read_log, refuse_nothing
+from llm4dsr.data.interaction_log import ReadLog, first_with_title, item_table, read_log, refuse_nothing, to_log
 from llm4dsr.data.windowing import (
     Repeats,
     Split,
     WindowIndex,
     build_windows,
     materialize_windows,
-    reindex_items,
-    used_items,
+    new_rows,
+    sort_log,
 )
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError, DataError, OutputError
@@ -46,6 +54,7 @@ if TYPE_CHECKING:
 
 REPORT: Final = "report.json"
 WRITE: Final = 100_000  # windows that are written at once; one row group
+SCRATCH: Final = 80  # bytes of scratch files per interaction, at most, besides long ids of users
 
 
 @dataclass(frozen=True)
@@ -113,49 +122,43 @@ def prepare(
     """
     options, out = options or PrepareOptions(), Path(os.path.abspath(out))
     tell = progress or (lambda done, total, doing: None)
-    with _out_folder(out) as folder:
+    with _out_folder(out) as folder, TemporaryDirectory(dir=folder, prefix="scratch-") as scratch:
         items, lost_items = item_table(source.items)
-        log, users, rows_in, dropped = read_log(source.batches(), items[c.ITEM], options.min_rating, tell)
-        why = "" if log.unknown is None else explain_mismatch(log.unknown, items[c.ITEM], "the log", source.others())
-        refuse_nothing(log, source.name, rows_in, dropped, why)
+        rows = BucketedRows(Path(scratch), SCRATCH + 4 * (options.history + 1))
+        with closing(rows):
+            read = read_log(source.batches(), items[c.ITEM], options.min_rating, tell, rows.add)
+        rows_in, dropped = read.rows_in, read.dropped
+        why = "" if read.unknown is None else explain_mismatch(read.unknown, items[c.ITEM], "the log", source.others())
+        refuse_nothing(read.rows_left, source.name, rows_in, dropped, why)
         if why:
             logger.warning("%s of %s interactions are of unknown items. %s", dropped["unknown_item"], rows_in, why)
-        if log.seconds is None and options.split == "time":
+        if not read.is_timed and options.split == "time":
             raise DataError(
                 f"The log of {source.name} has no timestamps, so that it cannot be split by time. "
                 "Choose --split leave-one-out or --split user; interactions are then taken in the order of the log. "
                 f"If a column has the times, name it with --column {c.TIME}=NAME."
             )
-        seen = np.zeros(len(items), dtype=bool)
-        for column in (log.items, log.clean_items):
-            if column is not None:
-                seen[column[column >= 0]] = True
-        wanted = seen if options.k_core > 0 else np.ones(len(items), dtype=bool)
+        wanted = read.seen if options.k_core > 0 else np.ones(len(items), dtype=bool)
         shown = tidy_titles(pl.select(pl.when(pl.Series(wanted)).then(items[c.TITLE])).to_series())
         titles = clean_titles(shown)
         titled = (titles.fill_null("") != "").to_numpy()
-        dropped["item_without_title"] = filter_rows(log, titled[log.items])
-        if log.clean_items is not None:
-            dropped["unknown_clean_item"] += filter_rows(log, np.append(titled, True)[log.clean_items])
-        refuse_nothing(log, source.name, rows_in, dropped)
-        merged = np.zeros(len(items), dtype=bool)
-        if options.merge_titles:
-            merged = merge_titles(log, titles, titled)
+        first = first_with_title(titles) if options.merge_titles else np.arange(len(items), dtype=np.int32)
+        merged = titled & (first != np.arange(len(items)))
 
-        tell(0, 1, "build windows")
-        index = build_windows(log, options.history, options.k_core, options.split, options.ratios, options.seed,
-                      options.repeats, options.max_history)  # fmt: skip
-        dropped |= index.dropped
-        used = used_items(log, index, len(items)) if options.k_core > 0 else titled & ~merged
-        reindex_items(log, used)
-        tell(1, 1, "build windows")
+        buckets, users, repeated = _sorted_buckets(rows, read, titled, first, options, tell)
+        refuse_nothing(sum(len(bucket["items"]) for bucket in buckets), source.name, rows_in, dropped)
+        index = build_windows(
+            buckets, len(items), options.history, options.k_core, options.split, options.ratios, options.seed
+        )
+        tell(len(rows), len(rows), "build windows")
 
+        dropped |= repeated | index.dropped
+        used = index.used if options.k_core > 0 else titled & ~merged
         catalogue = pl.DataFrame({c.ITEM: items[c.ITEM].filter(used), c.TITLE: titles.filter(used)})
         catalogue = catalogue.with_columns(pl.col(c.ITEM).first().over(c.TITLE).alias(c.CANONICAL))
         catalogue = catalogue.with_columns(shown.filter(used).alias(c.TITLE))
         catalogue.write_parquet(folder / f"{c.ITEMS_FILE}.parquet", compression="zstd")
-        _write_splits(folder, log, index, users, catalogue[c.ITEM], tell)
-        held = index.held()
+        _write_splits(folder, index, catalogue[c.ITEM], new_rows(used), tell)
         lost_items |= {
             "without_title": int((wanted & ~titled).sum()),
             "merged": int(merged.sum()),
@@ -164,17 +167,47 @@ def prepare(
         report = {
             "source": source.name,
             "unreadable": {"interactions": dict(source.dropped), "items": dict(source.dropped_items)},
-            "interactions": {
-                "in": rows_in, "out": int(held.sum()), "dropped": dropped
-            },
+            "interactions": {"in": rows_in, "out": index.rows_held, "dropped": dropped},
             "items": {"in": len(source.items), "out": len(catalogue), "dropped": lost_items},
-            "users": {"in": len(users), "out": int(np.count_nonzero(np.bincount(log.users[index.rows[held]])))},
-            "windows": {name: len(numbers) for name, numbers in index.splits.items()},
+            "users": {"in": users, "out": index.users_held},
+            "windows": {name: index.count(name) for name in c.SPLITS},
             "options": dataclasses.asdict(options),
             "versions": versions("llm4dsr", "numpy", "polars", "pyarrow"),
-        }  # fmt: skip
+        }
         (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
+
+
+def _sorted_buckets(
+    rows: BucketedRows,
+    read: ReadLog,
+    titled: BoolArray,
+    first: npt.NDArray[np.int32],
+    options: PrepareOptions,
+    tell: Progress,
+) -> tuple[list[Bucket], int, dict[str, int]]:
+    """(The log for `build_windows`, its users, repeated rows by reason). Adds rows without title to `read.dropped`."""
+    buckets: list[Bucket] = []
+    users, repeated = 0, Counter[str]()
+    read.dropped["item_without_title"] = 0
+    for some, bucket in rows.take():
+        tell(len(buckets), len(rows), "build windows")
+        log, names = to_log(some, read.is_timed)
+        users += len(names)
+        kept = titled[log.items]
+        read.dropped["item_without_title"] += int((~kept).sum())
+        log = log.take(kept)
+        if log.clean_items is not None:
+            kept = np.append(titled, True)[log.clean_items]  # PAD, an inserted item, is -1
+            read.dropped["unknown_clean_item"] += int((~kept).sum())
+            log = log.take(kept)
+            log.clean_items = np.append(first, np.int32(PAD))[log.clean_items]
+        log.items = first[log.items]
+        log, lost = sort_log(log, options.repeats, options.max_history)
+        repeated.update(lost)
+        bucket.put(log.columns(), names["number"].to_numpy(), names[c.USER])
+        buckets.append(bucket)
+    return buckets, users, dict(repeated)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -195,24 +228,23 @@ def _out_folder(out: Path) -> Iterator[Path]:
 
 
 def _write_splits(
-    folder: Path, log: InteractionLog, index: WindowIndex, users: pl.Series, item_ids: pl.Series, tell: Progress
+    folder: Path, index: WindowIndex, item_ids: pl.Series, item_rows: npt.NDArray[np.int32], tell: Progress
 ) -> None:
     ids = item_ids.to_arrow(compat_level=pl.CompatLevel.oldest())
-    done, total = 0, sum(len(numbers) for numbers in index.splits.values())
-    for name, numbers in index.splits.items():
-        writer = None
-        try:
-            for begin in range(0, len(numbers), WRITE):
-                windows = materialize_windows(log, index, name, users, begin, begin + WRITE)
-                table = _table(windows, ids)
-                if writer is None:
-                    writer = pq.ParquetWriter(folder / f"{name}.parquet", table.schema, compression="zstd")
-                writer.write_table(table, row_group_size=WRITE)
-                done += len(windows)
-                tell(done, total, "write windows")
-        finally:
-            if writer is not None:
-                writer.close()
+    done, total = 0, sum(map(index.count, c.SPLITS))
+    for name in c.SPLITS:
+        with ExitStack() as stack:
+            writer = None
+            for part in materialize_windows(index, name, item_rows, multiple=WRITE):
+                for begin in range(0, len(part), WRITE):
+                    windows = part.take(np.arange(begin, min(begin + WRITE, len(part))))
+                    table = _table(windows, ids)
+                    if writer is None:
+                        path = folder / f"{name}.parquet"
+                        writer = stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
+                    writer.write_table(table, row_group_size=WRITE)
+                    done += len(windows)
+                    tell(done, total, "write windows")
 
 
 def _table(windows: Windows, item_ids: Any) -> Any:
