@@ -54,6 +54,8 @@ class InteractionLog:
 
     def take(self, rows: npt.NDArray[Any]) -> InteractionLog:
         """Return the log with these rows only, given by number or as a mask."""
+        if rows.dtype == bool and rows.all():
+            return self
         found: dict[str, Any] = {name: column[rows] for name, column in self.columns().items()}
         return InteractionLog(**{"seconds": None, **found})
 
@@ -186,8 +188,8 @@ def to_log(rows: pl.DataFrame, is_timed: bool) -> tuple[InteractionLog, pl.DataF
     is_timed : bool
         True drops rows without time; False takes the order of the log.
     """
-    users = rows.unique(c.USER, keep="first", maintain_order=True).select(c.USER, number="_row")
     rows = rows.with_columns(_user=pl.col("_row").first().over(c.USER))
+    users = rows.filter(pl.col("_user") == pl.col("_row")).select(c.USER, number="_row")
     if is_timed:
         rows = rows.filter(pl.col(c.TIME).is_not_null())
     order = rows[c.TIME if is_timed else "_row"].to_numpy()

@@ -93,8 +93,7 @@ def sort_log(
     def leave_out(reason: str, gone: BoolArray) -> None:
         nonlocal log
         dropped[reason] = int(gone.sum())
-        if gone.any():
-            log = log.take(~gone)
+        log = log.take(~gone)
 
     leave_out("repeated_row", _same_again(log))
     if repeats == "first":
