@@ -68,7 +68,7 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Fill the cells that are missing, and write the page."""
+    """Fill the cells that are missing; the page is written after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -87,8 +87,8 @@ def main() -> None:
                 about = {"dataset": folder.name, "kind": kind, "origin": origin, "windows": sizes}
                 write_text(path, json.dumps(about | cell | {"seed": config.seed, "versions": versions()}, indent=1))
             cells.append(json.loads(path.read_text(encoding="utf-8")))
-    page = (Path(__file__).parent / "calibration.md").read_text(encoding="utf-8")
-    write_text(given.out / "README.md", page.replace("TABLE", table(cells)))
+            page = (Path(__file__).parent / "calibration.md").read_text(encoding="utf-8")
+            write_text(given.out / "README.md", page.replace("TABLE", table(cells)))
     print(pl.DataFrame([{"dataset": x["dataset"], "kind": x["kind"], **x[c.TEST]} for x in cells]))
 
 
