@@ -204,10 +204,10 @@ def one_column(path: Path, first: str) -> DataError:
 
 @contextmanager
 def as_data_error(what: str, advice: str) -> Iterator[None]:
-    """Raise errors of Polars and of the file system as a DataError: what went wrong, the reason, what to do."""
+    """Raise errors of Polars, of the file system and about damaged text as a DataError: what, why, what to do."""
     try:
         yield
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{what}: {first_line(error)}. {advice}") from None
 
 

@@ -47,7 +47,7 @@ class Bucket:
     def __getitem__(self, name: str) -> Array:
         if self.folder is None:
             return self._arrays[name]
-        column: Array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        column: Array = np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="r")
         return column
 
     def __setitem__(self, name: str, values: Array) -> None:
