@@ -133,15 +133,24 @@ def _host() -> str:
 
 def _remove_leftovers(out: Path) -> None:
     """Remove hidden folders of processes of this machine that were killed while they wrote to the same place."""
-    for part in out.parent.glob(f".{glob.escape(out.name)}.{_host()}.*.part"):
-        named = re.fullmatch(rf"\.{re.escape(out.name)}\.{re.escape(_host())}\.(\d+)\.part", part.name)
-        if (number := named) is not None:
-            try:
-                os.kill(int(number[1]), 0)  # no signal: asks whether the process is there
-            except ProcessLookupError:
-                shutil.rmtree(part, ignore_errors=True)
-            except PermissionError:
-                pass
+    start = f".{out.name}.{_host()}."
+    for part in out.parent.glob(f"{glob.escape(start)}*.part"):
+        number = re.fullmatch(rf"{re.escape(start)}(\d+)\.part", part.name)
+        if number is not None and not is_running(int(number[1])):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def is_running(process: int) -> bool:
+    """Return whether a process of this machine is there; always on Windows, where the question would end it."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)  # no signal: asks whether the process is there
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def read_table(path: Path, as_text: Sequence[str] = ()) -> pl.DataFrame:

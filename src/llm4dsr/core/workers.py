@@ -11,6 +11,7 @@ from typing import Any
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from llm4dsr.core.io import is_running
 from llm4dsr.errors import ModelError
 
 INTERVAL = 0.5  # seconds between two looks at the parent
@@ -70,24 +71,11 @@ def end_with_parent(parent: int) -> None:
         return
     _watched.add(own)
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="parent-watchdog").start()
-    if not _runs(parent):  # it ended before this process came to look
+    if not is_running(parent):  # it ended before this process came to look
         os._exit(1)
 
 
 def _watch(started_by: int) -> None:
-    while os.getppid() == started_by and _runs(started_by):
+    while os.getppid() == started_by and is_running(started_by):
         time.sleep(INTERVAL)
     os._exit(1)
-
-
-def _runs(process: int) -> bool:
-    """Whether a process is there; asks by the signal 0, which on Windows would end it, so there it counts as there."""
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

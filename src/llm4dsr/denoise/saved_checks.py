@@ -40,12 +40,6 @@ def as_damaged(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def read_rows(path: Path) -> pl.DataFrame:
-    """Read a table of the denoiser. Raises ModelError if it would unpack to many times its size."""
-    check_table(path)
-    return pl.read_parquet(path, glob=False)
-
-
 def check_table(path: Path) -> None:
     """Raise ModelError if a Parquet file says that it unpacks to many times its size, as no table of ids does."""
     size, facts = path.stat().st_size, pq.read_metadata(path)
@@ -63,7 +57,7 @@ def check_parts(folder: Path, ensemble: Ensemble, card: dict[str, Any]) -> None:
     for model in ensemble.models:
         if model.vectors is not None and len(model.vectors) != items:
             _refuse(folder, f"{len(model.vectors)} title vectors for {items} items")
-    counts = ensemble.builder.cooccurrence
+    counts = ensemble.counts
     if counts is not None:
         if len(counts.popularity) != items:
             _refuse(folder, f"the counts of {len(counts.popularity)} items for {items} items")

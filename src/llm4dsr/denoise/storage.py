@@ -15,7 +15,7 @@ from llm4dsr.core.io import write_parquet
 from llm4dsr.core.manifest import DamageError, read_manifest, write_manifest
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.ensemble import Ensemble
-from llm4dsr.denoise.saved_checks import as_damaged, check_parts, check_table, read_rows
+from llm4dsr.denoise.saved_checks import as_damaged, check_parts, check_table
 from llm4dsr.denoise.stacking import Stacker
 from llm4dsr.errors import ModelError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
@@ -79,13 +79,13 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
     with as_damaged(folder):
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         config = Config.from_dict(card["config"], str(folder / CARD))
-        seen = read_rows(folder / USERS)["hash"].to_numpy()
-        catalogue = Catalogue.from_frame(read_rows(folder / ITEMS))
+        for table in folder.glob("*.parquet"):
+            check_table(table)
+        seen = pl.read_parquet(folder / USERS, glob=False)["hash"].to_numpy()
+        catalogue = Catalogue.from_frame(pl.read_parquet(folder / ITEMS, glob=False))
     models = [NoiseLM.load(place, config.model).eval() for place in _model_folders(folder, config)]
     counted = config.model.item_input == "soft_token" and config.model.cooccurrence
     with as_damaged(folder):
-        for table in folder.glob("*.parquet"):
-            check_table(table)
         counts = CooccurrenceCounts.load(folder) if counted else None
     builder = PromptBuilder(models[0].tokenizer, catalogue.titles, config.model, config.train.max_tokens, counts)
     if builder.hash != card["prompt_hash"]:

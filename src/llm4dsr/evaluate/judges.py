@@ -21,10 +21,10 @@ from llm4dsr.core.progress import Progress, log
 from llm4dsr.core.workers import in_parallel
 from llm4dsr.data.windows import Windows
 from llm4dsr.evaluate.rows import Splits
-from llm4dsr.evaluate.train_and_evaluate import content, user_codes
+from llm4dsr.evaluate.train_and_evaluate import content, neighborhood_options, user_codes
 from llm4dsr.recommenders import NAMES, NEIGHBORHOODS
-from llm4dsr.recommenders.ease import memory_needed
-from llm4dsr.recommenders.neighborhood import Neighborhood, user_matrix
+from llm4dsr.recommenders.ease import memory_needed, workers_in_memory
+from llm4dsr.recommenders.neighborhood import user_matrix
 from llm4dsr.recommenders.training import usable
 
 EASE, ITEM_KNN = "ease", "itemknn"
@@ -62,18 +62,26 @@ def judge(
     if memory_needed(n_items) > available_memory() > 0:
         log.warning("EASE does not fit into memory, so item-kNN alone chooses rate and action.")
         judges.remove(EASE)
-    train_key = {name: digest(*content(splits[c.TRAIN])) for name, splits in compared.items()}
-    alike: dict[str, list[str]] = {}  # rows with the same training windows, by their key
-    for name, key in train_key.items():
-        alike.setdefault(key, []).append(name)
+    alike: dict[str, list[str]] = {}  # rows with the same training windows, by their hash
+    for name, splits in compared.items():
+        alike.setdefault(digest(*content(splits[c.TRAIN])), []).append(name)
+    valid = {name: digest(*content(splits[c.VALID])) for name, splits in compared.items()}
     out, done = [], 0
     for kind in judges:
         workers = max_workers(len(alike))
         if kind == EASE:
-            workers = max(1, min(workers, available_memory() // memory_needed(n_items)))
+            workers = workers_in_memory(workers, n_items)
         arguments = (
-            (kind, compared[names[0]][c.TRAIN], [compared[n][c.VALID] for n in names], n_items, config, work)
-            for names in alike.values()
+            (
+                kind,
+                compared[names[0]][c.TRAIN],
+                [compared[n][c.VALID] for n in names],
+                n_items,
+                config,
+                work,
+                (train, *(valid[n] for n in names)),
+            )
+            for train, names in alike.items()
         )
         ranks: dict[str, list[int]] = {}
         made = in_parallel(workers, _rank, arguments, "tried a correction")
@@ -93,17 +101,22 @@ def judge(
 
 @single_thread()
 def _rank(
-    kind: str, train: Windows, valid: Sequence[Windows], n_items: int, config: NeighborhoodConfig, work: Path | None
+    kind: str,
+    train: Windows,
+    valid: Sequence[Windows],
+    n_items: int,
+    config: NeighborhoodConfig,
+    work: Path | None,
+    contents: tuple[str, ...],
 ) -> list[list[int]]:
     """Fit a judge and rank the targets of each validation split, in any process."""
 
     def fit_and_rank() -> pl.DataFrame:
-        judge: type[Neighborhood] = NEIGHBORHOODS[kind]
-        windows, _ = usable(train, valid[0], judge.name)
-        model = judge(user_matrix(windows, n_items), config)
+        recommender = NEIGHBORHOODS[kind]
+        windows, _ = usable(train, valid[0], recommender.name)
+        model = recommender(user_matrix(windows, n_items), config)
         return pl.DataFrame({"ranks": [model.rank(v.histories(), v.targets()).tolist() for v in valid]})
 
-    options = (config.decay, config.ridge) if kind == EASE else (config.decay, config.neighbors, config.shrink)
-    parts = [part for windows in (train, *valid) for part in content(windows)]
-    table = PartCache(work).table((versions(), kind, n_items, options, *parts), fit_and_rank)
+    key = (versions(), kind, n_items, neighborhood_options(kind, config), contents)
+    table = PartCache(work).table(key, fit_and_rank)
     return table["ranks"].to_list()

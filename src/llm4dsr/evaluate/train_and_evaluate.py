@@ -19,11 +19,10 @@ import torch
 
 from llm4dsr import columns as c
 from llm4dsr import metrics
-from llm4dsr.config import EMBEDDED, EvaluateConfig
+from llm4dsr.config import EMBEDDED, EvaluateConfig, NeighborhoodConfig
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.device import max_workers, single_thread
 from llm4dsr.core.hashing import digest, user_hashes, versions
-from llm4dsr.core.memory import available_memory
 from llm4dsr.core.progress import Progress
 from llm4dsr.core.workers import in_parallel
 from llm4dsr.data.catalogue import Catalogue
@@ -31,7 +30,7 @@ from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ModelError
 from llm4dsr.evaluate.rows import Splits
 from llm4dsr.recommenders import SEEDLESS, fit, seeds_of
-from llm4dsr.recommenders.ease import memory_needed
+from llm4dsr.recommenders.ease import workers_in_memory
 
 
 def train_and_evaluate(
@@ -94,7 +93,7 @@ def train_and_evaluate(
     pre_trained = config.backbone == "llara" and config.llara.model.source != EMBEDDED
     workers = max_workers(len(jobs), large=pre_trained)
     if config.backbone == "ease":
-        workers = max(1, min(workers, available_memory() // memory_needed(len(catalogue))))
+        workers = workers_in_memory(workers, len(catalogue))
     with TemporaryDirectory() as folder, _followed(Path(folder), len(jobs) * _epochs(config), progress):
         try:
             arguments = (
@@ -134,15 +133,16 @@ def _listed(windows: Windows) -> pl.Series:
 
 def shared_options(config: EvaluateConfig) -> list[object]:
     """Return the options that compared rows of one recommender must share."""
-    of = config.neighborhood
-    match config.backbone:
-        case "itemknn":
-            return [of.decay, of.neighbors, of.shrink, config.k]
-        case "ease":
-            return [of.decay, of.ridge, config.k]
-        case "llara":
-            return [config.recommender, config.k, config.llara]
+    if config.backbone in SEEDLESS:
+        return [*neighborhood_options(config.backbone, config.neighborhood), config.k]
+    if config.backbone == "llara":
+        return [config.recommender, config.k, config.llara]
     return [config.recommender, config.k]
+
+
+def neighborhood_options(backbone: str, of: NeighborhoodConfig) -> list[object]:
+    """Return the options that item-kNN or EASE reads."""
+    return [of.decay, of.ridge] if backbone == "ease" else [of.decay, of.neighbors, of.shrink]
 
 
 def _epochs(config: EvaluateConfig) -> int:

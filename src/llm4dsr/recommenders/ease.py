@@ -64,6 +64,11 @@ class EASE(Neighborhood):
         return np.ascontiguousarray(weights.numpy())
 
 
+def workers_in_memory(workers: int, n_items: int) -> int:
+    """Return how many of these workers may train EASE at a time; at least 1."""
+    return max(1, min(workers, available_memory() // memory_needed(n_items)))
+
+
 def memory_needed(n_items: int) -> int:
     """Return the bytes that EASE needs for a catalogue.
 
