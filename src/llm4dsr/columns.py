@@ -40,6 +40,17 @@ DISTANCE: Final = "distance"  # to the grounded item; 0 for a constrained or exa
 KEPT: Final = "kept_item_id"  # item in the corrected history; null = dropped
 ACTION: Final = "action"  # replace | drop | downweight | keep
 
+# Explanations: one row for each other item of the history
+OTHER_POSITION: Final = "other_position"
+OTHER_ITEM: Final = "other_item_id"
+OTHER_TITLE: Final = "other_title"
+PROBABILITY_WITHOUT: Final = "noise_probability_without"  # of the interaction, had the other item not been there
+LOG_ODDS_CHANGE: Final = "log_odds_change"  # > 0: the other item makes it look like noise
+PAIR_USERS: Final = "pair_users"  # other users who have both items
+ITEM_USERS: Final = "item_users"  # other users who have the item
+OTHER_USERS: Final = "other_item_users"  # other users who have the other item
+TITLE_SIMILARITY: Final = "title_similarity"  # cosine of the words of both titles, 0 to 1
+
 GROUNDINGS: Final = ("constrained", "exact", "nearest_embedding", "nearest_vector", "none")
 KEEP: Final = "keep"  # the action that changes nothing
 ACTIONS: Final = ("replace", "drop", "mixed", "downweight")

@@ -30,6 +30,7 @@ from llm4dsr.denoise import correct as correcting
 from llm4dsr.denoise import decide as deciding
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.explain import explain_prequentially
 from llm4dsr.denoise.fit_calibration import fit_calibration
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.score_in_time import score_prequentially
@@ -291,6 +292,45 @@ class Denoiser:
         return suggest_prequentially(
             self.ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, progress,
             PartCache(work), self.width, earlier,
+        )  # fmt: skip
+
+    def explain(
+        self,
+        histories: Any,
+        chosen: pl.DataFrame,
+        progress: Progress | None = None,
+        has_target: bool = False,
+        calibrator: Calibrator | None = None,
+        earlier: Windows | None = None,
+    ) -> pl.DataFrame:
+        """Explain scores: how each would change without each other item, and what both items have in common.
+
+        Parameters
+        ----------
+        histories : Windows, table or list
+            The scored histories.
+        chosen : DataFrame
+            The interactions to explain, by `window_id` and `position`, such as the flagged ones.
+        progress, has_target
+            As in `score`.
+        calibrator : Calibrator, optional
+            The map to probabilities. Default: that of `fit`.
+        earlier
+            As in `score_and_map`.
+
+        Returns
+        -------
+        DataFrame
+            One row per chosen interaction and other item of its history: `other_position, other_item_id, other_title`;
+            `noise_probability`, and `noise_probability_without` the other item; `log_odds_change`, above 0 if the other
+            item makes it look like noise; `pair_users, item_users, other_item_users`, other users who have both items,
+            the item, and the other item; `title_similarity`, 0 to 1.
+        """
+        windows = as_windows(histories, self.catalogue)
+        parts, origin = self._short(windows.histories() if has_target else windows, self.width)
+        return explain_prequentially(
+            self.ensemble, calibrator or self.calibrator, windows, parts, origin, chosen, has_target, progress,
+            self.width, earlier,
         )  # fmt: skip
 
     def correct(

@@ -17,10 +17,10 @@ from llm4dsr.core.io import write_parquet
 from llm4dsr.core.manifest import DamageError, read_manifest, write_manifest
 from llm4dsr.core.progress import Progress
 from llm4dsr.errors import ConfigError, OutputError
+from llm4dsr.evaluate.popularity import target_users
 from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate
 from llm4dsr.pipeline import Run, origin
 from llm4dsr.recommenders import NAMES, ROBUST, SEEDLESS
-from llm4dsr.recommenders.neighborhood import user_matrix
 
 RESULTS, DETECTION, TARGETS = "results.parquet", "detection.parquet", "targets.parquet"
 TABLES = {RESULTS, DETECTION, TARGETS}
@@ -85,7 +85,9 @@ def bench(
     _check(folder / RESULTS, data, recipes, devices)
     with Run(folder, config).locked():
         rows, detection = denoised(dataset, folder, denoisers, config, progress, denoiser_seeds)
-        write_results(target_users(dataset), folder / TARGETS)
+        windows = dataset.data.splits
+        users = target_users(windows[c.TRAIN], windows[c.TEST], len(dataset.data.catalogue))
+        write_results(pl.DataFrame({"users": users.astype(np.int32)}), folder / TARGETS)
         if len(detection):
             _add(folder / DETECTION, detection, ["denoiser", "denoiser_seed", "split"])
         for backbone in backbones:
@@ -111,13 +113,6 @@ def bench(
             ))  # fmt: skip
             _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "denoiser_seed", "seed"])
     return pl.concat(found)
-
-
-def target_users(dataset: BenchDataset) -> pl.DataFrame:
-    """Return how many users have the target of each test window in training, in the column `users`."""
-    train, test = dataset.data.splits[c.TRAIN], dataset.data.splits[c.TEST]
-    users = user_matrix(train, len(dataset.data.catalogue)).getnnz(axis=0)
-    return pl.DataFrame({"users": users[test.targets()].astype(np.int32)})
 
 
 def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, str]) -> None:

@@ -213,6 +213,18 @@ def evaluate(
 
 
 @app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML file to write; default: report.html in the run folder.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=3, help="Example histories, a third from each split.")] = 240,
+) -> None:
+    """Write what was found, changed and gained, and why, as one HTML file. It holds user ids and titles."""
+    _write_report(_open(run), out, examples)
+
+
+@app.command()
 def noise(
     data: Data,
     out: Out,
@@ -256,7 +268,17 @@ def _stages(run: Run, data: Any) -> None:
                 run.make(name, data, progress)
             if name == "decide":
                 _show_tried(run)
+        messages.print("[bold]report[/bold]")
+        _write_report(run)
     _show(run)
+
+
+def _write_report(run: Run, out: Path | None = None, examples: int | None = None) -> None:
+    from llm4dsr.report import write_report
+
+    with bar() as progress:
+        path = write_report(run, out, progress=progress, **({} if examples is None else {"count": examples}))
+    console.print(f"Report: {escape(str(path))}", soft_wrap=True)
 
 
 def _show_tried(run: Run) -> None:

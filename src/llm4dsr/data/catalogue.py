@@ -71,6 +71,8 @@ class Catalogue:
         [N] cleaned titles, never empty. Prompts hold them, and titles are compared by them.
     original_titles : list of str, optional
         [N] titles as they were given. Tables hold them. Default: `titles`.
+    categories : Series, optional
+        [N] category of each item, for reports. No model reads it.
 
     Attributes
     ----------
@@ -81,6 +83,7 @@ class Catalogue:
     ids: pl.Series
     titles: list[str]
     original_titles: list[str] = field(default_factory=list)
+    categories: pl.Series | None = None
     canonical: IntArray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -127,7 +130,8 @@ class Catalogue:
                 f"{len(empty)} item(s) have no title, for example {c.ITEM} {empty[:3]}. The method reads titles: "
                 "give each item one, or remove these items and their interactions."
             )
-        out = cls(ids, titles, originals)
+        categories = items[c.CATEGORY] if c.CATEGORY in items.columns else None
+        out = cls(ids, titles, originals, None if categories is None or categories.dtype.is_nested() else categories)
         out._others = items.drop(c.ITEM, c.TITLE)
         return out
 
@@ -136,7 +140,8 @@ class Catalogue:
         titles, originals = (
             [titles[row] for row in np.flatnonzero(kept)] for titles in (self.titles, self.original_titles)
         )
-        return Catalogue(self.ids.filter(kept), titles, originals)
+        categories = None if self.categories is None else self.categories.filter(kept)
+        return Catalogue(self.ids.filter(kept), titles, originals, categories)
 
     def index(self, ids: pl.Series | Sequence[Any], where: str = "a history") -> IntArray:
         """Find the rows of item ids.
@@ -196,10 +201,9 @@ class Catalogue:
         return pl.Series([self.original_titles[row] if row >= 0 else None for row in rows], dtype=pl.String)
 
     def to_frame(self) -> pl.DataFrame:
-        """Return the table `item_id, title, canonical_id`, with the titles as they were given."""
-        return pl.DataFrame({
-            c.ITEM: self.ids, c.TITLE: self.original_titles, c.CANONICAL: self.ids.gather(self.canonical)
-        })  # fmt: skip
+        """Return the table `item_id, title, canonical_id`, with titles as they were given, and `category` if known."""
+        columns = {c.ITEM: self.ids, c.TITLE: self.original_titles, c.CANONICAL: self.ids.gather(self.canonical)}
+        return pl.DataFrame(columns | ({} if self.categories is None else {c.CATEGORY: self.categories}))
 
 
 def _as_series(ids: Sequence[Any], dtype: pl.DataType) -> pl.Series:

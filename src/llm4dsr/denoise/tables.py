@@ -53,6 +53,12 @@ def flagged_rows(scores: pl.DataFrame, policy: str, eta: float, cap: int) -> pl.
     return scores.filter(pl.Series(decide(log_odds, probability, policy, eta, cap)[at]))
 
 
+def flaggable_rows(scores: pl.DataFrame, cap: int) -> pl.DataFrame:
+    """Return the rows of a table of scores that some η would flag: at most `cap` of a window, and never all of it."""
+    known = scores.filter(pl.col(c.LOG_ODDS).is_finite())
+    return known.filter(pl.col(c.RANK) <= pl.min_horizontal(cap, pl.len().over(c.WINDOW).cast(pl.Int64) - 1))
+
+
 def suggestion_table(windows: Windows, found: Suggestions, catalogue: Catalogue) -> pl.DataFrame:
     """Make the table of suggestions, one row per flagged interaction."""
     return pl.DataFrame(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.data.catalogue import WORD
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ModelError
@@ -64,6 +65,30 @@ def title_vectors(titles: list[str], histories: Windows, kind: str, size: int, s
     joined = np.concatenate([b / np.maximum(np.linalg.norm(b, axis=1, keepdims=True), 1e-9) for b in blocks], axis=1)
     scaled: npt.NDArray[np.float32] = (joined / np.sqrt(len(blocks)) * np.sqrt(128)).astype(np.float32)
     return scaled
+
+
+def title_similarities(titles: list[str], rows: IntArray, others: IntArray) -> FloatArray:
+    """Compare pairs of titles by their words, rare words most.
+
+    Parameters
+    ----------
+    titles : list of str
+        N cleaned titles.
+    rows, others : array of int
+        [n] the titles of each pair.
+
+    Returns
+    -------
+    array of float
+        [n] cosine of TF-IDF vectors, 0 to 1; 0 if no title has a word.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        words = TfidfVectorizer(sublinear_tf=True, token_pattern=WORD).fit_transform(titles)
+    except ValueError:  # titles without a letter or digit
+        return np.zeros(len(rows))
+    return np.asarray(words[rows].multiply(words[others]).sum(axis=1), dtype=np.float64).ravel()
 
 
 def _reduce(matrix: Any, size: int, seed: int) -> npt.NDArray[Any]:

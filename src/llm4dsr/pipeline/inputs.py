@@ -10,7 +10,9 @@ from llm4dsr.core.manifest import file_hash
 from llm4dsr.core.progress import log
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.files import find_files
-from llm4dsr.errors import OutputError
+from llm4dsr.data.read import read_data
+from llm4dsr.data.validate import validate
+from llm4dsr.errors import DataError, OutputError
 
 Inputs = dict[str, dict[str, Any]]  # path → size, time and hash
 
@@ -77,3 +79,15 @@ def warn_of_versions(before: dict[str, str], now: dict[str, str], made: str) -> 
 def _described(path: Path) -> dict[str, Any]:
     stat = path.stat()
     return {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "sha256": file_hash(path)}
+
+
+def read_checked(path: str | Path, facts: dict[str, Any]) -> Dataset:
+    """Read data without errors; warnings are logged, and counted for the run card. Raises DataError."""
+    loaded, report = read_data(path), validate(path, read=False)
+    if report.errors:
+        found = " ".join(f"{finding.text} {finding.advice}" for finding in report.errors[:3])
+        raise DataError(f"{found} For all findings:  llm4dsr data validate {path}")
+    facts["warnings"] = {finding.code: finding.count for finding in report.warnings}
+    if report.warnings:
+        log.warning("%d warning(s) about the data. To see them:  llm4dsr data validate %s", len(report.warnings), path)
+    return loaded

@@ -46,7 +46,7 @@ FOLDERS = {
 }
 # Stages that a stage reads from. Only replacing needs suggestions; evaluation applies the decisions itself.
 NEEDS = {name: [s for s in STAGES[: STAGES.index(name)] if s not in ("suggest", "correct")] for name in STAGES}
-CARD, CONFIG, MADE = "run_card.json", "config.yaml", "stage.json"
+CARD, CONFIG, MADE, REPORT = "run_card.json", "config.yaml", "stage.json", "report.html"
 WORK, LOCK, HOLDER = ".work", ".lock", ".holder"  # finished parts; the lock; who holds it, for messages
 FORMAT = 2  # of a run folder; other formats are refused
 
@@ -262,6 +262,7 @@ class RunFolder:
             facts = {"seconds": round(time.monotonic() - started, 1), "peak_memory_mb": peak_memory_mb(), **facts}
             self._write_card(name, facts)
             os.replace(part, self.path(name))
+            (self.folder / REPORT).unlink(missing_ok=True)  # it shows what was there before
             sync_folder(self.folder)
             for old in (work, *self.folder.glob(".*.old")):
                 shutil.rmtree(old, ignore_errors=True)

@@ -10,36 +10,36 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.config import CorrectConfig
 from llm4dsr.core.io import write_parquet, write_text
-from llm4dsr.core.progress import Progress, log
+from llm4dsr.core.progress import Progress
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.read import read_data
-from llm4dsr.data.validate import validate
 from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.decide import VALIDATION, effective_policy
 from llm4dsr.denoise.labels import rates_by_labels
 from llm4dsr.denoise.tables import probabilities
 from llm4dsr.denoiser import Denoiser
-from llm4dsr.errors import DataError, OutputError
+from llm4dsr.errors import OutputError
 from llm4dsr.evaluate.detection import detection_metrics, has_truth
+from llm4dsr.evaluate.popularity import ndcg_by_target, target_users
 from llm4dsr.evaluate.rate_selection import candidates, flag_cap, try_candidates
 from llm4dsr.evaluate.report import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.pipeline.deciding import check_labels, flag_splits
-from llm4dsr.pipeline.inputs import inputs_of, origin
+from llm4dsr.pipeline.inputs import inputs_of, origin, read_checked
 from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
 MAPS = "calibration.json"  # in scores/: the map to probabilities of each split
+BY_TARGET = "by_target.parquet"  # in evaluation/: NDCG for rare and for frequent targets
 TRIED = "tried.parquet"  # in decisions/: what each candidate gained on validation, for the policy `validation`
 
 
@@ -86,7 +86,7 @@ class Run(RunFolder):
         """
         self._origin, self._inputs = origin(data), inputs_of(data)
         with self.stage("prepare", overwrite) as (out, facts):
-            loaded = data if isinstance(data, Dataset) else _checked(data, facts)
+            loaded = data if isinstance(data, Dataset) else read_checked(data, facts)
             if self.config.limit:
                 limited = {k: limit_windows(w, self.config.limit, self.config.seed) for k, w in loaded.splits.items()}
                 loaded = Dataset(loaded.catalogue, limited, loaded.report)
@@ -119,7 +119,7 @@ class Run(RunFolder):
         """Score every interaction of every split and write scores/."""
         with self.stage("score", overwrite) as (out, facts):
             denoiser, maps = Denoiser.from_pretrained(self.verified("train")), {}
-            for name, windows, earlier in self._in_time():
+            for name, windows, earlier in self.in_time():
                 scores, used = denoiser.score_and_map(
                     windows, progress, name != c.TRAIN, recalibrate=True, work=self.work("score"), earlier=earlier
                 )
@@ -292,6 +292,8 @@ class Run(RunFolder):
             )
             facts["seconds_of_each"] = results["seconds"].to_list()
             lines = summarize(results, settings.k)
+            users = target_users(data.splits[c.TRAIN], data.splits[c.TEST], len(data.catalogue))
+            write_parquet(ndcg_by_target(results, users, settings.k), out / BY_TARGET)
             results = results.drop("seconds", "ranks", "valid_ranks", "users", "valid_users")  # no clock, no lists
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")
@@ -340,6 +342,10 @@ class Run(RunFolder):
         """Read decisions/, and suggestions/ if there are any."""
         return DecisionTables(self.decisions(), self._by_split("suggest") if self.done("suggest") else {})
 
+    def edits(self) -> dict[str, pl.DataFrame]:
+        """Read the edits in corrected/, by split."""
+        return self._by_split("correct", "_edits")
+
     def decided(
         self, policy: str, eta: float, cap: int | None = None, scores: dict[str, pl.DataFrame] | None = None
     ) -> dict[str, pl.DataFrame]:
@@ -372,27 +378,18 @@ class Run(RunFolder):
         """
         denoiser = Denoiser.from_pretrained(self.verified("train"))
         denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
-        for name, windows, earlier in self._in_time():
+        for name, windows, earlier in self.in_time():
             yield name, denoiser.suggest(windows, decisions[name], progress, name != c.TRAIN, work, earlier)
 
-    def _in_time(self) -> Iterator[tuple[str, Windows, Windows | None]]:
-        """(name, windows, windows that are counted as time goes on) of each split; test knows what validation was."""
+    def in_time(self) -> Iterator[tuple[str, Windows, Windows | None]]:
+        """Yield (name, windows, windows that are counted as time goes on) of each split.
+
+        Test knows what validation was.
+        """
         splits = self.data().splits
         for name in c.SPLITS:
             yield name, splits[name], splits[c.VALID] if name == c.TEST else None
 
-    def _by_split(self, stage: str) -> dict[str, pl.DataFrame]:
+    def _by_split(self, stage: str, suffix: str = "") -> dict[str, pl.DataFrame]:
         folder = self.verified(stage)
-        return {name: pl.read_parquet(folder / f"{name}.parquet", glob=False) for name in c.SPLITS}
-
-
-def _checked(path: str | Path, facts: dict[str, Any]) -> Dataset:
-    """Read data without errors; warnings are logged, and counted for the run card. Raises DataError."""
-    loaded, report = read_data(path), validate(path, read=False)
-    if report.errors:
-        found = " ".join(f"{finding.text} {finding.advice}" for finding in report.errors[:3])
-        raise DataError(f"{found} For all findings:  llm4dsr data validate {path}")
-    facts["warnings"] = {finding.code: finding.count for finding in report.warnings}
-    if report.warnings:
-        log.warning("%d warning(s) about the data. To see them:  llm4dsr data validate %s", len(report.warnings), path)
-    return loaded
+        return {name: pl.read_parquet(folder / f"{name}{suffix}.parquet", glob=False) for name in c.SPLITS}
