@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_text
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.read import read_data
+from llm4dsr.data.windows import Windows
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate.detection import detection_metrics
 
@@ -45,24 +47,38 @@ def measure(clean: Dataset, kind: str, config: Config, progress: Any) -> dict[st
     for name in (c.VALID, c.TEST):
         windows, earlier = data.splits[name], data.splits[c.VALID] if name == c.TEST else None
         scores, _ = denoiser.score_and_map(windows, progress, has_target=True, recalibrate=True, earlier=earlier)
-        found = detection_metrics(scores, denoiser.decide(scores, "probability", ETA, is_train=False), windows)
+        flagged = denoiser.decide(scores, "probability", ETA, is_train=False)
+        found = detection_metrics(scores, flagged, windows)
         out[name] = {key: round(float(found[key]), 4) for key in SHOWN}
+        out[name] |= {"flags": len(flagged), "likely": [round(p, 4) for p in likely_precision(flagged, windows, found)]}
     return out | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def likely_precision(flagged: pl.DataFrame, windows: Windows, found: dict[str, float]) -> tuple[float, float]:
+    """Return the 95 % interval of the precision (Wilson), for as many flags as independent users would have."""
+    if flagged.is_empty():
+        return 0.0, 1.0
+    users = pl.DataFrame({c.WINDOW: windows.window_ids, c.USER: windows.user_ids})
+    of_user = flagged.join(users, on=c.WINDOW, how="left")[c.USER].value_counts()["count"].to_numpy().astype(float)
+    n, p, z = of_user.sum() ** 2 / (of_user**2).sum(), found["precision"], 1.96
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
 
 
 def table(cells: list[dict[str, Any]]) -> str:
     """One line for each dataset and kind, of its test histories."""
-    head = ["dataset", "noise", "AUROC", "AP", "noise rate", "stated", "flagged", "precision", "stated precision",
-            "inside", "ECE"]  # fmt: skip
+    head = ["dataset", "noise", "AUROC", "AP", "noise rate", "stated rate", "flags", "precision", "stated precision",
+            "holds", "ECE"]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for cell in cells:
         t, (low, high) = cell[c.TEST], cell["noise_rate"]
-        inside = t["stated_low"] <= t["precision"] <= t["stated_high"]
+        holds = t["stated_low"] <= t["likely"][1] and t["likely"][0] <= t["stated_high"]
         lines.append([
             cell["dataset"], cell["kind"], f"{t['auroc']:.3f}", f"{t['average_precision']:.3f}",
-            f"{t['noise']:.1%}", f"{low:.1%} to {high:.1%}", f"{t['flagged']:.1%}", f"{t['precision']:.0%}",
+            f"{t['noise']:.1%}", f"{low:.1%} to {high:.1%}", f"{t['flags']:,}",
+            f"{t['precision']:.0%} ({t['likely'][0]:.0%} to {t['likely'][1]:.0%})",
             f"{t['stated_precision']:.0%} ({t['stated_low']:.0%} to {t['stated_high']:.0%})",
-            "yes" if inside else "no", f"{t['ece']:.3f}",
+            "–" if not t["flags"] else "yes" if holds else "no", f"{t['ece']:.3f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

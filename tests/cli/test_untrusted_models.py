@@ -127,11 +127,17 @@ def test_a_card_that_is_none(model, text):
     refused(model)
 
 
+KIND = {"knots": [1.0], "ratios": [1.0], "rate_low": 0.1, "rate_high": 0.2}
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [
-        ("calibrator", {"knots": [1.0]}), ("calibrator", {"ratios": "x"}), ("calibrator", {"ceiling": None}),
-        ("calibrator", {"knots": [float("nan")], "ratios": [1.0]}), ("calibrator", {"more": 1}),
+        ("calibrator", {"kinds": [{"knots": [1.0]}]}), ("calibrator", {"kinds": "x"}), ("calibrator", {"kinds": 3}),
+        ("calibrator", {"kinds": [KIND | {"ratios": []}]}), ("calibrator", {"kinds": [KIND | {"ratios": "x"}]}),
+        ("calibrator", {"kinds": [KIND | {"knots": [float("nan")]}]}), ("calibrator", {"kinds": [KIND | {"more": 1}]}),
+        ("calibrator", {"kinds": [KIND | {"rate_low": None}]}), ("calibrator", {"ceiling": None}),
+        ("calibrator", {"more": 1}),
         ("ranking_weights", {"cosine": float("inf")}), ("ranking_weights", {"cosine": "high"}),
         ("config", {"train": {"folds": 10**6}}), ("config", {"train": {"folds": 2}}), ("config", {"model": 3}),
     ],

@@ -4,11 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llm4dsr.denoise.calibrate import Calibrator
+from llm4dsr.denoise.calibrate import Calibrator, NoiseKind
 from llm4dsr.denoise.labels import rates_by_labels
 from llm4dsr.errors import DataError
 
-MAP = Calibrator([0.0, 1.0], [0.0, 5.0], rate_low=0.05, rate_high=0.1)  # at 1, noise is five times as frequent
+# At log-odds of 1, injected noise is five times as frequent as unlabeled interactions
+MAP = Calibrator([NoiseKind([0.0, 1.0], [0.0, 5.0], rate_low=0.05, rate_high=0.1)])
 SCORES = {
     name: pl.DataFrame({"window_id": range(100), "position": 0, "log_odds": 1.0}) for name in ("train", "valid", "test")
 }
@@ -20,10 +21,10 @@ def labels(*rows: tuple[object, ...]) -> pl.DataFrame:
 
 
 def test_half_of_what_is_five_times_as_frequent_is_noise_at_a_rate_of_a_tenth():
-    found = rates_by_labels(labels(*[("test", i, 0, i % 2) for i in range(100)]), SCORES, MAPS)
+    (found,) = rates_by_labels(labels(*[("test", i, 0, i % 2) for i in range(100)]), SCORES, MAPS)
     assert found[0] < 0.1 < found[1]
     assert found[1] - found[0] < 0.05
-    fewer = rates_by_labels(labels(*[("test", i, 0, i % 2) for i in range(10)]), SCORES, MAPS)
+    (fewer,) = rates_by_labels(labels(*[("test", i, 0, i % 2) for i in range(10)]), SCORES, MAPS)
     assert fewer[0] < found[0] < found[1] < fewer[1]
 
 

@@ -16,8 +16,11 @@ noise rate. So no interaction gets a probability above 0, and a warning is logge
 
 No label-free estimate can distinguish noise from a user's own atypical choices: the bound holds both. So the noise rate
 is an interval, from the bound less the largest share of atypical choices that is thought possible
-(`score.atypical_share`), to the bound itself. A probability is the mean over the rates in it, and has an interval too.
-Some hundred labels narrow it (`possible_rates`).
+(`score.atypical_share`), to the bound itself.
+
+Nor is it known of which kind the real noise is. Popular items look less like noise than others. So noise of several
+KINDS is injected, each with its own ratio of densities and its own interval of the rate. A probability is the mean over
+kinds and rates, and has an interval that holds all of them. Some hundred labels narrow it (`likely_rates`).
 
 References
 ----------
@@ -29,26 +32,32 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
 
+from llm4dsr.core.hashing import user_hashes
 from llm4dsr.core.progress import log
 from llm4dsr.data.windows import Windows
 from llm4dsr.metrics import auroc, expected_calibration_error
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["isotonic", "platt"]
+Rates = Sequence[tuple[float, float]]  # of each kind of noise: lowest and highest
 
 MIN_AUROC = 0.55  # AUROC of injected noise against the unlabeled (chance: 0.5) below which nothing is flagged
 CHI_SQUARE = 3.841  # 95 % quantile with one degree of freedom, for the interval of a rate by labels
 RATES = 33  # noise rates that a probability is averaged over
+KINDS = ("uniform", "popular")  # of injected noise: items drawn uniformly, and in proportion to their interactions
 REGION = 0.05  # smallest fraction of the injected noise that a region may hold
 CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # fractions of the injected noise, in the most coherent contexts
 KEPT = 1_000  # most scores of injected noise that a calibrator keeps
 TOPS = (0.5, 0.3, 0.2, 0.1, 0.05)  # fractions of these, with the highest log-odds
+REGIONS = [(context, top) for context in CONTEXTS for top in TOPS if context * top >= REGION]
+LIMIT = float(norm.ppf(1 - 0.05 / len(REGIONS)))  # standard errors of upper limits that all hold at once with 95 %
 
 
 @dataclass
@@ -64,11 +73,14 @@ class Sample:
         item stands out more.
     least_suspicious : array of bool, optional
         [n] True for the least suspicious interaction of each window, which is never flagged. None: unknown.
+    users : array, optional
+        [n] codes of users, whose windows overlap. None: each interaction is independent of all others.
     """
 
     log_odds: Floats
     context: Floats
     least_suspicious: npt.NDArray[np.bool_] | None = None
+    users: npt.NDArray[Any] | None = None
 
     @classmethod
     def of(cls, windows: Windows, log_odds: Floats) -> Sample:
@@ -79,12 +91,13 @@ class Sample:
         least = np.zeros(present.shape, dtype=bool)
         newest_first = np.where(present, log_odds, np.inf)[:, ::-1]  # of equals, the newest stays: see decide.ranks
         least[np.arange(len(least)), present.shape[1] - 1 - newest_first.argmin(axis=1)] = True
-        return cls(log_odds[present], context[present], least[present])
+        users = np.broadcast_to(user_hashes(windows.user_ids)[:, None], present.shape)
+        return cls(log_odds[present], context[present], least[present], users[present])
 
     def take(self, rows: npt.NDArray[Any]) -> Sample:
         """Return the interactions at these rows."""
-        least = None if self.least_suspicious is None else self.least_suspicious[rows]
-        return Sample(self.log_odds[rows], self.context[rows], least)
+        least, users = (None if a is None else a[rows] for a in (self.least_suspicious, self.users))
+        return Sample(self.log_odds[rows], self.context[rows], least, users)
 
     @property
     def flaggable(self) -> Floats:
@@ -95,24 +108,44 @@ class Sample:
 
 def join(samples: Sequence[Sample]) -> Sample:
     """Concatenate samples."""
-    least = [s.least_suspicious for s in samples if s.least_suspicious is not None]
-    return Sample(
-        np.concatenate([s.log_odds for s in samples]),
-        np.concatenate([s.context for s in samples]),
-        np.concatenate(least) if len(least) == len(samples) else None,
-    )
+
+    def joined(parts: list[Any]) -> Any:
+        return None if any(part is None for part in parts) else np.concatenate(parts)
+
+    return Sample(*(joined([getattr(s, f.name) for s in samples]) for f in fields(Sample)))
 
 
 @dataclass
-class Calibrator:
-    """Monotone map from log-odds to the probability of noise. Without knots: the logistic function.
+class NoiseKind:
+    """What is known of one kind of noise.
 
     Attributes
     ----------
     knots, ratios : list of float
-        How many times as frequent injected noise is as unlabeled interactions at some log-odds; linear between knots.
+        How many times as frequent injected noise of this kind is as unlabeled interactions at some log-odds; linear
+        between knots.
     rate_low, rate_high : float
-        Interval of the fraction of interactions that is noise.
+        Interval of the fraction of interactions that is noise, if it is of this kind. NaN: labels exclude the kind.
+    """
+
+    knots: list[float]
+    ratios: list[float]
+    rate_low: float
+    rate_high: float
+
+    def ratio(self, log_odds: npt.NDArray[Any]) -> Floats:
+        """Return the ratio of densities, in the shape of `log_odds`; NaN stays NaN."""
+        return np.where(np.isnan(log_odds), np.nan, np.interp(log_odds, self.knots, self.ratios))
+
+
+@dataclass
+class Calibrator:
+    """Monotone map from log-odds to the probability of noise. Without kinds: the logistic function.
+
+    Attributes
+    ----------
+    kinds : list of NoiseKind
+        In the order of KINDS.
     ceiling : float
         Largest probability that the sample can support, below 1.
     ece_before, ece_after : float
@@ -121,84 +154,118 @@ class Calibrator:
     uncalibrated : str
         Why there is no map; empty if there is one.
     injected : list of float
-        Sorted `Sample.flaggable` of injected noise, at most KEPT of them; `missed-noise-rate` takes its threshold from
-        these (risk_control.py).
+        Sorted `Sample.flaggable` of uniformly injected noise, at most KEPT of them; `missed-noise-rate` takes its
+        threshold from these (risk_control.py).
     """
 
-    knots: list[float] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
-    rate_low: float = float("nan")
-    rate_high: float = float("nan")
+    kinds: list[NoiseKind] = field(default_factory=list)
     ceiling: float = 1.0
     ece_before: float = float("nan")
     ece_after: float = float("nan")
     uncalibrated: str = ""
     injected: list[float] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.kinds = [kind if isinstance(kind, NoiseKind) else NoiseKind(**kind) for kind in self.kinds]
+
+    @property
+    def possible(self) -> list[NoiseKind]:
+        """Kinds that labels do not exclude."""
+        return [kind for kind in self.kinds if not np.isnan(kind.rate_high)]
+
+    @property
+    def rate_low(self) -> float:
+        """Lowest noise rate of all kinds; NaN if it is unknown."""
+        return min((kind.rate_low for kind in self.possible), default=float("nan"))
+
+    @property
+    def rate_high(self) -> float:
+        """Highest noise rate of all kinds; NaN if it is unknown."""
+        return max((kind.rate_high for kind in self.possible), default=float("nan"))
+
     @property
     def noise_rate(self) -> float:
-        """Middle of the interval of the noise rate; NaN if it is unknown."""
-        return (self.rate_low + self.rate_high) / 2
+        """Middle of the interval of the noise rate, mean over kinds; NaN if it is unknown."""
+        middles = [(kind.rate_low + kind.rate_high) / 2 for kind in self.possible]
+        return float(np.mean(middles)) if middles else float("nan")
+
+    @property
+    def rates(self) -> list[tuple[float, float]]:
+        """Interval of the noise rate of each kind."""
+        return [(kind.rate_low, kind.rate_high) for kind in self.kinds]
+
+    def with_rates(self, rates: Rates) -> Calibrator:
+        """Return the map with other intervals of the noise rate, one of each kind."""
+        kinds = [
+            replace(kind, rate_low=low, rate_high=high) for kind, (low, high) in zip(self.kinds, rates, strict=True)
+        ]
+        return replace(self, kinds=kinds)
 
     def __call__(self, log_odds: npt.NDArray[Any]) -> Floats:
-        """Same shape as `log_odds`, in [0, 1], not decreasing in it; NaN stays NaN. The mean over possible rates."""
-        if not self.knots:
+        """Same shape as `log_odds`, in [0, 1], not decreasing in it; NaN stays NaN. The mean over kinds and rates."""
+        if not self.kinds:
             return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))), dtype=np.float64)
-        ratio = self.ratio(log_odds)
-        rates = np.linspace(self.rate_low, self.rate_high, RATES)
-        return np.asarray(np.mean([self._at(rate, ratio) for rate in rates], axis=0))
+        found = [
+            self._at(rate, kind.ratio(log_odds))
+            for kind in self.possible
+            for rate in np.linspace(kind.rate_low, kind.rate_high, RATES)
+        ]
+        return np.asarray(np.mean(found, axis=0))
 
     def interval(self, log_odds: npt.NDArray[Any]) -> tuple[Floats, Floats]:
-        """Probabilities at the lowest and the highest noise rate, each in the shape of `log_odds`."""
-        if not self.knots:
+        """Return the lowest and the highest probability of all kinds and rates, each in the shape of `log_odds`."""
+        if not self.kinds:
             return self(log_odds), self(log_odds)
-        ratio = self.ratio(log_odds)
-        return self._at(self.rate_low, ratio), self._at(self.rate_high, ratio)
-
-    def ratio(self, log_odds: npt.NDArray[Any]) -> Floats:
-        """How many times as frequent injected noise is as unlabeled interactions; in the shape of `log_odds`."""
-        out = np.interp(log_odds, self.knots, self.ratios)
-        return np.where(np.isnan(log_odds), np.nan, out)
+        low = [self._at(kind.rate_low, kind.ratio(log_odds)) for kind in self.possible]
+        high = [self._at(kind.rate_high, kind.ratio(log_odds)) for kind in self.possible]
+        return np.minimum.reduce(low), np.maximum.reduce(high)
 
     def _at(self, rate: float, ratio: Floats) -> Floats:
         return np.minimum(rate * ratio, self.ceiling)
 
 
-def fit(noise: Sample, unlabeled: Sample, method: Method, rates: tuple[float, float]) -> Calibrator:
+def fit(noise: Sequence[Sample], unlabeled: Sample, method: Method, rates: Rates) -> Calibrator:
     """Fit the map.
 
     Parameters
     ----------
-    noise : Sample
-        n1 interactions of injected noise.
+    noise : sequence of Sample
+        Injected noise of each kind, in the order of KINDS.
     unlabeled : Sample
         n0 unlabeled interactions.
     method : {"isotonic", "platt"}
         Form of the map.
-    rates : (float, float)
-        Interval of the fraction of the unlabeled that is noise, in [0, 1]. Taken as 0, with a warning, if the scores
-        hardly distinguish the two samples.
+    rates : sequence of (float, float)
+        For each kind, the interval of the fraction of the unlabeled that is noise, in [0, 1]. Taken as 0, with a
+        warning, if the scores hardly distinguish uniform noise from the unlabeled.
 
     Returns
     -------
     Calibrator
     """
-    both = np.concatenate([noise.log_odds, unlabeled.log_odds])
-    separation = auroc(both, np.arange(len(both)) < len(noise.log_odds))
+    separation = _separation(noise[0], unlabeled)
     if separation < MIN_AUROC:
         log.warning(
             "The model does not distinguish injected noise from the rest (AUROC %.2f; chance is 0.5), so no "
             "interaction gets a noise probability above 0. More windows, more epochs or a larger model may help.",
             separation,
         )  # fmt: skip
-        rates = (0.0, 0.0)
-    knots, fitted = _monotone(noise.log_odds, unlabeled.log_odds, method)
-    ratios = fitted / np.maximum(1 - fitted, 1e-9) * (len(unlabeled.log_odds) / len(noise.log_odds))
+        rates = [(0.0, 0.0)] * len(noise)
+    kinds, certain = [], np.inf
+    for sample, (low, high) in zip(noise, rates, strict=True):
+        knots, fitted = _monotone(sample.log_odds, unlabeled.log_odds, method)
+        ratios = fitted / np.maximum(1 - fitted, 1e-9) * (len(unlabeled.log_odds) / len(sample.log_odds))
+        kinds.append(NoiseKind(knots.tolist(), ratios.tolist(), low, high))
+        certain = min(certain, knots[ratios * high >= 1].min(initial=np.inf))
     # Where the map would reach 1, n unlabeled interactions were seen. They cannot tell 1 from 1 - 1 / (n + 2).
-    certain = knots[ratios * rates[1] >= 1]
-    seen = int((unlabeled.log_odds >= certain.min()).sum()) if len(certain) else len(unlabeled.log_odds)
-    injected = evenly_ranked(noise.flaggable).tolist()
-    return Calibrator(knots.tolist(), ratios.tolist(), *rates, ceiling=1 - 1 / (seen + 2), injected=injected)
+    seen = int((unlabeled.log_odds >= certain).sum()) if np.isfinite(certain) else len(unlabeled.log_odds)
+    return Calibrator(kinds, ceiling=1 - 1 / (seen + 2), injected=evenly_ranked(noise[0].flaggable).tolist())
+
+
+def _separation(noise: Sample, unlabeled: Sample) -> float:
+    """AUROC of injected noise against unlabeled interactions."""
+    both = np.concatenate([noise.log_odds, unlabeled.log_odds])
+    return auroc(both, np.arange(len(both)) < len(noise.log_odds))
 
 
 def evenly_ranked(values: Floats, most: int = KEPT) -> Floats:
@@ -230,37 +297,39 @@ def evenly_ranked(values: Floats, most: int = KEPT) -> Floats:
     return np.asarray(ordered[np.arange(1, most + 1) * (len(ordered) + 1) // (most + 1) - 1])
 
 
-def possible_rates(ratio: Floats, is_noise: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def likely_rates(ratios: Sequence[Floats], is_noise: npt.NDArray[np.bool_]) -> list[tuple[float, float]]:
     """Estimate the noise rate from labeled interactions.
 
-    Possible are the rates whose likelihood is not significantly below the largest (95 %, likelihood ratio). The labeled
-    interactions may be chosen by their scores in any way.
+    Possible are the kinds and rates whose likelihood is not significantly below the largest (95 %, likelihood ratio).
+    The labeled interactions may be chosen by their scores in any way.
 
     Parameters
     ----------
-    ratio : array of float
-        [n] how many times as frequent injected noise is at their log-odds, as `Calibrator.ratio` gives it.
+    ratios : sequence of array of float
+        For each kind of noise, [n] how many times as frequent it is at their log-odds, as `NoiseKind.ratio` gives it.
     is_noise : array of bool
         [n] the labels.
 
     Returns
     -------
-    low, high : float
-        In [0, 1].
+    list of (float, float)
+        For each kind, the interval of the noise rate in [0, 1]; NaN if no rate of this kind is possible.
 
     Examples
     --------
     Ten interactions that are five times as frequent among injected noise; half are noise, so the rate is near 0.1.
 
-    >>> low, high = possible_rates(np.full(10, 5.0), np.arange(10) < 5)
+    >>> ((low, high),) = likely_rates([np.full(10, 5.0)], np.arange(10) < 5)
     >>> low < 0.1 < high
     True
     """
-    rates = np.linspace(0, 1, 2001)
-    p = np.clip(rates[:, None] * ratio, 1e-4, 1 - 1e-4)  # no single label excludes a rate
-    likelihood = np.where(is_noise, np.log(p), np.log1p(-p)).sum(axis=1)
-    possible = rates[likelihood >= likelihood.max() - CHI_SQUARE / 2]
-    return float(possible.min()), float(possible.max())
+    rates, likelihoods = np.linspace(0, 1, 2001), []
+    for ratio in ratios:
+        p = np.clip(rates[:, None] * ratio, 1e-4, 1 - 1e-4)  # no single label excludes a rate
+        likelihoods.append(np.where(is_noise, np.log(p), np.log1p(-p)).sum(axis=1))
+    least = max(values.max() for values in likelihoods) - CHI_SQUARE / 2
+    possible = [rates[values >= least] for values in likelihoods]
+    return [(float(r.min()), float(r.max())) if len(r) else (np.nan, np.nan) for r in possible]
 
 
 def injected_noise_ece(
@@ -291,11 +360,12 @@ def injected_noise_ece(
 
 
 def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]]) -> float:
-    """Bound the fraction of unlabeled interactions that is noise, from above.
+    """Bound the fraction of unlabeled interactions that is noise of the injected kind, from above.
 
     In any region R of (log-odds, context), P(unlabeled in R) = rate · P(noise in R) + (1 - rate) · P(clean in R). So
     P(unlabeled in R) / P(noise in R) is never below the rate, and near it where R holds hardly anything clean. The
-    bound is the smallest of many.
+    bound is the smallest of many upper limits, which all hold at once with 95 %. Windows of one user overlap, so the
+    standard error is clustered by user.
 
     Parameters
     ----------
@@ -308,28 +378,39 @@ def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]]) -> float:
         In [0, 1].
     """
     bounds = [1.0]
-    for context in CONTEXTS:
-        for top in TOPS:
-            if context * top < REGION:
-                continue
-            above = mass = 0.0
-            for noise, unlabeled in pairs:
-                limit = np.quantile(noise.context, context)
-                among = noise.context <= limit
-                threshold = np.quantile(noise.log_odds[among], 1 - top)
-                above += float(((unlabeled.context <= limit) & (unlabeled.log_odds > threshold)).sum())
-                mass += float((among & (noise.log_odds > threshold)).mean()) * len(unlabeled.log_odds)
-            # Ties can leave nothing above. One standard error more, so that the least of many noisy bounds is not
-            # taken at its word.
-            if mass > REGION / 2 * sum(len(unlabeled.log_odds) for _, unlabeled in pairs):
-                bounds.append((above + np.sqrt(above)) / mass)
+    users = [np.arange(len(u.log_odds)) if u.users is None else np.unique(u.users, return_inverse=True)[1]
+             for _, u in pairs]  # fmt: skip
+    for context, top in REGIONS:
+        above = mass = above_variance = mass_variance = 0.0
+        for (noise, unlabeled), user in zip(pairs, users, strict=True):
+            limit = np.quantile(noise.context, context)
+            among = noise.context <= limit
+            threshold = np.quantile(noise.log_odds[among], 1 - top)
+            inside = (unlabeled.context <= limit) & (unlabeled.log_odds > threshold)
+            fraction, size = float((among & (noise.log_odds > threshold)).mean()), len(unlabeled.log_odds)
+            above += float(inside.sum())
+            above_variance += float((np.bincount(user[inside]) ** 2).sum())
+            mass += fraction * size
+            mass_variance += size**2 * fraction / len(noise.log_odds)
+        # Ties can leave nothing above
+        if above and mass > REGION / 2 * sum(len(unlabeled.log_odds) for _, unlabeled in pairs):
+            error = np.sqrt(above_variance / above**2 + mass_variance / mass**2)
+            bounds.append(above / mass * (1 + LIMIT * float(error)))
     return min(bounds)
 
 
-def noise_rate_interval(pairs: Sequence[tuple[Sample, Sample]], atypical_share: float) -> tuple[float, float]:
-    """Return (low, high): `bound_noise_rate` less the largest share of atypical choices, and the bound itself."""
-    bound = bound_noise_rate(pairs)
-    return bound * (1 - atypical_share), bound
+def noise_rate_intervals(pairs: Sequence[tuple[Sequence[Sample], Sample]], atypical_share: float) -> Rates:
+    """Return (low, high) of each kind: `bound_noise_rate` less the largest share of atypical choices, and the bound.
+
+    Parameters
+    ----------
+    pairs : sequence of (sequence of Sample, Sample)
+        (injected noise of each kind, unlabeled) of each split.
+    atypical_share : float
+        `score.atypical_share`.
+    """
+    bounds = [bound_noise_rate([(noise[kind], unlabeled) for noise, unlabeled in pairs]) for kind in range(len(KINDS))]
+    return [(bound * (1 - atypical_share), bound) for bound in bounds]
 
 
 def _monotone(noise: Floats, unlabeled: Floats, method: Method) -> tuple[Floats, Floats]:

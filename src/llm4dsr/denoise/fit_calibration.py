@@ -83,9 +83,9 @@ def fit_calibration(
         training.add(ensemble, some, np.arange(len(some)), 1, rng, progress, "calibrate: training", cache)
         for_training = training.fit_stacker(rate, config.seed)
         pairs.append(training.samples(for_training)[:2])
-    rates = calibrate.noise_rate_interval(pairs, config.score.atypical_share)
+    rates = calibrate.noise_rate_intervals(pairs, config.score.atypical_share)
     before, after = calibrate.injected_noise_ece(
-        noise, unlabeled, config.score.calibration, (half[source], half[owner])
+        noise[0], unlabeled, config.score.calibration, (half[source], half[owner])
     )
     fitted = calibrate.fit(noise, unlabeled, config.score.calibration, rates)
     ensemble = dataclasses.replace(ensemble, stacker_newer=for_newer, stacker_training=for_training)

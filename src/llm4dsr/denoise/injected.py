@@ -65,8 +65,8 @@ class ScoredWindows:
     ----------
     unlabeled : list of ScoredPart
         The windows as they are.
-    uniform : list of ScoredPart
-        With one uniformly drawn item each, as calibration needs it.
+    uniform, popular : list of ScoredPart
+        With one item each, drawn uniformly, and in proportion to interactions, as calibration needs it.
     runs : list of ScoredPart
         Some of them with a run of another user's items, so that about the fraction `task.bursts` of all injected
         interactions is in runs.
@@ -74,6 +74,7 @@ class ScoredWindows:
 
     unlabeled: list[ScoredPart] = dataclasses.field(default_factory=list)
     uniform: list[ScoredPart] = dataclasses.field(default_factory=list)
+    popular: list[ScoredPart] = dataclasses.field(default_factory=list)
     runs: list[ScoredPart] = dataclasses.field(default_factory=list)
 
     def add(
@@ -98,7 +99,7 @@ class ScoredWindows:
         rows : array of int
             [W] their rows in the sample.
         draws : int
-            Draws of uniform noise, each with one item per window.
+            Draws of noise of each kind, each with one item per window.
         rng : Generator
             Draws positions and items.
         progress, doing, cache
@@ -108,7 +109,7 @@ class ScoredWindows:
         size = len(windows)
 
         def scored(some: Windows, chosen: BoolArray, source: IntArray, step: int) -> ScoredPart:
-            part = progress and subprogress(progress, step * size, len(some), (2 + draws) * size)
+            part = progress and subprogress(progress, step * size, len(some), (2 + 2 * draws) * size)
             log_odds = ensemble.model_log_odds(some, part, doing, cache)
             counts = ensemble.counts
             found = Evidence.of(some, log_odds, counts) if is_stacked and counts is not None else None
@@ -119,12 +120,16 @@ class ScoredWindows:
         for draw in range(draws):
             some, chosen, source, _ = inject(windows, injectable, rng)
             self.uniform.append(scored(some, chosen, rows[source], 1 + draw))
+        (other,) = rng.spawn(1)
+        for draw in range(draws):
+            some, chosen, source, _ = inject(windows, injectable, other, popular=True)
+            self.popular.append(scored(some, chosen, rows[source], 1 + draws + draw))
         count = round(ensemble.config.task.bursts * draws * size / MEAN_RUN) if is_stacked else 0
         if count:
             few = np.sort(rng.permutation(size)[:count])
             some = windows.take(few)
             items, chosen, _ = draw_runs(some, ensemble.catalogue, 1.0, rng)
-            self.runs.append(scored(dataclasses.replace(some, items=items), chosen, rows[few], 1 + draws))
+            self.runs.append(scored(dataclasses.replace(some, items=items), chosen, rows[few], 1 + 2 * draws))
 
     def fit_stacker(self, rate: float, seed: int) -> Stacker | None:
         """Fit a stacker as `Stacker.fit` does; None where there is no evidence but the model's log-odds."""
@@ -132,15 +137,27 @@ class ScoredWindows:
         unlabeled = [p.evidence for p in self.unlabeled if p.evidence]
         return Stacker.fit(Evidence.join(noise), Evidence.join(unlabeled), rate, seed) if noise else None
 
-    def samples(self, stacker: Stacker | None) -> tuple[Sample, Sample, IntArray, IntArray]:
-        """Return (injected noise, unlabeled, the source window of each injected and each unlabeled interaction)."""
-        noise = [part.injected(stacker) for part in self.uniform]
+    def samples(self, stacker: Stacker | None) -> tuple[list[Sample], Sample, IntArray, IntArray]:
+        """Return injected noise of each kind, unlabeled interactions, and the windows they come from.
+
+        Returns
+        -------
+        noise : list of Sample
+            In the order of `calibrate.KINDS`.
+        unlabeled : Sample
+        sources : array of int
+            The source window of each uniformly injected interaction.
+        owners : array of int
+            The window of each unlabeled interaction.
+        """
+        uniform, popular = ([part.injected(stacker) for part in parts] for parts in (self.uniform, self.popular))
         unlabeled = join([part.sample(stacker) for part in self.unlabeled])
         owners = [np.repeat(part.source, part.windows.lengths) for part in self.unlabeled]
-        return join([s for s, _ in noise]), unlabeled, np.concatenate([s for _, s in noise]), np.concatenate(owners)
+        noise = [join([sample for sample, _ in kind]) for kind in (uniform, popular)]
+        return noise, unlabeled, np.concatenate([source for _, source in uniform]), np.concatenate(owners)
 
 
-def injected_sample(
+def injected_samples(
     ensemble: Ensemble,
     windows: Windows,
     is_newer: bool,
@@ -149,15 +166,23 @@ def injected_sample(
     progress: Progress | None,
     doing: str,
     cache: PartCache,
-) -> Sample:
-    """Score windows with one uniformly drawn item each, and return these items. Arguments as in `ScoredWindows.add`."""
-    samples, size, injectable = [], len(windows), ensemble.injectable(windows)
-    for draw in range(draws):
-        step = progress and subprogress(progress, draw * size, size, draws * size)
-        some, chosen, _, _ = inject(windows, injectable, rng)
-        sample = Sample.of(some, ensemble.log_odds(some, is_newer, step, doing, cache))
-        samples.append(sample.take(chosen[some.present]))
-    return join(samples)
+) -> list[Sample]:
+    """Score windows with one injected item each, and return these items, for each of `calibrate.KINDS`.
+
+    Arguments as in `ScoredWindows.add`.
+    """
+    size, injectable, done = len(windows), ensemble.injectable(windows), 0
+    samples: list[Sample] = []
+    for popular, draw_from in ((False, rng), (True, rng.spawn(1)[0])):
+        of_kind = []
+        for _ in range(draws):
+            step = progress and subprogress(progress, done, size, 2 * draws * size)
+            some, chosen, _, _ = inject(windows, injectable, draw_from, popular)
+            sample = Sample.of(some, ensemble.log_odds(some, is_newer, step, doing, cache))
+            of_kind.append(sample.take(chosen[some.present]))
+            done += size
+        samples.append(join(of_kind))
+    return samples
 
 
 def with_context(windows: Windows) -> Windows:

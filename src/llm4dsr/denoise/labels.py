@@ -7,7 +7,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import BoolArray, FloatArray
-from llm4dsr.denoise.calibrate import Calibrator, possible_rates
+from llm4dsr.denoise.calibrate import Calibrator, likely_rates
 from llm4dsr.errors import DataError
 
 EXPECTED = (c.SPLIT, c.WINDOW, c.POSITION, c.IS_NOISE)
@@ -67,7 +67,7 @@ def labeled_scores(labels: pl.DataFrame, scores: dict[str, pl.DataFrame]) -> dic
 
 def rates_by_labels(
     labels: pl.DataFrame, scores: dict[str, pl.DataFrame], maps: dict[str, Calibrator]
-) -> tuple[float, float]:
+) -> list[tuple[float, float]]:
     """Estimate the noise rate from labeled interactions of one or more splits.
 
     Parameters
@@ -79,8 +79,9 @@ def rates_by_labels(
 
     Returns
     -------
-    low, high : float
-        The 95 % interval of the fraction of interactions that is noise.
+    list of (float, float)
+        For each kind of noise, the 95 % interval of the fraction of interactions that is noise; NaN if the labels
+        exclude the kind.
 
     Raises
     ------
@@ -89,8 +90,9 @@ def rates_by_labels(
     """
     ratios, truth = [], []
     for name, (log_odds, is_noise) in labeled_scores(labels, scores).items():
-        if not maps[name].knots:
+        if not maps[name].kinds:
             raise DataError(f"The scores of {name} are uncalibrated: {maps[name].uncalibrated}. Labels cannot help.")
-        ratios.append(maps[name].ratio(log_odds))
+        ratios.append([kind.ratio(log_odds) for kind in maps[name].kinds])
         truth.append(is_noise)
-    return possible_rates(np.concatenate(ratios), np.concatenate(truth))
+    of_kinds = [np.concatenate(parts) for parts in zip(*ratios, strict=True)]
+    return likely_rates(of_kinds, np.concatenate(truth))

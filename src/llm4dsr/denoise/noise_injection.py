@@ -257,7 +257,7 @@ def replace(
 
 
 def inject(
-    windows: Windows, injectable: Injectable, rng: np.random.Generator
+    windows: Windows, injectable: Injectable, rng: np.random.Generator, popular: bool = False
 ) -> tuple[Windows, BoolArray, IntArray, IntArray]:
     """Inject one item into each of as many windows as given.
 
@@ -271,6 +271,8 @@ def inject(
         The items to draw from.
     rng : Generator
         Draws.
+    popular : bool, default False
+        Draw items in proportion to their interactions in these windows, not uniformly.
 
     Returns
     -------
@@ -288,5 +290,6 @@ def inject(
     some, at = windows.take(rows[drawn]), (np.arange(len(windows)), positions[drawn])
     chosen = np.zeros(some.items.shape, dtype=bool)
     chosen[at] = True
-    injected = dataclasses.replace(some, items=replace(some.items, chosen, injectable, rng))
+    first = windows.items[windows.present][rng.integers(0, len(rows), size=chosen.shape)] if popular else None
+    injected = dataclasses.replace(some, items=replace(some.items, chosen, injectable, rng, first))
     return injected, chosen, rows[drawn], some.items[at]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
-from llm4dsr.denoise.calibrate import Calibrator
+from llm4dsr.denoise.calibrate import Calibrator, NoiseKind
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.stacking import HALVES, OWN_INPUTS, Stacker
@@ -69,18 +69,28 @@ def check_parts(folder: Path, ensemble: Ensemble, card: dict[str, Any]) -> None:
         if stacker is not None:
             _check_stacker(folder, stacker)
     calibrator, weights = card["calibrator"], card["ranking_weights"]
-    for kind, found in ((Calibrator, calibrator), (RankingWeights, weights)):
-        if set(found) != {field.name for field in dataclasses.fields(kind)}:
-            _refuse(folder, f"a {kind.__name__} with other entries: {', '.join(map(str, found))}")
-    if len(calibrator["knots"]) != len(calibrator["ratios"]):
-        _refuse(folder, "a calibration with another number of knots than of ratios")
-    numbers = [*calibrator["knots"], *calibrator["ratios"], *weights.values()]  # `injected` may be -inf
-    if not all(isinstance(n, int | float) and np.isfinite(n) for n in [*numbers, calibrator["ceiling"]]):
+    for part, found in ((Calibrator, calibrator), (RankingWeights, weights)):
+        if set(found) != {field.name for field in dataclasses.fields(part)}:
+            _refuse(folder, f"a {part.__name__} with other entries: {', '.join(map(str, found))}")
+    numbers = [*weights.values(), calibrator["ceiling"]]  # `injected` may be -inf
+    for kind in calibrator["kinds"] if isinstance(calibrator["kinds"], list) else [None]:
+        numbers += _curve(folder, kind)
+    if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers):
         _refuse(folder, "a calibration or ranking weights that are not finite numbers")
     if not isinstance(card["curve"], list):
         _refuse(folder, f"the curve {card['curve']!r}")
     if not isinstance(card["width"], int) or card["width"] < 1:
         _refuse(folder, f"the width {card['width']!r}")
+
+
+def _curve(folder: Path, kind: Any) -> list[Any]:
+    """All numbers of a noise kind, which still are to be checked."""
+    if not isinstance(kind, dict) or set(kind) != {field.name for field in dataclasses.fields(NoiseKind)}:
+        _refuse(folder, "a calibration with other entries")
+    knots, ratios = kind["knots"], kind["ratios"]
+    if not isinstance(knots, list) or not isinstance(ratios, list) or not len(knots) == len(ratios) > 0:
+        _refuse(folder, "a calibration with another number of knots than of ratios")
+    return [*knots, *ratios, kind["rate_low"], kind["rate_high"]]
 
 
 def _check_stacker(folder: Path, stacker: Stacker) -> None:
@@ -102,5 +112,5 @@ def _check_stacker(folder: Path, stacker: Stacker) -> None:
             _refuse(folder, f"numbers that are not finite in {name} of a stacking network")
 
 
-def _refuse(folder: Path, what: str) -> None:
+def _refuse(folder: Path, what: str) -> NoReturn:
     raise ModelError(f"{folder} holds {what}. Its files do not belong together: tune the model again.")

@@ -11,9 +11,9 @@ from llm4dsr.core.progress import Progress, log
 from llm4dsr.data.overlap import Origin
 from llm4dsr.data.windows import Windows, limit_windows
 from llm4dsr.denoise import calibrate
-from llm4dsr.denoise.calibrate import Calibrator, Sample
+from llm4dsr.denoise.calibrate import Calibrator, Rates, Sample
 from llm4dsr.denoise.ensemble import Ensemble
-from llm4dsr.denoise.injected import MAX_INJECTED, injected_sample, with_context
+from llm4dsr.denoise.injected import MAX_INJECTED, injected_samples, with_context
 from llm4dsr.denoise.prequential import prequential
 
 MIN_TO_RECALIBRATE = 1_000  # windows below which probabilities keep the map of `fit`
@@ -87,10 +87,11 @@ def score_prequentially(
             some = limit_windows(with_context(part), MAX_INJECTED, config.seed)
             if len(some):
                 samples.append(
-                    injected_sample(by_then, some, has_target, draws, rng, step, "score: injected noise", cache)
+                    injected_samples(by_then, some, has_target, draws, rng, step, "score: injected noise", cache)
                 )
     if samples and method != "off":
-        noise, unlabeled = calibrate.join(samples), Sample.of(parts, log_odds)
+        noise = [calibrate.join(of_kind) for of_kind in zip(*samples, strict=True)]
+        unlabeled = Sample.of(parts, log_odds)
         rates = _noise_rates(ensemble, calibrator, windows, noise, unlabeled)
         if rates is not None:
             calibrator = calibrate.fit(noise, unlabeled, method, rates)
@@ -98,15 +99,15 @@ def score_prequentially(
 
 
 def _noise_rates(
-    ensemble: Ensemble, calibrator: Calibrator, windows: Windows, noise: Sample, unlabeled: Sample
-) -> tuple[float, float] | None:
+    ensemble: Ensemble, calibrator: Calibrator, windows: Windows, noise: list[Sample], unlabeled: Sample
+) -> Rates | None:
     """The rates that `fit` has estimated, else those of these windows; None where models have memorized their noise."""
     if not np.isnan(calibrator.noise_rate):
-        return calibrator.rate_low, calibrator.rate_high
+        return calibrator.rates
     if len(ensemble.models) == 1 and np.isin(user_hashes(windows.user_ids), ensemble.seen).any():
         log.warning(
             "Noise probabilities stay uncalibrated (%s): a single model scores users that it was tuned on, so their "
             "noise rate cannot be estimated. Use train.folds of 2 or more.", calibrator.uncalibrated or "no noise rate",
         )  # fmt: skip
         return None
-    return calibrate.noise_rate_interval([(noise, unlabeled)], ensemble.config.score.atypical_share)
+    return calibrate.noise_rate_intervals([(noise, unlabeled)], ensemble.config.score.atypical_share)

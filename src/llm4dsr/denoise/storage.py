@@ -23,7 +23,7 @@ from llm4dsr.lm.load import check_files
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
-FORMAT = 7  # of a saved denoiser; other formats are refused
+FORMAT = 8  # of a saved denoiser; other formats are refused
 NEWER, TRAINING = "newer", "training"  # windows that a stacker is for
 CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
 

@@ -48,7 +48,7 @@ FOLDERS = {
 NEEDS = {name: [s for s in STAGES[: STAGES.index(name)] if s not in ("suggest", "correct")] for name in STAGES}
 CARD, CONFIG, MADE, REPORT = "run_card.json", "config.yaml", "stage.json", "report.html"
 WORK, LOCK, HOLDER = ".work", ".lock", ".holder"  # finished parts; the lock; who holds it, for messages
-FORMAT = 2  # of a run folder; other formats are refused
+FORMAT = 3  # of a run folder; other formats are refused
 
 
 class RunFolder:

@@ -140,7 +140,7 @@ class Run(RunFolder):
         Returns
         -------
         low, high : float
-            The new interval of the noise rate, the same for all splits.
+            The new interval of the noise rate, over all kinds of noise; the same for all splits.
 
         Raises
         ------
@@ -151,13 +151,14 @@ class Run(RunFolder):
         maps = self.maps()
         rates = rates_by_labels(labels, scores, maps)
         with self.stage("score", overwrite=True) as (out, facts):
-            facts |= facts_before | {"labels": len(labels), "noise_rate_interval": list(rates)}
+            maps = {name: fitted.with_rates(rates) for name, fitted in maps.items()}
+            told = maps[c.TRAIN].rate_low, maps[c.TRAIN].rate_high
+            facts |= facts_before | {"labels": len(labels), "noise_rate_interval": list(told)}
             for name, table in scores.items():
-                maps[name] = replace(maps[name], rate_low=rates[0], rate_high=rates[1])
                 found = probabilities(table[c.LOG_ODDS].to_numpy(), maps[name])
                 write_parquet(table.with_columns(**found), out / f"{name}.parquet")
             write_text(out / MAPS, json.dumps({n: asdict(m) for n, m in maps.items()}))
-        return rates
+        return told
 
     def decide(
         self,
@@ -213,8 +214,7 @@ class Run(RunFolder):
             decisions = self.decided("rate", rate, cap, scores)
             return DecisionTables(decisions, dict(self.suggested(decisions, progress, work["suggest"])))
 
-        low, high = (self.facts("train") | self.facts("score"))["noise_rate_interval"]  # labels, if any, come last
-        tried = candidates(goal, (low + high) / 2, config.correct.histories)
+        tried = candidates(goal, self.maps()[c.TRAIN].noise_rate, config.correct.histories)
         settings = config.evaluate.neighborhood, config.correct, config.seed
         return try_candidates(data.splits, tried, tables_at, data.catalogue, *settings, progress, work["evaluate"])
 
