@@ -17,7 +17,7 @@ SOURCE, PAGE = ROOT / "src" / "llm4dsr", ROOT / "ARCHITECTURE.md"
 BEGIN, END = "<!-- module graph -->", "<!-- end of module graph -->"
 # From the command line down, as the import contract in pyproject.toml has them
 LAYERS = (
-    "cli", "bench", "pipeline", "denoiser", "evaluate", "recommenders", "denoise", "lm", "features", "data",
+    "cli", "bench", "report", "pipeline", "denoiser", "evaluate", "recommenders", "denoise", "lm", "features", "data",
     "intervals", "metrics", "config", "core", "columns", "errors",
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def tree(folder: Path, indent: int = 0) -> list[str]:
     """Files and folders with what they are for, in the order of the data's way at the top."""
     names = list(LAYERS)[::-1]
     entries = [p for p in folder.iterdir() if p.is_dir() or p.suffix == ".py"]
-    entries = [p for p in entries if p.name not in ("__init__.py", "__pycache__", "recipes")]
+    entries = [p for p in entries if p.name not in ("__init__.py", "__pycache__", "recipes", "templates")]
     entries.sort(key=lambda p: (names.index(p.stem) if not indent else 0, p.is_dir(), p.name))
     lines = []
     for path in entries:

@@ -12,7 +12,7 @@ from llm4dsr.core.arrays import PAD
 from llm4dsr.core.device import max_workers
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.windows import Windows
-from llm4dsr.evaluate.report import result_table
+from llm4dsr.evaluate.result_table import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import Difference, summarize
 from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate, user_codes

@@ -29,7 +29,7 @@ from llm4dsr.errors import OutputError
 from llm4dsr.evaluate.detection import detection_metrics, has_truth
 from llm4dsr.evaluate.popularity import ndcg_by_target, target_users
 from llm4dsr.evaluate.rate_selection import candidates, flag_cap, try_candidates
-from llm4dsr.evaluate.report import result_table
+from llm4dsr.evaluate.result_table import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
