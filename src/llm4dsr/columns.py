@@ -29,6 +29,7 @@ PROBABILITY_HIGH: Final = "noise_probability_high"  # at the highest
 PROBABILITIES: Final = (NOISE_PROBABILITY, PROBABILITY_LOW, PROBABILITY_HIGH)
 SPLIT: Final = "split"  # in a table of labels: train | valid | test
 IS_NOISE: Final = "is_noise"  # a label, 0 or 1
+REPLACEMENT: Final = "replacement_item_id"  # of a reviewed interaction: what belongs there; optional
 RANK: Final = "rank"  # 1 = the most suspicious interaction of its window
 COVER: Final = "windows"  # overlapping windows that hold the interaction, where scores were merged
 SUGGESTED: Final = "suggested_item_id"
@@ -51,7 +52,8 @@ ITEM_USERS: Final = "item_users"  # other users who have the item
 OTHER_USERS: Final = "other_item_users"  # other users who have the other item
 TITLE_SIMILARITY: Final = "title_similarity"  # cosine of the words of both titles, 0 to 1
 
-GROUNDINGS: Final = ("constrained", "exact", "nearest_embedding", "nearest_vector", "none")
+REVIEWED: Final = "reviewed"  # a suggestion that a reviewer chose
+GROUNDINGS: Final = ("constrained", "exact", "nearest_embedding", "nearest_vector", REVIEWED, "none")
 KEEP: Final = "keep"  # the action that changes nothing
 ACTIONS: Final = ("replace", "drop", "mixed", "downweight")
 WITH_SUGGESTIONS: Final = ("replace", "mixed")  # actions that need suggestions

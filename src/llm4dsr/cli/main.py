@@ -162,14 +162,17 @@ def decide(
     labels: Annotated[
         Path | None, typer.Option(help="Labels of a random sample, as for calibrate; for false-flag-rate.")
     ] = None,
+    reviewed: Annotated[
+        Path | None, typer.Option(help="Reviewed interactions (labels.csv of review), which overrule η.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Flag interactions as noise, by η or by what recommenders gain on validation."""
     from llm4dsr.core.io import read_table
 
-    table = None if labels is None else read_table(labels)
+    table, answers = (None if path is None else read_table(path) for path in (labels, reviewed))
     with bar() as progress:
-        _open(run).decide(progress, policy, eta, cap, overwrite, goal, table)
+        _open(run).decide(progress, policy, eta, cap, overwrite, goal, table, answers)
     _show_tried(_open(run))
 
 
@@ -222,6 +225,23 @@ def report(
 ) -> None:
     """Write what was found, changed and gained, and why, as one HTML file. It holds user ids and titles."""
     _write_report(_open(run), out, examples)
+
+
+@app.command()
+def review(
+    run: RunFolder,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8765,
+    questions: Annotated[int, typer.Option(min=3, help="Most questions of each order.")] = 120,
+) -> None:
+    """Review flags one by one on a page of this machine. Answers are labels for calibrate and decide."""
+    from llm4dsr.review import Review, serve_review
+
+    with bar() as progress:
+        asked = Review(_open(run), questions, progress)
+    messages.print(
+        f"Open  http://127.0.0.1:{port}   Ctrl-C ends. Answers are kept in {run / 'review'}.", soft_wrap=True
+    )
+    serve_review(asked, port)
 
 
 @app.command()

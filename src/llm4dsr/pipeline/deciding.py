@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.config import Config
+from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.decide import CONTROLLED, FALSE_FLAG_RATE, MISSED_NOISE_RATE
 from llm4dsr.denoise.decide import rule as decision_rule
+from llm4dsr.denoise.labels import labeled_scores
 from llm4dsr.denoise.risk_control import Threshold, control_false_flags, control_missed_noise, rows_past
 from llm4dsr.denoiser import Denoiser
-from llm4dsr.errors import ConfigError
+from llm4dsr.errors import ConfigError, DataError
+
+REVIEWED = "reviewed.parquet"  # in decisions/: the reviewed interactions that overruled the policy
 
 KNOWN = {FALSE_FLAG_RATE: "clean_labels", MISSED_NOISE_RATE: "injected_noise"}  # names on the run card
 
@@ -123,3 +127,66 @@ def _facts(
         "eta": eta,
         "cap": cap,
     }
+
+
+def overruled(
+    found: Iterable[tuple[str, pl.DataFrame, dict[str, Any]]], scores: dict[str, pl.DataFrame], reviewed: pl.DataFrame
+) -> Iterator[tuple[str, pl.DataFrame, dict[str, Any]]]:
+    """Yield what `flag_splits` yields, with reviewed interactions flagged as they were answered.
+
+    Parameters
+    ----------
+    found : iterable
+        From `flag_splits`.
+    scores : dict of str to DataFrame
+        Table of scores of each split.
+    reviewed : DataFrame
+        `split, window_id, position, is_noise`.
+
+    Raises
+    ------
+    DataError
+        As `labeled_scores` does.
+    """
+    labeled_scores(reviewed, scores)
+    noise = pl.col(c.IS_NOISE).cast(pl.Float64) > 0
+    for name, flagged, told in found:
+        of_split = reviewed.filter(pl.col(c.SPLIT) == name).select(
+            pl.col(c.WINDOW, c.POSITION).cast(pl.Int64), noise.alias(c.IS_NOISE)
+        )
+        flags = flagged.select(c.WINDOW, c.POSITION).with_columns(flagged=True)
+        table = scores[name].join(flags, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
+        table = table.join(of_split, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
+        table = table.filter(pl.coalesce(c.IS_NOISE, "flagged").fill_null(False)).drop(c.IS_NOISE, "flagged")
+        yield name, table, told | {"flagged": len(table), "reviewed": len(of_split)}
+
+
+def replaced_as_reviewed(
+    suggestions: pl.DataFrame, reviewed: pl.DataFrame, split: str, catalogue: Catalogue
+) -> pl.DataFrame:
+    """Return suggestions of a split with the items that a reviewer chose.
+
+    Raises
+    ------
+    DataError
+        If such an item is not in the catalogue.
+    """
+    if c.REPLACEMENT not in reviewed.columns:
+        return suggestions
+    chosen = reviewed.filter((pl.col(c.SPLIT) == split) & pl.col(c.REPLACEMENT).is_not_null())
+    of_text = pl.DataFrame(
+        {c.REPLACEMENT: catalogue.ids.cast(pl.String), "id": catalogue.ids, "name": catalogue.original_titles}
+    )
+    chosen = chosen.with_columns(pl.col(c.REPLACEMENT).cast(pl.String)).join(of_text, on=c.REPLACEMENT, how="left")
+    if chosen["name"].null_count():
+        unknown = chosen.filter(pl.col("name").is_null())[c.REPLACEMENT][0]
+        raise DataError(f"The reviewed interactions name the item {unknown!r}, which is not in the catalogue.")
+    keys = chosen.select(pl.col(c.WINDOW, c.POSITION).cast(pl.Int64), "id", "name")
+    joined = suggestions.join(keys, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
+    is_chosen = pl.col("name").is_not_null()
+    values = {
+        c.SUGGESTED: pl.col("id"), c.SUGGESTED_TITLE: pl.col("name"), c.GENERATED: None,
+        c.GROUNDING: pl.lit(c.REVIEWED), c.DISTANCE: 0.0, c.SUGGESTION_PROBABILITY: 1.0,
+    }  # fmt: skip
+    columns = [pl.when(is_chosen).then(value).otherwise(pl.col(name)).alias(name) for name, value in values.items()]
+    return joined.with_columns(columns).drop("id", "name")

@@ -33,7 +33,7 @@ from llm4dsr.evaluate.result_table import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
-from llm4dsr.pipeline.deciding import check_labels, flag_splits
+from llm4dsr.pipeline.deciding import REVIEWED, check_labels, flag_splits, overruled, replaced_as_reviewed
 from llm4dsr.pipeline.inputs import inputs_of, origin, read_checked
 from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder
 from llm4dsr.recommenders import NAMES, SEEDLESS
@@ -169,6 +169,7 @@ class Run(RunFolder):
         overwrite: bool = False,
         goal: str | None = None,
         labels: pl.DataFrame | None = None,
+        reviewed: pl.DataFrame | None = None,
     ) -> None:
         """Flag interactions as noise and write decisions/.
 
@@ -186,6 +187,9 @@ class Run(RunFolder):
             What `validation` tries. Default: `config.decide.goal`.
         labels : DataFrame, optional
             Labels of a random sample, as in `calibrate`, for `false-flag-rate`.
+        reviewed : DataFrame, optional
+            Reviewed interactions, as in `calibrate`, which overrule all else. `replacement_item_id`, if there is such a
+            column, overrules the suggestion.
         """
         with self.stage("decide", overwrite) as (out, facts):
             policy = effective_policy(policy, eta, self.config.decide.policy)
@@ -201,9 +205,11 @@ class Run(RunFolder):
                 facts |= {} if best["action"] == c.KEEP else chosen
                 policy, eta = "rate", best["correction_rate"]
             found = flag_splits(self.config, self.scores(), self.maps(), policy, eta, cap, labels)
-            for name, flagged, told in found:
+            for name, flagged, told in found if reviewed is None else overruled(found, self.scores(), reviewed):
                 write_parquet(flagged, out / f"{name}.parquet")
                 facts[name] = told
+            if reviewed is not None:
+                write_parquet(reviewed, out / REVIEWED)
 
     def try_candidates(self, goal: str, cap: int | None, progress: Progress | None) -> pl.DataFrame:
         """Compare corrections on validation; parts are left where suggest and evaluate look for them."""
@@ -221,7 +227,10 @@ class Run(RunFolder):
     def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         """Suggest a replacement for each flagged interaction and write suggestions/."""
         with self.stage("suggest", overwrite) as (out, facts):
+            reviewed = self.verified("decide") / REVIEWED
             for name, found in self.suggested(self.decisions(), progress, self.work("suggest")):
+                if reviewed.is_file():
+                    found = replaced_as_reviewed(found, pl.read_parquet(reviewed), name, self.data().catalogue)
                 write_parquet(found, out / f"{name}.parquet")
                 facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
 
@@ -353,10 +362,8 @@ class Run(RunFolder):
 
         Parameters
         ----------
-        policy, eta, cap
-            As in `Denoiser.decide`.
-        scores : dict of str to DataFrame, optional
-            Default: the run's own.
+        policy, eta, cap, scores
+            As in `Denoiser.decide`. Default scores: the run's own.
         """
         denoiser = Denoiser(self.config)
         scores = self.scores() if scores is None else scores
@@ -371,10 +378,8 @@ class Run(RunFolder):
         ----------
         decisions : dict of str to DataFrame
             Flagged interactions, by split.
-        progress : Progress, optional
-            Called with (steps done, all steps, what is being done).
-        work : Path, optional
-            Folder of finished parts; the same call resumes from it.
+        progress, work
+            As in `Denoiser.suggest`.
         """
         denoiser = Denoiser.from_pretrained(self.verified("train"))
         denoiser.config = replace(denoiser.config, suggest=self.config.suggest)

@@ -47,7 +47,7 @@ def examples(run: Run, count: int, progress: Progress | None = None) -> list[Exa
         if chosen.is_empty():
             continue
         reasons = denoiser.explain(windows, chosen, progress, name != c.TRAIN, maps[name], earlier)
-        out += _examples(name, windows, denoiser.catalogue, scores[name], edits.get(name), chosen, reasons)
+        out += as_examples(name, windows, denoiser.catalogue, scores[name], edits.get(name), chosen, reasons)
     return sorted(out, key=lambda e: (-e["p"], e["split"], e["window"]))
 
 
@@ -79,7 +79,7 @@ def choose(scores: pl.DataFrame, decisions: pl.DataFrame, count: int) -> pl.Data
     return pl.concat([top, rest[spread[: len(rest)]]])
 
 
-def _examples(
+def as_examples(
     name: str,
     windows: Windows,
     catalogue: Catalogue,
@@ -88,7 +88,30 @@ def _examples(
     chosen: pl.DataFrame,
     reasons: pl.DataFrame,
 ) -> list[Example]:
-    """Examples of one split; see `examples`."""
+    """Describe chosen interactions of one split for a page, in their order.
+
+    Parameters
+    ----------
+    name : str
+        The split.
+    windows : Windows
+        Its windows.
+    catalogue : Catalogue
+        The items.
+    scores : DataFrame
+        Scores of the split.
+    edits : DataFrame or None
+        Edits of the split, if there are any.
+    chosen : DataFrame
+        The interactions, rows of `scores`.
+    reasons : DataFrame
+        As `Denoiser.explain` returns them for these.
+
+    Returns
+    -------
+    list of dict
+        As `examples` returns them.
+    """
     row_of = {int(w): i for i, w in enumerate(windows.window_ids)}
     wanted = chosen.select(c.WINDOW)
     p_of = {(w, p): v for w, p, v in _rows(scores, wanted, c.NOISE_PROBABILITY)}
@@ -96,7 +119,7 @@ def _examples(
     if edits is not None:
         for line in edits.join(wanted, on=c.WINDOW, how="semi").iter_rows(named=True):
             edit_of[line[c.WINDOW], line[c.POSITION]] = line
-    why_of = reasons.partition_by(c.WINDOW, as_dict=True)
+    why_of = reasons.partition_by(c.WINDOW, c.POSITION, as_dict=True)
     out = []
     for window, position, p in chosen.select(c.WINDOW, c.POSITION, c.NOISE_PROBABILITY).iter_rows():
         rows = windows.row(row_of[window])
@@ -108,8 +131,8 @@ def _examples(
                 item["p"] = _rounded(p_of[window, at])
             if (window, at) in edit_of:
                 item["edit"] = _edit(edit_of[window, at])
-            if at == position and (window,) in why_of:
-                item["why"] = _why(why_of[window,])
+            if at == position and (window, position) in why_of:
+                item["why"] = _why(why_of[window, position])
             items.append(item)
         user = windows.user_ids[row_of[window]]
         out.append({

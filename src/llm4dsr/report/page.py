@@ -100,7 +100,7 @@ def _values(run: Run, count: int, progress: Progress | None) -> dict[str, Any]:
         "examples": len(shown),
         "eta": contents.first_eta(decisions[c.TEST]),
         "css": Markup((files / "report.css").read_text(encoding="utf-8")),
-        "js": Markup((files / "report.js").read_text(encoding="utf-8")),
+        "js": Markup("".join((files / name).read_text(encoding="utf-8") for name in ("history.js", "report.js"))),
         "payload": Markup(contents.as_json(payload)),
     }
 

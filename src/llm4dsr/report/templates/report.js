@@ -1,12 +1,4 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const el = (name, attributes = {}, ...children) => {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-};
-const percent = (value, digits = 1) => (Number.isFinite(value) ? `${(100 * value).toFixed(digits)} %` : "–");
 const byId = (id) => document.getElementById(id);
 
 // η: counts, stated precision and examples follow the slider
@@ -34,38 +26,11 @@ function moveEta() {
 // Examples
 const PAGE = 20;
 let shown = PAGE;
-function whyText(why) {
-  const lines = [];
-  if (why.users !== null)
-    lines.push(`${why.users.toLocaleString("en")} other users have it. Some of them also have ${why.together} of the ${why.others} other items.`);
-  for (const other of why.without) {
-    if (other.change === null || other.p === null) continue;
-    const way = other.change > 0 ? "makes it look like noise" : "speaks for it";
-    const users = other.users === null ? "" : `, ${other.users} users have both`;
-    lines.push(`“${other.title}” ${way}: without it, noise probability ${percent(other.p, 0)}${users}.`);
-  }
-  lines.push(why.similarity > 0 ? `Most similar title: “${why.alike}” (${why.similarity.toFixed(2)}).` : "No other title shares a word with it.");
-  return lines;
-}
 function example(e, eta) {
-  const strip = el("ol", { class: "strip", tabindex: "0", "aria-label": `History of ${e.items.length} items, oldest first` });
-  e.items.forEach((item) => {
-    const isFlagged = item.p !== undefined && item.p !== null && item.p >= eta;
-    const cell = el("li", isFlagged ? { class: "flagged" } : {}, item.title);
-    cell.append(el("span", { class: "p" }, item.p === undefined ? "target" : item.p === null ? "not scored" : `${isFlagged ? "noise " : ""}${percent(item.p, 0)}`));
-    if (item.edit) {
-      const to = item.edit.action === "replace" ? `replaced by: ${item.edit.title}` : { drop: "dropped", downweight: "lower weight", keep: "kept" }[item.edit.action];
-      cell.append(el("span", { class: "new" }, to));
-    }
-    strip.append(cell);
-  });
-  const head = el("div", { class: "muted" }, `${e.split}, user ${e.user || "unknown"}, window ${e.window}` + (e.of > e.items.length ? `, ${e.items.length} of ${e.of} items` : ""));
-  const out = el("li", {}, head, strip);
+  const out = el("li", {}, headline(e), strip(e, (item) => item.p !== undefined && item.p !== null && item.p >= eta));
   const explained = e.items[e.explained];
-  if (explained.why) {
-    const list = el("ul", { class: "why" }, ...whyText(explained.why).map((line) => el("li", {}, line)));
-    out.append(el("details", {}, el("summary", {}, `Why ${percent(explained.p, 0)} for “${explained.title}”?`), list));
-  }
+  if (explained.why)
+    out.append(el("details", {}, el("summary", {}, `Why ${percent(explained.p, 0)} for “${explained.title}”?`), reasons(explained.why)));
   return out;
 }
 function showExamples() {

@@ -1,0 +1,165 @@
+"""A review in progress: questions with their histories, answers, and what they tell so far. Knows no web."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import polars as pl
+
+from llm4dsr import columns as c
+from llm4dsr.core.manifest import file_hash
+from llm4dsr.core.progress import Progress
+from llm4dsr.denoise.decide import configured_rule
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.errors import ConfigError
+from llm4dsr.pipeline import Run
+from llm4dsr.pipeline.run_folder import MADE
+from llm4dsr.report.examples import as_examples
+from llm4dsr.review.answers import VERDICTS, Answer, Answers
+from llm4dsr.review.estimate import precision_of
+from llm4dsr.review.questions import ORDERS, Order, ordered, sample, strata
+
+FOUND = 20  # items that a search returns
+
+Question = dict[str, Any]
+
+
+class Review:
+    """Questions about a run, and their answers. Safe to use from several threads.
+
+    Parameters
+    ----------
+    run : Run
+        Decided, at least.
+    count : int
+        Most questions of each order.
+    progress : Progress, optional
+        Called with (windows done, all windows, what is being done), while questions get their reasons.
+    """
+
+    def __init__(self, run: Run, count: int, progress: Progress | None = None) -> None:
+        self.answers = Answers(run.folder, file_hash(run.verified("prepare") / MADE))
+        self._lock, self._data = threading.Lock(), run.data()
+        scores, decisions = run.scores(), run.decisions()
+        self._flags, cap = strata(decisions), configured_rule(run.config.decide, True)[2]
+        asked: dict[Order, pl.DataFrame] = {
+            "sample": sample(decisions, count, run.config.seed),
+            "worst": ordered(scores, "worst", cap, count),
+            "informative": ordered(scores, "informative", cap, count),
+        }
+        self._queues = {order: table.select(c.SPLIT, c.WINDOW, c.POSITION).rows() for order, table in asked.items()}
+        self._sampled = set(self._queues["sample"])
+        self._scored = {name: set(t.select(c.WINDOW, c.POSITION).rows()) for name, t in scores.items()}
+        self._questions = self._described(run, pl.concat([t.select(c.SPLIT, c.WINDOW, c.POSITION)
+                                                          for t in asked.values()]).unique(), progress)  # fmt: skip
+        titles = [title.lower() for title in self._data.catalogue.original_titles]
+        self._titles = list(zip(titles, self._data.catalogue.ids.to_list(), strict=True))
+
+    def _described(
+        self, run: Run, asked: pl.DataFrame, progress: Progress | None
+    ) -> dict[tuple[str, int, int], Question]:
+        denoiser, maps, scores = Denoiser.from_pretrained(run.verified("train")), run.maps(), run.scores()
+        edits = run.edits() if run.done("correct") else {}
+        out = {}
+        for name, windows, earlier in run.in_time():
+            keys = asked.filter(pl.col(c.SPLIT) == name).select(c.WINDOW, c.POSITION)
+            chosen = scores[name].join(keys, on=[c.WINDOW, c.POSITION], how="semi")
+            if chosen.is_empty():
+                continue
+            reasons = denoiser.explain(windows, chosen, progress, name != c.TRAIN, maps[name], earlier)
+            found = as_examples(name, windows, denoiser.catalogue, scores[name], edits.get(name), chosen, reasons)
+            for (window, position), example in zip(chosen.select(c.WINDOW, c.POSITION).rows(), found, strict=True):
+                out[name, window, position] = example | {"position": position}
+        return out
+
+    def next(self, order: str) -> Question | None:
+        """Return the next unanswered question of an order; None if there is none left.
+
+        Raises
+        ------
+        ConfigError
+            If the order is unknown.
+        """
+        if order not in ORDERS:
+            raise ConfigError(f"The order is {order!r}; expected one of {', '.join(ORDERS)}.")
+        with self._lock:
+            given = self.answers.current
+            for key in self._queues[order]:  # type: ignore[index]
+                if key not in given:
+                    return self._questions[key]
+        return None
+
+    def answer(
+        self, split: str, window: int, position: int, verdict: str, replacement: str | None, whole_window: bool
+    ) -> None:
+        """Save an answer.
+
+        Parameters
+        ----------
+        split, window, position
+            The interaction.
+        verdict : str
+            One of VERDICTS.
+        replacement : str or None
+            Id of the item that belongs there, as text.
+        whole_window : bool
+            The answer holds for each scored interaction of the window.
+
+        Raises
+        ------
+        ConfigError
+            If the verdict, the interaction or the item is unknown.
+        """
+        if verdict not in VERDICTS:
+            raise ConfigError(f"The answer is {verdict!r}; expected one of {', '.join(VERDICTS)}.")
+        if (window, position) not in self._scored.get(split, set()):
+            raise ConfigError(f"Position {position} of window {window} in {split!r} was not scored.")
+        if replacement is not None and replacement not in {str(item) for _, item in self._titles}:
+            raise ConfigError(f"There is no item {replacement!r}.")
+        positions = [position]
+        if whole_window:
+            positions = sorted(p for w, p in self._scored[split] if w == window)
+        with self._lock:
+            self.answers.add([
+                Answer(split, window, p, verdict, (split, window, p) in self._sampled,
+                       replacement if p == position else None)
+                for p in positions
+            ])  # fmt: skip
+
+    def undo(self) -> Question | None:
+        """Take back the last answer, and return its question; None if there is none."""
+        with self._lock:
+            taken = self.answers.undo()
+        known = [self._questions[a.key] for a in taken if a.key in self._questions]
+        return known[0] if known else None
+
+    def state(self) -> dict[str, Any]:
+        """Return how many answers there are, of which kind, and the precision that they tell."""
+        with self._lock:
+            given, labels = self.answers.current, self.answers.labels()
+        found = precision_of(self._flags, labels)
+        counts = {verdict: sum(a.answer == verdict for a in given.values()) for verdict in VERDICTS}
+        known = not math.isnan(found.precision)
+        return {
+            "answers": len(given), "counts": counts,
+            "left": {order: sum(key not in given for key in keys) for order, keys in self._queues.items()},
+            "flags": len(self._flags), "sampled": found.answers,
+            "precision": [found.precision, found.low, found.high] if known else None,
+        }  # fmt: skip
+
+    def labels(self) -> pl.DataFrame:
+        """Return all labels; see `Answers.labels`."""
+        with self._lock:
+            return self.answers.labels()
+
+    def search(self, text: str) -> list[dict[str, str]]:
+        """Return items whose title has all words of the text."""
+        words, out = text.lower().split(), []
+        for row, (title, item) in enumerate(self._titles):
+            if words and all(word in title for word in words):
+                out.append({"id": str(item), "title": self._data.catalogue.original_titles[row]})
+                if len(out) == FOUND:
+                    break
+        return out

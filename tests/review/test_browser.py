@@ -1,0 +1,122 @@
+"""The review page in a real browser, by keyboard, against a real server."""
+
+import re
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+
+from llm4dsr.config import Config
+from llm4dsr.pipeline import Run
+from llm4dsr.review import Review, create_app
+
+playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+uvicorn = pytest.importorskip("uvicorn")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine", allow_module_level=True)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+         "--disable-component-update"]  # fmt: skip
+CONFIG = Config.from_dict({
+    "threads": 1,
+    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
+    "train": {"epochs": 1, "folds": 2},
+    "decide": {"policy": "rate", "eta": 0.1},
+    "evaluate": {"backbone": "itemknn"},
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_demo) -> Run:
+    run = Run.create(tmp_path_factory.mktemp("review") / "run", CONFIG)
+    for stage in ("prepare", "train", "score", "decide", "suggest", "correct"):
+        run.make(stage, tiny_demo)
+    return run
+
+
+@pytest.fixture
+def address(run):
+    """A server on a free port of this machine, with no answers yet."""
+    shutil.rmtree(run.folder / "review", ignore_errors=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = uvicorn.Config(create_app(Review(run, 12)), host="127.0.0.1", port=port, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def page(address):
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 360, "height": 760}, color_scheme="dark")
+        problems = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#question ol.strip")
+        yield page
+        browser.close()
+    assert problems == []
+
+
+def answered(page, count: int) -> str:
+    """Wait for the page to show so many answers, and return all of its line."""
+    playwright.expect(page.locator("#state")).to_contain_text(re.compile(f"^{count} answers"))
+    return page.locator("#state").inner_text()
+
+
+def test_a_review_by_keyboard(page, run):
+    first = page.locator("#asked").inner_text()
+    for count, key in enumerate("nbts", 1):
+        page.keyboard.press(key)
+        line = answered(page, count)
+    assert "1 noise, 1 belong, 1 not their taste, 1 unclear" in line
+    assert "flags are noise (95 %:" in line
+    for count in (3, 2, 1, 0):
+        page.keyboard.press("u")
+        answered(page, count)
+    assert page.locator("#asked").inner_text() == first
+    assert Review(run, 12).answers.current == {}
+
+
+def test_another_item_is_chosen(page, run):
+    title = run.data().catalogue.original_titles[3]
+    page.locator("#replace summary").click()
+    page.locator("#title").fill(title)
+    page.locator("#found button", has_text=title).first.click()
+    assert title in page.locator("#chosen").inner_text()
+    page.locator("[data-answer=noise]").click()
+    answered(page, 1)
+    (answer,) = Review(run, 12).answers.current.values()
+    assert answer.replacement is not None
+    assert run.data().catalogue.original_titles[run.data().catalogue.index([int(answer.replacement)])[0]] == title
+
+
+def test_letters_in_a_search_are_no_answers(page):
+    page.locator("#replace summary").click()
+    page.locator("#title").press_sequentially("nbts")
+    assert page.locator("#state").inner_text().startswith("0 answers")
+
+
+def test_the_other_orders(page, run):
+    worst = max((t["log_odds"].max(), n, *t.sort("log_odds").row(-1)[:2]) for n, t in run.scores().items())
+    page.locator("#order").select_option("worst")
+    playwright.expect(page.locator("#question .muted").first).to_contain_text(f"{worst[1]}, user")
+    playwright.expect(page.locator("#question .muted").first).to_contain_text(f"window {worst[2]}")
+
+
+def test_the_page_is_accessible(page):
+    page.locator("#question details summary").first.click()
+    found = axe.Axe().run(page).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -1,0 +1,316 @@
+"""Reviews: nothing answered is lost, the estimate is honest, and answers overrule the model."""
+
+import json
+import math
+import threading
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llm4dsr.config import Config
+from llm4dsr.errors import ConfigError, DataError, OutputError
+from llm4dsr.pipeline import Run
+from llm4dsr.review import Review, create_app
+from llm4dsr.review.answers import Answer, Answers
+from llm4dsr.review.estimate import stratified_precision
+from llm4dsr.review.questions import ordered, sample, strata
+
+testclient = pytest.importorskip("fastapi.testclient")
+CONFIG = Config.from_dict({
+    "threads": 1,
+    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
+    "train": {"epochs": 1, "folds": 2},
+    "decide": {"policy": "rate", "eta": 0.1},
+    "evaluate": {"backbone": "itemknn"},
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_demo) -> Run:
+    run = Run.create(tmp_path_factory.mktemp("review") / "run", CONFIG)
+    for stage in ("prepare", "train", "score", "decide", "suggest", "correct"):
+        run.make(stage, tiny_demo)
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Run:
+    import shutil
+
+    shutil.copytree(finished.folder, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture
+def client(run):
+    return testclient.TestClient(create_app(Review(run, 12)), base_url="http://127.0.0.1:8765")
+
+
+def answer_of(question: dict, verdict: str, **more) -> dict:
+    keys = {name: question[name] for name in ("split", "window", "position")}
+    return keys | {"answer": verdict} | more
+
+
+# --- the file of answers ----------------------------------------------------------------------------------------------
+
+
+def test_answers_outlive_the_process_and_can_be_undone(tmp_path):
+    first, second = Answer("train", 3, 1, "noise", True), Answer("test", 4, 0, "fits")
+    answers = Answers(tmp_path, "abc")
+    answers.add([first])
+    answers.add([second])
+    assert answers.undo() == [second]
+    answers.add([Answer("train", 3, 1, "fits", True)])  # a change of mind
+    again = Answers(tmp_path, "abc")
+    assert again.current == answers.current == {first.key: Answer("train", 3, 1, "fits", True)}
+    assert again.labels().select("split", "window_id", "position", "is_noise").rows() == [("train", 3, 1, 0)]
+    assert again.undo()
+    assert Answers(tmp_path, "abc").current == {first.key: first}
+
+
+def test_the_answer_of_a_crash_is_asked_again(tmp_path, caplog):
+    answers = Answers(tmp_path, "abc")
+    answers.add([Answer("train", 3, 1, "noise")])
+    whole = answers.path.read_bytes()
+    answers.add([Answer("train", 5, 1, "noise")])
+    answers.path.write_bytes(answers.path.read_bytes()[:-7])
+    cut = Answers(tmp_path, "abc")
+    assert list(cut.current) == [("train", 3, 1)]
+    assert "incomplete" in caplog.text
+    cut.add([Answer("train", 7, 1, "fits")])
+    assert answers.path.read_bytes().startswith(whole)
+    assert list(Answers(tmp_path, "abc").current) == [("train", 3, 1), ("train", 7, 1)]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    answers = Answers(tmp_path, "abc")
+    answers.add([Answer("train", 3, 1, "noise")])
+    answers.add([Answer("train", 5, 1, "noise")])
+    lines = answers.path.read_text().splitlines()
+    answers.path.write_text("\n".join([lines[0], lines[1][:-4], lines[2], ""]))
+    with pytest.raises(OutputError, match=r"Line 2 of .* is damaged"):
+        Answers(tmp_path, "abc")
+
+
+def test_answers_about_other_windows_are_refused(tmp_path):
+    Answers(tmp_path, "abc").add([Answer("train", 3, 1, "noise")])
+    with pytest.raises(OutputError, match="other windows"):
+        Answers(tmp_path, "xyz")
+
+
+def test_skipped_ones_are_no_labels(tmp_path):
+    answers = Answers(tmp_path, "abc")
+    answers.add([Answer("train", 1, 0, "skip"), Answer("train", 1, 1, "atypical"), Answer("train", 1, 2, "noise")])
+    assert answers.labels()["is_noise"].to_list() == [0, 1]
+    assert answers.labels()["answer"].to_list() == ["atypical", "noise"]
+
+
+# --- the estimate of precision ----------------------------------------------------------------------------------------
+
+
+def test_strata_count_by_their_size():
+    """Ninety flags of which all answered are noise, ten of which none is: precision 0.9, however many were answered."""
+    found = stratified_precision(np.array([90, 10]), np.repeat([0, 1], 5), np.arange(10) < 5)
+    assert found.precision == pytest.approx(0.9)
+    assert found.low < 0.9 < found.high
+
+
+def test_without_an_answer_in_each_stratum_nothing_is_estimated():
+    assert math.isnan(stratified_precision(np.array([5, 5]), np.array([0]), np.array([True])).precision)
+    assert math.isnan(stratified_precision(np.array([0]), np.array([], int), np.array([], bool)).precision)
+    assert stratified_precision(np.array([5, 0]), np.array([0]), np.array([True])).precision == 1
+
+
+def test_a_stratum_that_is_answered_completely_is_certain():
+    found = stratified_precision(np.array([4]), np.zeros(4, int), np.array([1, 1, 1, 0], bool))
+    assert (found.low, found.precision, found.high) == (0.75, 0.75, 0.75)
+
+
+@pytest.mark.parametrize("rates", [(0.5, 0.7, 0.9), (0.05, 0.3, 0.97), (0.9, 0.95, 1.0)])
+def test_the_interval_holds_the_truth_in_95_of_100_reviews(rates):
+    """A thousand reviews of a hundred answers each; the strata differ in size."""
+    rng, sizes = np.random.default_rng(0), np.array([4_000, 2_000, 1_000])
+    truth = float((sizes * rates).sum() / sizes.sum())
+    stratum = np.repeat([0, 1, 2], 33)
+    inside, means = 0, []
+    for _ in range(1_000):
+        found = stratified_precision(sizes, stratum, rng.random(99) < np.array(rates)[stratum])
+        inside += found.low <= truth <= found.high
+        means.append(found.precision)
+    assert np.mean(means) == pytest.approx(truth, abs=0.01)
+    assert inside >= 930
+
+
+# --- the questions ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_takes_turns_between_strata(finished):
+    decisions = finished.decisions()
+    flags, asked = strata(decisions), sample(decisions, 30, 0)
+    assert flags["stratum"].value_counts()["count"].max() - flags["stratum"].value_counts()["count"].min() <= 1
+    assert asked["stratum"].to_list()[:6] == [0, 1, 2, 0, 1, 2]
+    assert asked.select("split", "window_id", "position").is_unique().all()
+    low, high = (flags.filter(pl.col("stratum") == s)["log_odds"] for s in (0, 2))
+    assert low.max() <= high.min()
+    assert not asked.equals(sample(decisions, 30, 1))
+
+
+def test_the_other_orders(finished):
+    scores = finished.scores()
+    worst = ordered(scores, "worst", 3, 10)
+    assert worst["log_odds"].is_sorted(descending=True)
+    assert worst["log_odds"][0] == max(t["log_odds"].drop_nans().max() for t in scores.values())
+    unsure = ordered(scores, "informative", 3, 10)
+    assert (unsure["noise_probability"] - 0.5).abs().is_sorted()
+
+
+# --- the page's API ---------------------------------------------------------------------------------------------------
+
+
+def test_questions_come_one_by_one_and_can_be_undone(client, run):
+    first = client.get("/api/next").json()
+    question = first["question"]
+    assert (
+        question["items"][question["explained"]]["why"]["others"] == question["of"] - (question["split"] != "train") - 1
+    )
+    second = client.post("/api/answers", json=answer_of(question, "noise")).json()
+    assert second["question"] != question
+    assert second["state"]["counts"]["noise"] == 1
+    back = client.post("/api/undo", json={"order": "sample"}).json()
+    assert back["question"] == question
+    assert back["state"]["answers"] == 0
+    nothing = client.post("/api/undo", json={"order": "sample"}).json()
+    assert nothing["question"] == question
+
+
+def test_a_whole_sample_measures_the_precision(client, run):
+    """Answer by the known mask: the estimate holds the true precision of the flags."""
+    splits = run.data().splits
+    truth = {
+        (n, int(i), p): bool(w.take(np.array([row])).truth().ravel()[p])
+        for n, w in splits.items() for row, i in enumerate(w.window_ids) for p in range(int(w.lengths[row]))
+    }  # fmt: skip
+    found = client.get("/api/next").json()
+    while found["question"] is not None:
+        q = found["question"]
+        verdict = "noise" if truth[q["split"], q["window"], q["position"]] else "fits"
+        found = client.post("/api/answers", json=answer_of(q, verdict)).json()
+    flags = [(n, *row) for n, t in run.decisions().items() for row in t.select("window_id", "position").rows()]
+    precision = float(np.mean([truth[key] for key in flags]))
+    estimate, low, high = found["state"]["precision"]
+    assert found["state"]["sampled"] == 12
+    assert low <= precision <= high
+    assert low <= estimate <= high
+
+
+def test_an_answer_for_the_whole_history(client, run):
+    question = client.get("/api/next").json()["question"]
+    client.post("/api/answers", json=answer_of(question, "atypical", whole_window=True))
+    labels = pl.read_csv(client.get("/labels.csv").content)
+    scored = run.scores()[question["split"]].filter(pl.col("window_id") == question["window"])
+    assert labels["position"].to_list() == scored["position"].sort().to_list()
+    assert labels["is_noise"].sum() == 0
+    assert client.post("/api/undo", json={}).json()["state"]["answers"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"answer": "maybe"}, {"split": "other"}, {"position": 99}, {"window": -5}, {"replacement": "no such item"}],
+)
+def test_what_is_unknown_is_refused_and_not_saved(client, run, change):
+    question = client.get("/api/next").json()["question"]
+    response = client.post("/api/answers", json=answer_of(question, "noise") | change)
+    assert response.status_code == 400
+    assert response.json()["error"]
+    assert not (run.folder / "review").exists()
+
+
+def test_only_this_machine_and_only_json(client, run):
+    question = client.get("/api/next").json()["question"]
+    form = client.post("/api/answers", content=json.dumps(answer_of(question, "noise")))
+    assert form.status_code == 415  # what a form of another site could send
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert client.get("/api/next", params={"order": "odd"}).status_code == 400
+
+
+def test_items_are_found_by_words_of_their_title(client, run):
+    title = run.data().catalogue.original_titles[5]
+    words = title.split()
+    found = client.get("/api/items", params={"q": f"{words[-1]} {words[0].upper()}"}).json()
+    assert title in [item["title"] for item in found]
+    assert client.get("/api/items", params={"q": "  "}).json() == []
+
+
+def test_answers_of_several_threads_are_all_saved(run):
+    review = Review(run, 12)
+    keys = [(n, *row) for n, t in run.scores().items() for row in t.select("window_id", "position").rows()[:20]]
+    threads = [threading.Thread(target=review.answer, args=(*key, "fits", None, False)) for key in keys]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(Review(run, 12).answers.current) == set(keys)
+
+
+# --- what answers do --------------------------------------------------------------------------------------------------
+
+
+def reviewed(*rows: tuple) -> pl.DataFrame:
+    schema = ["split", "window_id", "position", "is_noise", "replacement_item_id"]
+    return pl.DataFrame(rows, schema=schema, orient="row", schema_overrides={"replacement_item_id": pl.String})
+
+
+def test_answers_overrule_flags_and_suggestions(run):
+    flagged = run.decisions()["train"].row(0, named=True)
+    kept = run.scores()["train"].join(run.decisions()["train"], on=["window_id", "position"], how="anti")
+    missed = kept.filter(pl.col("window_id") != flagged["window_id"]).row(0, named=True)
+    data = run.data()
+    row = int(np.flatnonzero(data.splits["train"].window_ids == missed["window_id"])[0])
+    other = int(np.setdiff1d(np.arange(len(data.catalogue)), data.splits["train"].row(row))[0])
+    table = reviewed(
+        ("train", flagged["window_id"], flagged["position"], 0, None),
+        ("train", missed["window_id"], missed["position"], 1, str(data.catalogue.ids[other])),
+    )
+    before = run.decisions()
+    run.decide(overwrite=True, reviewed=table)
+    after = run.decisions()
+    keys = {n: set(t.select("window_id", "position").rows()) for n, t in after.items()}
+    assert (flagged["window_id"], flagged["position"]) not in keys["train"]
+    assert (missed["window_id"], missed["position"]) in keys["train"]
+    assert len(after["train"]) == len(before["train"])
+    assert after["test"].equals(before["test"])
+    assert run.facts("decide")["train"]["reviewed"] == 2
+    run.suggest()
+    run.correct("replace")
+    edit = run.edits()["train"].filter(
+        (pl.col("window_id") == missed["window_id"]) & (pl.col("position") == missed["position"])
+    )
+    assert edit.select("suggested_item_id", "grounding", "action").row(0) == (
+        data.catalogue.ids[other],
+        "reviewed",
+        "replace",
+    )
+
+
+def test_an_unknown_replacement_is_named(run):
+    flagged = run.decisions()["train"].row(0, named=True)
+    run.decide(overwrite=True, reviewed=reviewed(("train", flagged["window_id"], flagged["position"], 1, "nothing")))
+    with pytest.raises(DataError, match="'nothing'"):
+        run.suggest()
+
+
+def test_labels_of_a_review_calibrate(client, run):
+    found = client.get("/api/next").json()
+    for _ in range(10):
+        found = client.post("/api/answers", json=answer_of(found["question"], "noise")).json()
+    low, high = run.calibrate(pl.read_csv(client.get("/labels.csv").content))
+    assert 0 <= low <= high <= 1
+
+
+def test_an_order_must_be_known(run):
+    with pytest.raises(ConfigError, match="expected one of sample"):
+        Review(run, 3).next("odd")
