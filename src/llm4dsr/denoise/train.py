@@ -30,6 +30,7 @@ from llm4dsr.lm.collate import collate, token_batches
 from llm4dsr.lm.embedded import embedded_lm
 from llm4dsr.lm.load import add_lora, load_lm
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
+from llm4dsr.lm.prefix_tree import check_scores
 from llm4dsr.lm.prompt import PromptBuilder, is_bidirectional
 from llm4dsr.lm.tokens import Tokens
 
@@ -78,7 +79,9 @@ def build_model(
         model = NoiseLM(lm, tokenizer, vectors, cooccurrence is not None, is_bidirectional(config.model))
         model = model.to(pick_device())
         builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens, cooccurrence)
-        if config.model.source == EMBEDDED and config.model.item_input == "title" and not begun:
+        if config.model.source != EMBEDDED:
+            check_scores(model, builder)
+        elif config.model.item_input == "title" and not begun:
             pretrain_lm(model, builder, windows, config, progress)
         if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
             model.lm = add_lora(model.lm, config.model)

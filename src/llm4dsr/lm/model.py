@@ -24,6 +24,7 @@ from llm4dsr.config import ModelConfig
 from llm4dsr.core.hashing import digest
 from llm4dsr.errors import ModelError, last_line
 from llm4dsr.features.cooccurrence import N_FEATURES
+from llm4dsr.lm.attention import layer_windows
 from llm4dsr.lm.collate import Batch
 from llm4dsr.lm.load import BASE_HASH, describe_base, load_lm, verify_weights
 from llm4dsr.lm.prompt import PromptBuilder, is_bidirectional
@@ -58,6 +59,12 @@ class NoiseLM(nn.Module):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
+        base = lm.get_base_model() if hasattr(lm, "peft_config") else lm
+        if bidirectional and layer_windows(base) is None:
+            raise ModelError(
+                f"{type(base).__name__} takes no attention mask from outside, so items cannot see what follows. Use "
+                "model.attention: causal."
+            )
         self.lm, self.tokenizer, self.bidirectional = lm, tokenizer, bidirectional
         self._turn = threading.RLock()
         self.parts = [] if vectors is None else ["into", "out"]
@@ -120,6 +127,8 @@ class NoiseLM(nn.Module):
             blocked = torch.zeros(seen.shape, dtype=embeds.dtype, device=self.device)
             blocked = blocked.masked_fill(~seen, torch.finfo(embeds.dtype).min)
             kwargs["attention_mask"] = blocked[:, None, None, :].expand(-1, 1, size, -1)  # [B, 1, T, T]
+            # Some models would count positions from a mask of another shape.
+            kwargs["position_ids"] = torch.arange(size, device=self.device)[None]
         state: Tensor = self.states(embeds, **kwargs).last_hidden_state
         return state
 
@@ -150,7 +159,7 @@ class NoiseLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states [..., H] to next-token logits [..., vocabulary], in float32."""
         out: Tensor = self.base.get_output_embeddings()(hidden)
-        return out.float()
+        return scaled_logits(self.base.config.get_text_config(), out.float())
 
     def fingerprint(self) -> str:
         """Return a hash of the weights; with an adapter, of the adapter and the base's input embeddings."""
@@ -209,6 +218,15 @@ class NoiseLM(nn.Module):
         return model.to(model.device)
 
 
+def scaled_logits(config: Any, logits: Tensor) -> Tensor:
+    """Scale and cap what an output layer returns, as the forward of the model's own class does after it."""
+    logits = logits / (getattr(config, "logits_scaling", None) or 1)
+    for factor in ("logit_scale", "lm_head_multiplier"):
+        logits = logits * (getattr(config, factor, None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if not cap else cap * torch.tanh(logits / cap)
+
+
 def read_states(hidden: Tensor, rows: Sequence[Tokens]) -> Tensor:
     """Return the hidden states [positions, H] at which noise logits are read, row after row."""
     at = [(i, t) for i, row in enumerate(rows) for t in row.read]
@@ -217,5 +235,7 @@ def read_states(hidden: Tensor, rows: Sequence[Tokens]) -> Tensor:
 
 def noise_logits(model: NoiseLM, builder: PromptBuilder, hidden: Tensor) -> Tensor:
     """Map hidden states [..., H] to logits [..., 2] of "no, it fits" and "yes, it is noise"."""
-    weight = model.base.get_output_embeddings().weight[[builder.no, builder.yes]]  # [2, H]
-    return F.linear(hidden, weight.to(hidden.dtype)).float()
+    head, words = model.base.get_output_embeddings(), [builder.no, builder.yes]
+    bias = None if getattr(head, "bias", None) is None else head.bias[words].to(hidden.dtype)
+    logits = F.linear(hidden, head.weight[words].to(hidden.dtype), bias).float()  # [..., 2]
+    return scaled_logits(model.base.config.get_text_config(), logits)

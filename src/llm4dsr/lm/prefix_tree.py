@@ -6,15 +6,21 @@ exist.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from llm4dsr.lm.collate import Batch, stack_features
+from llm4dsr.errors import ModelError
+from llm4dsr.lm.attention import layer_windows, tree_masks, warn_of_slow_scoring
+from llm4dsr.lm.collate import Batch, collate, stack_features
 from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
+
+PROBE = 16  # tokens of a prompt that is scored to check a model
 
 
 @dataclass
@@ -61,7 +67,7 @@ def sequence_log_probs(
     """Score every sequence of each tree, in one forward pass for the whole batch.
 
     The nodes of a tree follow the prompt. An attention mask lets each see the prompt and its ancestors only, at the
-    position that it would have in plain text.
+    position that it would have in plain text. Models that take no such mask score each sequence in its own row.
 
     Parameters
     ----------
@@ -79,6 +85,10 @@ def sequence_log_probs(
     list of list of float
         log P(sequence | prompt) for each sequence of each tree.
     """
+    windows = layer_windows(model.base)
+    if windows is None:
+        warn_of_slow_scoring(type(model.base).__name__)
+        return [_one_by_one(model, p, t, first_token) for p, t in zip(prompts, trees, strict=True)]
     size = max(len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True))
     ids, slots = np.zeros((len(prompts), size), dtype=np.int64), np.full((len(prompts), size), -1)
     places = np.zeros((len(prompts), size), dtype=np.int64)
@@ -94,23 +104,68 @@ def sequence_log_probs(
             (nodes,) = np.nonzero(depths == depth)
             seen[b, start + nodes] |= seen[b, parents[nodes]]
     device, dtype = model.device, model.base.get_input_embeddings().weight.dtype
-    blocked = ~torch.from_numpy(seen).to(device)
-    mask = torch.zeros(blocked.shape, dtype=dtype, device=device).masked_fill(blocked, torch.finfo(dtype).min)
-    tokens, items, positions = (torch.from_numpy(part).to(device) for part in (ids, slots, places))
+    tokens, items, positions, sees = (torch.from_numpy(part).to(device) for part in (ids, slots, places, seen))
+    masks = tree_masks(windows, sees, positions, dtype)
     batch = Batch(tokens, items, stack_features(prompts, device), torch.full((len(prompts),), size))
-    hidden = model.hidden(batch, attention_mask=mask[:, None], position_ids=positions)
-    out = []
-    for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
-        paths = [path[:1] if first_token else path for path in tree.paths]
-        # (parent, token) of all paths, one after the other
-        steps = np.array([step for path in paths for step in path], dtype=np.int64).reshape(-1, 2)
-        # The prompt's end, then the nodes
-        logits = model.logits(hidden[b, len(prompt) - 1 : len(prompt) + len(tree.tokens)])  # [1 + nodes, vocabulary]
-        parent, token = torch.from_numpy(steps.T).to(device)
-        log_probs = (logits[parent + 1, token] - logits.logsumexp(-1)[parent + 1]).double().cpu().numpy()
-        starts = np.cumsum([0, *map(len, paths)])[:-1]
-        out.append(np.add.reduceat(log_probs, starts).tolist())
-    return out
+    hidden = model.hidden(batch, attention_mask=masks, position_ids=positions)
+    # The prompt's end, then the nodes
+    return [_path_log_probs(model, hidden[b, len(prompt) - 1 : len(prompt) + len(tree.tokens)], tree, first_token)
+            for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True))]  # fmt: skip
+
+
+def _one_by_one(model: NoiseLM, prompt: Tokens, tree: WindowTree, first_token: bool) -> list[float]:
+    """The scores of one tree from a pass over its paths, each behind its own copy of the prompt."""
+    ends: dict[int, tuple[int, int]] = {-1: (0, len(prompt) - 1)}  # node → (row, place) of its token
+    rows: list[Tokens] = []
+    for path in tree.paths or [[]]:
+        row = Tokens(list(prompt.ids), list(prompt.slots), features=prompt.features)
+        for node, _ in path[1:]:
+            ends[node] = (len(rows), len(row))
+            row.add([tree.tokens[node]])
+        rows.append(row)
+    hidden = model.hidden(collate(rows, model.device))
+    at, place = zip(*(ends[node] for node in range(-1, len(tree.tokens))), strict=True)
+    return _path_log_probs(model, hidden[list(at), list(place)], tree, first_token)
+
+
+def _path_log_probs(model: NoiseLM, hidden: Tensor, tree: WindowTree, first_token: bool) -> list[float]:
+    """log P of each path, from the states [1 + nodes, H] of the prompt's end and of the nodes."""
+    paths = [path[:1] if first_token else path for path in tree.paths]
+    # (parent, token) of all paths, one after the other
+    steps = np.array([step for path in paths for step in path], dtype=np.int64).reshape(-1, 2)
+    logits = model.logits(hidden)  # [1 + nodes, vocabulary]
+    parent, token = torch.from_numpy(steps.T).to(model.device)
+    log_probs = (logits[parent + 1, token] - logits.logsumexp(-1)[parent + 1]).double().cpu().numpy()
+    starts = np.cumsum([0, *map(len, paths)])[:-1]
+    scores: list[float] = np.add.reduceat(log_probs, starts).tolist()
+    return scores
+
+
+@torch.inference_mode()
+def check_scores(model: NoiseLM, builder: PromptBuilder) -> None:
+    """Compare a few scores with what the model's own class computes.
+
+    Raises
+    ------
+    ModelError
+        If they differ: items see what follows, or something stands between the last state and the output layer.
+    """
+    training, bidirectional = model.training, model.bidirectional
+    model.eval().bidirectional = False
+    prompt = Tokens(builder.head[-PROBE:], [-1] * len(builder.head[-PROBE:]))
+    titles = [builder.noise + builder.open, builder.noise[:1] + builder.suggested + builder.open]
+    (scores,) = sequence_log_probs(model, [prompt], [WindowTree.of(titles)])
+    exact = model.base.get_input_embeddings().weight.dtype == torch.float32
+    for title, score in zip(titles, scores, strict=True):
+        ids = torch.tensor([prompt.ids + title], device=model.device)
+        steps = model.lm(input_ids=ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        expected = float(steps[range(len(title)), title].sum())
+        if not abs(score - expected) <= (1e-3 if exact else 0.05) * max(1.0, abs(expected)):
+            raise ModelError(
+                f"{type(model.base).__name__} computes other probabilities than this package reads from it "
+                f"({expected:.3f} and {score:.3f}). Use another model, for example a Llama, Qwen, Gemma or Mistral."
+            )
+    model.train(training).bidirectional = bidirectional
 
 
 class CatalogueTree:
@@ -182,14 +237,14 @@ def decode(
     stop: Sequence[int],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """Continue each prompt greedily, with a key-value cache.
+    """Continue each prompt greedily.
 
     Parameters
     ----------
     model : NoiseLM
         The model.
     prompts : sequence of Tokens
-        The prompts; they are left-padded.
+        The prompts.
     trees : CatalogueTree or None
         Write only titles of this tree, to their end. None: write freely (published).
     excluded : sequence of sequence of int
@@ -204,25 +259,15 @@ def decode(
     list of list of int
         The new tokens of each prompt.
     """
-    width = max(len(p) for p in prompts)
-    device = model.device
-    ids, slots = torch.zeros(len(prompts), width, dtype=torch.long), torch.full((len(prompts), width), -1)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for b, p in enumerate(prompts):
-        ids[b, width - len(p) :], slots[b, width - len(p) :] = torch.tensor(p.ids), torch.tensor(p.slots)
-        mask[b, width - len(p) :] = 1
-    ids, slots, mask, features = ids.to(device), slots.to(device), mask.to(device), stack_features(prompts, device)
+    steps = _cached_states if layer_windows(model.base) is not None else _recomputed_states
     nodes = [0] * len(prompts)
     closed = [trees.closed(e) if trees else {} for e in excluded]
     written: list[list[int]] = [[] for _ in prompts]
     done = [trees is not None and not trees.allowed(0, closed[b]) for b in range(len(prompts))]
-    cache = None
-    while not all(done):
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        embeds = model.embed(ids, slots, features)
-        state = model.states(embeds, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
-        cache = state.past_key_values
-        logits = model.logits(state.last_hidden_state[:, -1])  # [B, vocabulary]
+    if all(done):
+        return written
+    for states in steps(model, prompts, written):
+        logits = model.logits(states)  # [B, vocabulary]
         for b in range(len(prompts)):
             if done[b]:
                 continue
@@ -237,7 +282,36 @@ def decode(
             if trees is None:
                 ended = written[b][-len(stop) :] == list(stop) or token == model.tokenizer.eos_token_id
                 done[b] = ended or len(written[b]) >= max_new_tokens
+        if all(done):
+            break
+    return written
+
+
+def _cached_states(model: NoiseLM, prompts: Sequence[Tokens], written: list[list[int]]) -> Iterator[Tensor]:
+    """The states [B, H] that the next tokens follow, again and again while `written` grows; with a key-value cache."""
+    width, device = max(len(p) for p in prompts), model.device
+    ids, slots = torch.zeros(len(prompts), width, dtype=torch.long), torch.full((len(prompts), width), -1)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for b, p in enumerate(prompts):
+        ids[b, width - len(p) :], slots[b, width - len(p) :] = torch.tensor(p.ids), torch.tensor(p.slots)
+        mask[b, width - len(p) :] = 1
+    ids, slots, mask, features = ids.to(device), slots.to(device), mask.to(device), stack_features(prompts, device)
+    cache = None
+    while True:
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        embeds = model.embed(ids, slots, features)
+        state = model.states(embeds, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        cache = state.past_key_values
+        yield state.last_hidden_state[:, -1]
         ids = torch.tensor([[w[-1] if w else 0] for w in written], device=device)  # finished rows idle along
         slots, features = torch.full_like(ids, -1), None
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-    return written
+
+
+def _recomputed_states(model: NoiseLM, prompts: Sequence[Tokens], written: list[list[int]]) -> Iterator[Tensor]:
+    """As `_cached_states`, for models whose cache does not take padding."""
+    while True:
+        rows = [Tokens([*p.ids, *w], p.slots + [-1] * len(w), features=p.features)
+                for p, w in zip(prompts, written, strict=True)]  # fmt: skip
+        hidden = model.hidden(collate(rows, model.device))
+        yield hidden[range(len(rows)), [len(row) - 1 for row in rows]]
