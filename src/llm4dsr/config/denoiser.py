@@ -36,6 +36,9 @@ class ModelConfig:
     """What title vectors are made from. `minilm` needs the extra llm4dsr[minilm]."""
     vector_size: PositiveInt = 256
     """Columns kept of each block of title vectors."""
+    chat_template: bool = False
+    """Put the prompt into the chat template of the tokenizer, for instruct models: the items as the user's turn, the
+    answer as the assistant's. Thinking is off."""
     tuning: Literal["lora", "full"] = "full"
     """Which weights are tuned: a LoRA adapter, or all."""
     lora_rank: PositiveInt = 8

@@ -58,8 +58,8 @@ class LLaRAConfig:
     """
 
     model: ModelConfig = field(default_factory=_small_title_model)
-    """The language model. Prompts hold titles and answer with one: item_input, readout, attention, cooccurrence and
-    title_vectors are ignored."""
+    """The language model. Prompts hold titles and answer with one: item_input, readout, attention, cooccurrence,
+    title_vectors and chat_template are ignored."""
     epochs: PositiveInt = 4
     """Passes over the windows. An embedded model spends the first `model.pretrain_epochs` on all titles of a window."""
     samples: Count = 4000
@@ -78,7 +78,7 @@ class LLaRAConfig:
     @property
     def language_model(self) -> ModelConfig:
         """The model's options with the prompt form that LLaRA uses."""
-        return dataclasses.replace(self.model, item_input="title", readout="title")
+        return dataclasses.replace(self.model, item_input="title", readout="title", chat_template=False)
 
 
 @options

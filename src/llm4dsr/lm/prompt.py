@@ -4,7 +4,7 @@ A prompt is joined from pieces that are tokenized one by one (head, each title, 
 string. So a title has the same tokens everywhere, the catalogue is tokenized once, and the scored prompt is a token
 prefix of the training text for any tokenizer.
 
-Two options shape it (ModelConfig):
+Three options shape it (ModelConfig):
 
 - item_input: `title` lists quoted titles (published). `soft_token` puts one soft token per item: the embedding of its
   marker plus the projected title vector, as LLaRA (arXiv 2312.02445) does.
@@ -12,6 +12,8 @@ Two options shape it (ModelConfig):
   after
   `Noise Items:` and reads a noise logit at each entry in one pass, so probabilities are exact and never tie. Soft
   tokens that see each other in both directions (attention: bidirectional) need no second list: each is scored in place.
+
+- chat_template: the instruction and the items are the user's turn, the rest is the assistant's.
 
     <instruction>\\nItems: "t1", "t2"\\nNoise Items: "t2"\\nSuggested Replacements: "y"      title, title (published)
     <instruction>\\nItems: A "t1", B "t2"\\nNoise Items: A B\\nSuggested Replacements: B "y"  title, per_position
@@ -23,9 +25,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from llm4dsr.config import ModelConfig
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.lm.pieces import Pieces, chat_turns
 from llm4dsr.lm.tokens import Tokens
 
 INSTRUCTION = (
@@ -71,7 +73,7 @@ class PromptBuilder:
     Raises
     ------
     ModelError
-        If the tokenizer splits the position markers into several tokens.
+        If the tokenizer splits position markers into several tokens, or lacks the chat template that is asked for.
     """
 
     def __init__(
@@ -83,24 +85,27 @@ class PromptBuilder:
         cooccurrence: CooccurrenceCounts | None = None,
     ) -> None:
         self.config, self.max_tokens, self.cooccurrence = config, max_tokens, cooccurrence
-        self._tokenizer = tokenizer
+        self._tokenizer, self.encode = tokenizer, Pieces(tokenizer)
         bos = getattr(tokenizer, "bos_token_id", None)
-        self.head = ([] if bos is None else [bos]) + self.encode(INSTRUCTION) + self.encode(ITEMS)
-        self.noise, self.suggested = self.encode(NOISE), self.encode(SUGGESTED)
+        self._turns = chat_turns(tokenizer) if config.chat_template else None
+        if self._turns is None:
+            begin, noise = [] if bos is None else [bos], self.encode(NOISE)
+        else:
+            begin, noise = self.encode(self._turns[0]), self.encode(self._turns[1]) + self.encode(NOISE.lstrip())
+        self.head, self.noise = begin + self.encode(INSTRUCTION) + self.encode(ITEMS), noise
+        self.suggested = self.encode(SUGGESTED)
         self.open, self.close, self.separator = self.encode(OPEN), self.encode(CLOSE), self.encode(SEPARATOR)
         self.titles: list[list[int]] = []
         if config.item_input == "title" or config.readout == "title":
             self.titles = [ids + self.close for ids in self._title_tokens([*titles, NO_NOISE])]
         self.no_noise = len(titles)  # row of the pseudo-title in self.titles
-        self.markers: list[list[int]] = [self.encode(m) for m in MARKERS]
-        if config.readout == "per_position" or config.item_input == "soft_token":
-            long = [m for m, ids in zip(MARKERS, self.markers, strict=True) if len(ids) != 1]
-            if long:
-                raise ModelError(
-                    f"The tokenizer splits the position marker {long[0]!r} into several tokens; readout: per_position "
-                    "and item_input: soft_token need one token each. Use item_input: title with readout: title, or "
-                    "another model."
-                )
+        self.markers = list(takewhile(lambda ids: len(ids) == 1, map(self.encode, MARKERS)))
+        if self.marked and not self.markers:
+            raise ModelError(
+                f"The tokenizer splits the position marker {MARKERS[0]!r} into several tokens; readout: per_position "
+                "and item_input: soft_token need one token each. Use item_input: title with readout: title, or "
+                "another model."
+            )
         self.yes, self.no = self.encode(YES)[0], self.encode(NO)[0]
         if self.yes == self.no and config.readout == "per_position":
             raise ModelError("The tokenizer has one token for 'yes' and 'no'; use readout: title with this model.")
@@ -111,31 +116,17 @@ class PromptBuilder:
         out.cooccurrence = counts
         return out
 
-    def encode(self, text: str) -> list[int]:
-        """Tokenize one piece of a prompt."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+    @property
+    def marked(self) -> bool:
+        """Whether each item has a position marker."""
+        return self.config.readout == "per_position" or self.config.item_input == "soft_token"
 
     def _title_tokens(self, titles: Sequence[str]) -> list[list[int]]:
-        """Tokens of each title, at most a quarter of max_tokens. The last is NO_NOISE, and no other title equals it.
-
-        A title is plain text: "</s>" in it does not end it, and "Size: A" holds no marker.
-        """
-
-        def encode(texts: Sequence[str]) -> list[list[int]]:
-            return [list(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False,
-                                                         split_special_tokens=True)["input_ids"]]  # fmt: skip
-
-        out, added = encode(titles), self._tokenizer.get_added_vocab()  # text -> token, special or not
-        tokens = set(added.values())
-        whole = re.compile("|".join(f"(?={re.escape(text)})" for text in added if len(text) > 1) or "(?!)")
-        for i, ids in enumerate(out):
-            if not tokens.isdisjoint(ids):  # cut inside of it, so that it is not found
-                cuts = [match.start() + 1 for match in whole.finditer(titles[i])]
-                pieces = [titles[i][a:b] for a, b in pairwise([0, *cuts, len(titles[i])])]
-                out[i] = [token for piece in encode(pieces) for token in piece]
+        """Tokens of each title, at most a quarter of max_tokens. The last is NO_NOISE, and no other title equals it."""
+        out = self.encode.titles(titles)
         shortened = [ids[: self.max_tokens // TITLE_SHARE] for ids in out]
         same = [i for i, ids in enumerate(shortened[:-1]) if ids == shortened[-1]]
-        for i, ids in zip(same, encode([f"{titles[i]}." for i in same]) if same else [], strict=True):
+        for i, ids in zip(same, self.encode.titles([f"{titles[i]}." for i in same]) if same else [], strict=True):
             shortened[i] = ids
         return shortened
 
@@ -183,12 +174,10 @@ class PromptBuilder:
         ConfigError
             If the window has more items than markers, or the prompt more than max_tokens tokens.
         """
-        if len(window) > len(MARKERS) and (
-            self.config.readout == "per_position" or self.config.item_input == "soft_token"
-        ):
+        if self.marked and len(window) > len(self.markers):
             raise ConfigError(
-                f"A window has {len(window)} items; answers by position and vector items go up to {len(MARKERS)}. "
-                "Prepare shorter windows, or use item_input: title with readout: title."
+                f"A window has {len(window)} items; answers by position and vector items go up to {len(self.markers)} "
+                "with this tokenizer. Prepare shorter windows, or use item_input: title with readout: title."
             )
         out, full = Tokens(), is_bidirectional(self.config)
         out.add(self.head)
@@ -293,7 +282,7 @@ class PromptBuilder:
     @property
     def hash(self) -> str:
         """A short hash of the prompt's wording and form, saved with every result."""
-        form = (self.config.item_input, self.config.readout, str(is_bidirectional(self.config)))
+        form = (self.config.item_input, self.config.readout, str(is_bidirectional(self.config)), *(self._turns or ()))
         parts = "\x00".join((*PHRASES, OPEN, CLOSE, SEPARATOR, NO_NOISE, *form))
         return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
