@@ -50,6 +50,15 @@ def test_numbers_in_scientific_notation_are_numbers():
     assert Config.from_dict(yaml.safe_load("train: {learning_rate: 1e-4}")).train.learning_rate == 1e-4
 
 
+def test_all_linear_needs_no_brackets():
+    for written in ("all-linear", ["all-linear"]):
+        assert Config.from_dict({"model": {"lora_targets": written}}) == Config()
+    assert Config.from_yaml("paper").model.lora_targets == ("q_proj", "v_proj")
+    assert Config.from_yaml("laptop").model.lora_targets == ("all-linear",)
+    with pytest.raises(ConfigError, match="expected a list of names"):
+        Config.from_dict({"model": {"lora_targets": "q_proj"}})
+
+
 def test_an_empty_section_keeps_its_defaults():
     assert Config.from_dict({"train": None}) == Config()
 

@@ -159,7 +159,7 @@ def test_without_its_base_a_denoiser_says_what_to_do(tmp_path, saved):
     ("other", "reason"),
     [
         ({"hidden_size": 32}, "size mismatch"),
-        ({"layers": 2}, "lacks 4 weights, for example .*layers.1"),  # the adapter has none for the second layer
+        ({"layers": 2}, "tuned on other weights"),  # the adapter has none for the second layer
     ],
 )
 def test_an_adapter_of_another_base_is_refused(tmp_path, saved, tiny_demo, other, reason):

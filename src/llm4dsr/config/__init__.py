@@ -2,7 +2,9 @@
 
 from llm4dsr.config.config import Config
 from llm4dsr.config.denoiser import (
+    ALL_LINEAR,
     EMBEDDED,
+    SMOLLM2,
     CorrectConfig,
     DecideConfig,
     ModelConfig,
@@ -14,7 +16,9 @@ from llm4dsr.config.denoiser import (
 from llm4dsr.config.recommenders import EvaluateConfig, LLaRAConfig, NeighborhoodConfig, RecommenderConfig
 
 __all__ = [
+    "ALL_LINEAR",
     "EMBEDDED",
+    "SMOLLM2",
     "Config",
     "CorrectConfig",
     "DecideConfig",

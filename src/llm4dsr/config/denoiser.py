@@ -10,12 +10,18 @@ from pydantic import BeforeValidator, Field
 
 from llm4dsr.config.fields import Count, Fraction, Name, NonNegative, PositiveInt, UpTo1024, VocabularySize, options
 
-EMBEDDED = "embedded"
+EMBEDDED, SMOLLM2 = "embedded", "smollm2"
+ALL_LINEAR = "all-linear"
 
 
 def _off(value: Any) -> Any:
     """YAML reads the bare word off as false."""
     return "off" if value is False else value
+
+
+def _as_list(value: Any) -> Any:
+    """Let `all-linear` stand without brackets."""
+    return [value] if value == ALL_LINEAR else value
 
 
 @options
@@ -47,8 +53,9 @@ class ModelConfig:
     """Scale of the LoRA update."""
     lora_dropout: Fraction = 0.05
     """Dropout before the LoRA matrices."""
-    lora_targets: Annotated[tuple[Name, ...], Field(min_length=1)] = ("q_proj", "v_proj")
-    """Modules that get a LoRA adapter, by the last part of their name."""
+    lora_targets: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_as_list)] = (ALL_LINEAR,)
+    """Modules that get a LoRA adapter, by the last part of their name (published: q_proj, v_proj). `all-linear`: all
+    linear layers but the output."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the weights. They are tuned in fp32 and rounded afterwards."""
     load_in: Literal["full", "8bit", "4bit"] = "full"

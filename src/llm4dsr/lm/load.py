@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from llm4dsr.config import EMBEDDED, ModelConfig
+from llm4dsr.config import ALL_LINEAR, EMBEDDED, ModelConfig
 from llm4dsr.core.device import pick_device
 from llm4dsr.core.hashing import digest
 from llm4dsr.core.manifest import file_hash
@@ -232,13 +232,14 @@ def add_lora(lm: Any, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     names = {name.rsplit(".", 1)[-1] for name, _ in lm.named_modules()}
-    missing = [t for t in config.lora_targets if t not in names]
+    targets = ALL_LINEAR if config.lora_targets == (ALL_LINEAR,) else list(config.lora_targets)
+    missing = [t for t in config.lora_targets if t not in names] if targets != ALL_LINEAR else []
     if missing:
         raise ModelError(f"lora_targets: the model has no module named {missing[0]!r}; it has {sorted(names)[:12]}.")
     if config.load_in != "full":
         lm = prepare_model_for_kbit_training(lm)
     settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-                          target_modules=list(config.lora_targets), task_type="CAUSAL_LM")  # fmt: skip
+                          target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
     try:
         return get_peft_model(lm, settings)
     except ValueError as error:  # a module of another kind than LoRA can adapt
