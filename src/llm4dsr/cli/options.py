@@ -17,7 +17,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")]
 RunFolder = Annotated[Path, typer.Option("--run", "-r", help="The run folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-f", help="Make the stage again; later stages are removed.")]
 Recipe = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML recipe: a path, or demo, laptop, paper.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="'embedded', a hub name, or a local path.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="'embedded', 'smollm2', a hub name, or a local path.")]
 Limit = Annotated[
     int | None, typer.Option("--limit", "-n", min=0, help="Windows used of each split, for a quick look; 0 = all.")
 ]

@@ -29,7 +29,7 @@ class ModelConfig:
     """Which language model answers, and how an item enters its prompt."""
 
     source: Name = EMBEDDED
-    """`embedded`, a hub name, or a local path (a checkpoint or a LoRA adapter)."""
+    """`embedded`, `smollm2`, a hub name, or a local path (a checkpoint, a GGUF file or a LoRA adapter)."""
     item_input: Literal["title", "soft_token"] = "soft_token"
     """How an item enters the prompt: its quoted title (published), or one soft token."""
     readout: Literal["title", "per_position"] = "per_position"

@@ -1,4 +1,4 @@
-"""Load a language model: a hub checkpoint, a local path, or a LoRA adapter. Weights are verified."""
+"""Load a language model: a hub checkpoint, a local folder, a GGUF file, or a LoRA adapter. Weights are verified."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from llm4dsr.config import ALL_LINEAR, EMBEDDED, ModelConfig
+from llm4dsr.config import ALL_LINEAR, EMBEDDED, SMOLLM2, ModelConfig
 from llm4dsr.core.device import pick_device
 from llm4dsr.core.hashing import digest
 from llm4dsr.core.manifest import file_hash
 from llm4dsr.errors import ConfigError, ModelError, first_line, last_line
+from llm4dsr.lm.gguf import gguf_path, load_gguf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -23,7 +24,7 @@ JSON_BYTES = 2**28  # of one file; the largest tokenizers have some 35 MB
 BASE_HASH = "base.json"  # beside an adapter: tells its base from another model of the same shape
 _EXPECTED = (
     "Give a hub name that can be reached, a local folder with config.json, *.safetensors and a tokenizer, "
-    f"or {EMBEDDED!r}."
+    f"a .gguf file, {SMOLLM2!r} or {EMBEDDED!r}."
 )
 
 
@@ -33,7 +34,7 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
     Parameters
     ----------
     source : str
-        A hub name, a local checkpoint, or a local LoRA adapter, whose base is loaded first.
+        `smollm2`, a hub name, a local checkpoint or GGUF file, or a local LoRA adapter, whose base is loaded first.
     config : ModelConfig
         Precision and quantization.
     device : str, optional
@@ -55,32 +56,26 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
 
     device = device or pick_device()
     source = _absolute(source)
-    base, adapter = source, os.path.isfile(os.path.join(source, ADAPTER_CONFIG))
-    if adapter:
-        base = _base_of(Path(source))
-    elif os.path.exists(source) and not (Path(source) / "config.json").is_file():
-        raise ModelError(f"{source} exists but holds no config.json: not a transformers checkpoint or adapter.")
-    elif not os.path.exists(source) and (Path(source).is_absolute() or source.startswith(".")):
-        raise ModelError(f"There is no model at {source}. {_EXPECTED}")
-    kwargs: dict[str, Any] = {"dtype": DTYPES[config.dtype], "use_safetensors": True, "trust_remote_code": False}
-    if config.load_in != "full":
-        if device == "cpu":
-            raise ModelError(f"load_in: {config.load_in} needs CUDA, and none is here. Use load_in: full.")
-        if config.tuning == "full":
-            raise ConfigError(f"model.load_in: {config.load_in} cannot be tuned in full. Use tuning: lora.")
-        from transformers import BitsAndBytesConfig
-
-        kwargs["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{config.load_in}": True})
-        kwargs["device_map"] = {"": 0}
+    adapter = os.path.isfile(os.path.join(source, ADAPTER_CONFIG))
+    base = _base_of(Path(source)) if adapter else source
+    packed = gguf_path(base)
+    _check_source(base if packed else source, packed, adapter)
+    dtype, settings = DTYPES[config.dtype], _quantized(config, device, packed is not None)
     for folder in {source, base}:
         if os.path.isdir(folder):
             check_files(Path(folder))
     try:
-        lm, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
-        has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(
-            source if adapter and has_tokenizer else base, trust_remote_code=False
-        )
+        if packed:
+            lm, report, tokenizer = load_gguf(packed, base, dtype, MOST_LAYERS)
+        else:
+            lm, report = AutoModelForCausalLM.from_pretrained(
+                base, output_loading_info=True, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings
+            )
+        own = adapter and (Path(source) / "tokenizer_config.json").is_file()
+        if own or not packed:
+            tokenizer = AutoTokenizer.from_pretrained(source if own else base, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many kinds; a person needs one line
         raise ModelError(
             f"No causal language model could be loaded from {base!r}: {first_line(error)} {_EXPECTED}"
@@ -93,13 +88,44 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
         raise ModelError(f"{base} holds values that are not finite, in {bad[0]}. Use another checkpoint.")
     if config.load_in == "full":
         lm = lm.to(device)
-    if adapter:
-        lm = _with_adapter(lm, source, base)
-    return lm, tokenizer
+    return _with_adapter(lm, source, base) if adapter else lm, tokenizer
+
+
+def _check_source(source: str, packed: Path | None, adapter: bool) -> None:
+    """Raise ModelError for a local path that cannot be a model."""
+    if packed:
+        if not packed.is_file():
+            raise ModelError(f"There is no model at {source}. {_EXPECTED}")
+    elif adapter:
+        return
+    elif os.path.exists(source) and not (Path(source) / "config.json").is_file():
+        raise ModelError(f"{source} exists but holds no config.json: not a transformers checkpoint or adapter.")
+    elif not os.path.exists(source) and (Path(source).is_absolute() or source.startswith(".")):
+        raise ModelError(f"There is no model at {source}. {_EXPECTED}")
+
+
+def _quantized(config: ModelConfig, device: str, packed: bool) -> dict[str, Any]:
+    """Arguments of from_pretrained that quantize the base; none for full precision."""
+    if config.load_in == "full":
+        return {}
+    if packed:
+        raise ConfigError(f"model.load_in: {config.load_in} cannot be used with a GGUF file. Use load_in: full.")
+    if device == "cpu":
+        raise ModelError(f"load_in: {config.load_in} needs CUDA, and none is here. Use load_in: full.")
+    if config.tuning == "full":
+        raise ConfigError(f"model.load_in: {config.load_in} cannot be tuned in full. Use tuning: lora.")
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(**{f"load_in_{config.load_in}": True}),
+        "device_map": {"": 0},
+    }
 
 
 def _absolute(source: str) -> str:
-    """An absolute path for local sources, because an adapter records the path of its base; hub names as they are."""
+    """An absolute path for local sources, because an adapter records the path of its base; names as they are."""
+    if source == SMOLLM2:
+        return source
     path = os.path.expanduser(source)  # unlike those of pathlib, these raise for no name at all
     return str(Path(path).resolve()) if os.path.exists(path) else path
 
@@ -167,7 +193,9 @@ def describe_base(lm: Any, source: str) -> dict[str, Any]:
 
 def weight_files(source: str) -> dict[str, str]:
     """Return the SHA-256 of each weight file of a local model; nothing for a hub name, whose files do not change."""
-    return {path.name: file_hash(path) for path in sorted(Path(source).glob("*.safetensors"))}
+    packed = gguf_path(source := _absolute(source))
+    paths = sorted(Path(source).glob("*.safetensors")) if packed is None else [packed]
+    return {path.name: file_hash(path) for path in paths}
 
 
 def check_files(folder: Path) -> None:

@@ -176,9 +176,11 @@ class NoiseLM(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the model or its adapter, the tokenizer and the projectors as safetensors, and verify them."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.lm.save_pretrained(folder / "lm", safe_serialization=True)
+        adapter = hasattr(self.lm, "peft_config")
+        # Embeddings are never tuned alone; to find that out, peft would ask the hub for the base.
+        self.lm.save_pretrained(folder / "lm", **({"save_embedding_layers": False} if adapter else {}))
         self.tokenizer.save_pretrained(folder / "lm")
-        if hasattr(self.lm, "peft_config"):
+        if adapter:
             base = self.lm.peft_config["default"].base_model_name_or_path
             (folder / "lm" / BASE_HASH).write_text(json.dumps(describe_base(self.base, base)))
         if self.vectors is not None:
