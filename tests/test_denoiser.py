@@ -11,7 +11,7 @@ from llm4dsr import Config, Denoiser
 from llm4dsr.core.hashing import user_folds, user_hashes
 from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.demo import make_demo
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.metrics import auroc
@@ -37,7 +37,7 @@ def scores(denoiser) -> pl.DataFrame:
 
 def test_planted_noise_scores_higher(scores):
     histories = TEST.histories()
-    assert auroc(scores["log_odds"], histories.noise_mask[histories.present]) > 0.75
+    assert auroc(scores["log_odds"], histories.noise_mask) > 0.75
 
 
 def test_scores_are_one_row_per_interaction(scores):
@@ -122,7 +122,8 @@ def test_targets_are_not_scored_and_what_is_later_is_not_known(denoiser):
     order = np.argsort(TEST.timestamps, kind="stable")
     later = order[len(order) // 2 :]
     changed = TEST.take(np.arange(len(TEST)))
-    changed.items[later] = np.where(changed.items[later] >= 0, changed.items[later][:, :1], changed.items[later])
+    is_later = np.isin(changed.owners, later)
+    changed.items[is_later] = changed.items[changed.offsets[changed.owners[is_later]]]  # the first of each window
     other = denoiser.score(changed, has_target=True)
     early = pl.col("window_id").is_in(TEST.window_ids[order[: len(order) // 2]].tolist())
     np.testing.assert_allclose(whole.filter(early)["log_odds"], other.filter(early)["log_odds"], atol=1e-5)
@@ -138,7 +139,7 @@ def test_a_history_longer_than_a_prompt_is_judged_in_parts(denoiser):
     scores = denoiser.score(long)
     assert scores["window_id"].to_list() == [7] * 30 + [3] * 5 + [5] * 60
     assert scores["position"].to_list() == [*range(30), *range(5), *range(60)]
-    assert scores["item_id"].equals(DEMO.data.catalogue.ids.gather(long.items[long.present]))
+    assert scores["item_id"].equals(DEMO.data.catalogue.ids.gather(long.items))
     alone = denoiser.score(long.take(np.array([1])))  # one that fits is scored as if it stood alone
     np.testing.assert_allclose(scores.filter(pl.col("window_id") == 3)["log_odds"], alone["log_odds"], atol=1e-5)
     decisions = denoiser.decide(scores, "rate", 0.2, cap=20)
@@ -172,8 +173,9 @@ def test_the_noise_rate_is_near_the_planted_tenth(denoiser):
 def test_the_original_is_ranked_far_better_than_by_chance(denoiser):
     """Suggestions for the known noise: the item that stood there is among the nearest much more often than 1 in 60."""
     histories = TEST.histories()
-    at = np.nonzero(histories.noise_mask)
-    decisions = pl.DataFrame({"window_id": histories.window_ids[at[0]], "position": at[1]})
+    at = np.flatnonzero(histories.noise_mask)
+    rows, positions = histories.owners[at], histories.positions[at]
+    decisions = pl.DataFrame({"window_id": histories.window_ids[rows], "position": positions})
     suggested = denoiser.suggest(histories, decisions)
     originals = DEMO.data.catalogue.ids.gather(histories.clean_items[at])
     assert (suggested["suggested_item_id"] == originals).mean() > 3 / 60
@@ -264,5 +266,5 @@ def test_a_list_is_scored_like_users_that_training_has_not_seen(denoiser):
 
 def test_probability_and_position_tables_line_up(denoiser, scores):
     histories = TEST.histories()
-    log_odds = to_matrix(scores, histories, "log_odds")
-    assert (np.isfinite(log_odds) == histories.present).all()
+    log_odds = align(scores, histories, "log_odds")
+    assert np.isfinite(log_odds).all()

@@ -90,12 +90,10 @@ def test_ranking_metrics_are_those_of_trec_eval() -> None:
         assert metrics.hit_rate(ranks, k) == pytest.approx(theirs[Success @ k], abs=1e-12, rel=0)
 
 
-def test_ties_count_within_a_window_and_not_in_padding() -> None:
-    scores = np.array([[0.5, 0.1, 0.5, 0.5], [0.5, 0.1, 0.0, 0.0]])
-    present = np.array([[True, True, True, True], [True, True, False, False]])
-    assert metrics.tie_rate(scores, present) == 3 / 6  # the 0.5 of the second window has no equal there
-    assert metrics.tie_rate(scores) == 5 / 8  # two zeros more, where the padding counts
-    assert math.isnan(metrics.tie_rate(scores, np.zeros_like(present)))
+def test_ties_count_within_a_window() -> None:
+    scores, owners = np.array([0.5, 0.1, 0.5, 0.5, 0.5, 0.1]), np.array([0, 0, 0, 0, 1, 1])
+    assert metrics.tie_rate(scores, owners) == 3 / 6  # the 0.5 of the second window has no equal there
+    assert math.isnan(metrics.tie_rate(scores[:0], owners[:0]))
 
 
 def test_coverage_and_gini_of_recommendations():

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from llm4dsr.core.arrays import Numbers, flat_pair
+from llm4dsr.core.arrays import IntArray, Numbers, flat_pair
 from llm4dsr.errors import DataError
 
 
@@ -264,34 +264,30 @@ def gini(items: npt.NDArray[Any], n_items: int) -> float:
     return float((weights * counts).sum() / (n_items * counts.sum()))
 
 
-def tie_rate(scores: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> float:
+def tie_rate(scores: npt.NDArray[Any], owners: IntArray) -> float:
     """Compute the fraction of interactions whose score equals that of another one in their window.
 
     Parameters
     ----------
     scores : array of float
-        [W, L] one row per window.
-    present : array of bool, optional
-        [W, L] False for padding. Default: all present.
+        [n] not NaN.
+    owners : array of int
+        [n] the window of each interaction.
 
     Returns
     -------
     float
-        In [0, 1], lower is better; NaN if no interaction is present.
+        In [0, 1], lower is better; NaN if there is no interaction.
 
     Examples
     --------
-    >>> tie_rate(np.array([[0.5, 0.5, 0.1], [0.3, 0.2, 0.1]]))  # two of six
-    0.3333333333333333
+    >>> tie_rate(np.array([0.5, 0.5, 0.1, 0.3, 0.1]), np.array([0, 0, 0, 1, 1]))  # two of five
+    0.4
     """
-    here = np.ones(scores.shape, dtype=bool) if present is None else present
-    if not here.any():
-        return math.nan
-    ordered = np.sort(np.where(here, scores, np.nan), axis=1)  # ties become neighbors; NaN ties with none and goes last
-    same = ordered[:, 1:] == ordered[:, :-1]
-    edge = np.zeros((len(scores), 1), dtype=bool)
-    tied = np.hstack([edge, same]) | np.hstack([same, edge])
-    return float(tied.sum() / here.sum())
+    order = np.lexsort((scores, owners))  # ties become neighbors
+    same = (np.diff(owners[order]) == 0) & (np.diff(scores[order]) == 0)
+    tied = np.append(same, False) | np.append(False, same)
+    return float(tied[: len(scores)].mean()) if len(scores) else math.nan
 
 
 def _labeled(metric: str, scores: Numbers, is_noise: Numbers) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

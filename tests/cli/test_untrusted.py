@@ -155,9 +155,8 @@ def test_a_model_scores_each_interaction_and_suggests_an_item(form):
     b = PromptBuilder(tokenizer, titles, config.model, 1024)
     windows = Windows.from_lists([range(i, i + 3 + i % 2) for i in range(0, len(titles) - 4, 4)])
     log_odds = score_windows(model, b, windows, catalogue, config)
-    assert (np.isfinite(log_odds) == windows.present).all()
-    flagged = np.zeros(windows.items.shape, dtype=bool)
-    flagged[:, 1] = True
+    assert np.isfinite(log_odds).all()
+    flagged = windows.positions == 1
     found = suggest(model, b, windows, flagged, catalogue, config)
     assert (found.items >= 0).all()
     assert all(item not in windows.row(row) for row, item in zip(found.rows, found.items, strict=True))

@@ -48,11 +48,10 @@ def test_noise_is_planted_once_per_user_and_test_targets_are_clean(full):
     assert log[c.NOISE_MASK].mean() == pytest.approx(0.1, abs=0.01)
     assert ((log[c.ITEM] != log["clean_item_id"]) == log[c.NOISE_MASK].cast(bool)).all()
     for windows in splits.values():
-        present = windows.present
-        assert ((windows.items != windows.clean_items) == windows.noise_mask)[present].all()
+        assert ((windows.items != windows.clean_items) == windows.noise_mask).all()
     test, train = splits[c.TEST], splits[c.TRAIN]
-    assert (test.targets() == test.clean_items[np.arange(len(test)), test.lengths - 1]).all()
-    assert (train.items != train.clean_items)[np.arange(len(train)), train.lengths - 1].any()
+    assert (test.targets() == test.clean_items[test.is_last]).all()
+    assert (train.items != train.clean_items)[train.is_last].any()
 
 
 def test_clean_histories_hold_one_to_three_interests_and_no_item_twice(full):
@@ -68,22 +67,21 @@ def test_titles_find_the_noise_but_not_all_of_it(full):
     vectors = TfidfVectorizer().fit_transform(full.data.catalogue.titles).toarray()
     cosine = vectors @ vectors.T
     test = full.data.splits[c.TEST].histories()
-    similar, noise = [], []
-    for row, length, mask in zip(test.items, test.lengths, test.noise_mask, strict=True):
-        window = cosine[np.ix_(row[:length], row[:length])]
-        similar.extend((window.sum(1) - window.diagonal()) / (length - 1))
-        noise.extend(mask[:length])
-    assert 0.8 < roc_auc_score(noise, -np.array(similar)) < 0.95
+    similar = []
+    for row in map(test.row, range(len(test))):
+        window = cosine[np.ix_(row, row)]
+        similar.extend((window.sum(1) - window.diagonal()) / (len(row) - 1))
+    assert 0.8 < roc_auc_score(test.noise_mask, -np.array(similar)) < 0.95
 
 
 def test_what_comes_next_can_be_learned(full):
     """Counting what followed an item in train beats the most popular items by far."""
     train, test = full.data.splits[c.TRAIN], full.data.splits[c.TEST]
     n = len(full.data.catalogue)
-    follows, popular = np.zeros((n, n)), np.bincount(train.items[train.present], minlength=n)
-    pairs = train.present[:, 1:]
-    np.add.at(follows, (train.items[:, :-1][pairs], train.items[:, 1:][pairs]), 1)
-    last = test.items[np.arange(len(test)), test.lengths - 2]
+    follows, popular = np.zeros((n, n)), np.bincount(train.items, minlength=n)
+    before = np.flatnonzero(~train.is_last)
+    np.add.at(follows, (train.items[before], train.items[before + 1]), 1)
+    last = test.histories().targets()
     best = np.argsort(-follows[last], axis=1)[:, :20]
     hit_next = (best == test.targets()[:, None]).any(1).mean()
     hit_popular = np.isin(test.targets(), np.argsort(-popular)[:20]).mean()

@@ -48,10 +48,10 @@ def test_floats_that_are_whole_match_integers(tmp_path, end, floats):
 def test_lists_and_tables_in_memory_match_too(tmp_path):
     catalogue = Catalogue.from_frame(ITEMS.with_columns(AS_FLOAT))
     assert catalogue.ids.to_list() == NUMBERS
-    assert as_windows([[61.0, 62.0], [63, 64]], catalogue).items.tolist() == [[0, 1], [2, 3]]
+    assert as_windows([[61.0, 62.0], [63, 64]], catalogue).items.tolist() == [0, 1, 2, 3]
     frame = pl.DataFrame({"window_id": [0], "user_id": [7], "item_ids": [[61.0, 68.0]]})
     write(tmp_path, items=ITEMS, train=frame, valid=frame, test=frame)
-    assert read_data(tmp_path).splits[c.TRAIN].items.tolist() == [[0, 7]]
+    assert read_data(tmp_path).splits[c.TRAIN].items.tolist() == [0, 7]
 
 
 def test_nothing_is_guessed_beyond_that():

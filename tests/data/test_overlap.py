@@ -14,10 +14,9 @@ from llm4dsr.errors import DataError
 
 def scores_of(windows: Windows, log_odds) -> pl.DataFrame:
     """A table as of `Denoiser.score`. log_odds: a number for all, or one for each interaction."""
-    rows, positions = np.nonzero(windows.present)
-    log_odds = np.broadcast_to(np.asarray(log_odds, dtype=float), rows.shape)
+    log_odds = np.broadcast_to(np.asarray(log_odds, dtype=float), windows.items.shape)
     return pl.DataFrame({
-        c.WINDOW: windows.window_ids[rows], c.POSITION: positions, c.ITEM: windows.items[rows, positions],
+        c.WINDOW: windows.window_ids[windows.owners], c.POSITION: windows.positions, c.ITEM: windows.items,
         c.LOG_ODDS: log_odds, c.NOISE_PROBABILITY: 1 / (1 + np.exp(-log_odds)), c.RANK: 1,
     })  # fmt: skip
 
@@ -39,9 +38,9 @@ def test_what_belongs_to_an_item_or_user_goes_along():
         window_ids=np.array([70, 30]),
         user_ids=pl.Series(["ann", "bob"]),
         timestamps=np.array([500, 600]),
-        noise_mask=np.array([[False, True, False], [True, False, False]]),
-        clean_items=np.array([[1, 9, 3], [8, 5, -1]]),
-        weights=np.array([[1.0, 0.5, 1.0], [0.25, 1.0, 1.0]]),
+        noise_mask=np.array([False, True, False, True, False]),
+        clean_items=np.array([1, 9, 3, 8, 5]),
+        weights=np.array([1.0, 0.5, 1.0, 0.25, 1.0]),
     )
     windows, origin = overlapping(histories, width=2, stride=1)
     assert rows(windows) == [[1, 2], [2, 3], [4, 5]]
@@ -49,9 +48,9 @@ def test_what_belongs_to_an_item_or_user_goes_along():
     assert origin.window_ids.tolist() == [70, 70, 30]
     assert windows.user_ids.to_list() == ["ann", "ann", "bob"]
     assert windows.timestamps.tolist() == [-1, 500, 600]  # when 2 was taken is not known, only when 3 was
-    assert windows.noise_mask.tolist() == [[False, True], [True, False], [True, False]]
-    assert windows.clean_items.tolist() == [[1, 9], [9, 3], [8, 5]]
-    assert windows.weights.tolist() == [[1.0, 0.5], [0.5, 1.0], [0.25, 1.0]]
+    assert windows.noise_mask.tolist() == [False, True, True, False, True, False]
+    assert windows.clean_items.tolist() == [1, 9, 9, 3, 8, 5]
+    assert windows.weights.tolist() == [1.0, 0.5, 0.5, 1.0, 0.25, 1.0]
 
 
 def test_merged_scores_are_means_with_new_ranks():

@@ -100,12 +100,12 @@ def test_truth_is_carried_and_test_targets_are_restored():
     assert spelled(data, "train") == ["abcdef"]
     assert spelled(data, "valid") == ["bcdefx"]  # a validation target stays as it was
     assert spelled(data, "test")[0] == "cdefxh"
-    assert data.splits["valid"].noise_mask.tolist() == [[False] * 5 + [True]]
+    assert data.splits["valid"].noise_mask.tolist() == [False] * 5 + [True]
 
     # Cut so that x is a test target: g again there, though it stays x in the histories of later windows.
     data = make_windows(interactions, ITEMS, history=5, k_core=0, ratios=(1, 0, 8))
     assert spelled(data, "test")[:2] == ["bcdefg", "cdefxh"]
-    assert data.splits["test"].noise_mask.tolist()[:2] == [[False] * 6, [False] * 4 + [True, False]]
+    assert data.splits["test"].noise_mask.tolist()[:12] == [False] * 6 + [False] * 4 + [True, False]
 
 
 # --- k-core ----------------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_a_model_at_chance_flags_nothing(caplog):
 
 def test_a_sample_holds_what_was_scored():
     windows = Windows.from_lists([[5], [1, 2, 3]])
-    sample = Sample.of(windows, np.array([[np.nan, np.nan, np.nan], [1.0, 2.0, 6.0]]))
+    sample = Sample.of(windows, np.array([np.nan, 1.0, 2.0, 6.0]))
     assert (sample.log_odds.tolist(), sample.context.tolist()) == ([1, 2, 6], [4, 3.5, 1.5])
 
 

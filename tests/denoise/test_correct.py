@@ -30,16 +30,15 @@ def windows(*words: str) -> Windows:
 
 
 def at(shape: Windows, *flags: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros(shape.items.shape, dtype=bool)
+    mask = np.zeros(len(shape.items), dtype=bool)
     for row, position in flags:
-        mask[row, position] = True
+        mask[shape.offsets[row] + position] = True
     return mask
 
 
-def suggested(mask: np.ndarray, letters: str) -> Suggestions:
+def suggested(before: Windows, mask: np.ndarray, letters: str) -> Suggestions:
     """One letter for each flag, in order; "-" = nothing was left to suggest."""
-    rows, positions = np.nonzero(mask)
-    found = Suggestions.none(rows, positions)
+    found = Suggestions.none(before.owners[mask], before.positions[mask])
     found.items = np.array([LETTERS.find(x) for x in letters], dtype=np.int64)
     found.grounding = ["none" if x == "-" else "constrained" for x in letters]
     found.distance[:], found.probability[:] = 0.0, 0.5
@@ -52,7 +51,7 @@ def spelled(result: Corrected) -> list[str]:
 
 def run(before: Windows, mask: np.ndarray, action: str, letters: str | None = None, has_target: bool = False):
     probability = np.full(before.items.shape, 0.75)
-    suggestions = None if letters is None else suggested(mask, letters)
+    suggestions = None if letters is None else suggested(before, mask, letters)
     return correct(before, mask, probability, suggestions, CATALOGUE, action, has_target)
 
 
@@ -75,7 +74,7 @@ def test_only_the_flagged_position_of_a_repeated_item_is_downweighted():
     before = windows("abab", "aba")
     result = run(before, at(before, (0, 2)), "downweight")
     assert spelled(result) == ["abab", "aba"]
-    assert result.windows.weights.tolist() == [[1, 1, 0.25, 1], [1, 1, 1, 1]]  # 1 - probability
+    assert result.windows.weights.tolist() == [1, 1, 0.25, 1, 1, 1, 1]  # 1 - probability
 
 
 @pytest.mark.parametrize(("action", "letters", "expected"), [("replace", "c", "cba"), ("drop", None, "ba")])
@@ -86,7 +85,7 @@ def test_a_test_target_with_the_id_of_a_flagged_item_is_not_changed(action, lett
 
 @pytest.mark.parametrize(("action", "letters"), [("replace", "c"), ("drop", None), ("downweight", None)])
 def test_a_flag_on_a_fixed_target_is_refused(action, letters):
-    before = windows("abcd", "ab")  # the second target is not in the last column
+    before = windows("abcd", "ab")
     with pytest.raises(DataError, match="Position 1 of window_id 1 is flagged, but it is the target"):
         run(before, at(before, (1, 1)), action, letters, has_target=True)
 
@@ -98,10 +97,9 @@ def test_a_flag_on_a_fixed_target_is_refused(action, letters):
 )
 def test_targets_of_evaluation_windows_stay_whatever_is_flagged(words, action, seed):
     before = windows(*words)
-    mask = (np.random.default_rng(seed).random(before.items.shape) < 0.4) & before.present
-    mask[np.arange(len(words)), before.lengths - 1] = False
-    mask[:, 0] &= before.lengths > 2  # as when deciding: one interaction of a history stays
-    mask[mask[:, :-1].sum(axis=1) >= before.lengths - 1, 0] = False
+    mask = (np.random.default_rng(seed).random(len(before.items)) < 0.4) & ~before.is_last
+    full = np.bincount(before.owners[mask], minlength=len(words)) >= before.lengths - 1
+    mask &= ~(full[before.owners] & (before.positions == 0))  # as when deciding: one interaction of a history stays
     result = run(before, mask, action, "h" * int(mask.sum()), has_target=True)
     assert [word[-1] for word in spelled(result)] == [word[-1] for word in words]
     assert result.windows.window_ids.tolist() == list(range(len(words)))
@@ -145,10 +143,10 @@ def test_weights_are_multiplied_and_follow_their_items_when_dropped():
     before = windows("abcd", "efg")
     once = run(before, at(before, (0, 1)), "downweight").windows
     twice = run(once, at(once, (0, 1), (1, 0)), "downweight").windows
-    assert twice.weights.tolist() == [[1, 0.0625, 1, 1], [0.25, 1, 1, 1]]
+    assert twice.weights.tolist() == [1, 0.0625, 1, 1, 0.25, 1, 1]
     dropped = run(twice, at(twice, (0, 0)), "drop")
     assert spelled(dropped) == ["bcd", "efg"]
-    assert dropped.windows.weights.tolist() == [[0.0625, 1, 1], [0.25, 1, 1]]
+    assert dropped.windows.weights.tolist() == [0.0625, 1, 1, 0.25, 1, 1]
 
 
 def test_the_known_truth_stays_where_its_positions_do():
@@ -182,7 +180,7 @@ def test_unknown_actions_and_missing_suggestions_are_refused():
 def test_mixed_replaces_the_surer_half_and_drops_the_rest():
     before = windows("abcd", "efg")
     mask = at(before, (0, 0), (0, 2), (1, 1), (1, 2))
-    found = suggested(mask, "hhh-")
+    found = suggested(before, mask, "hhh-")
     found.probability[:] = [0.9, 0.1, 0.5, np.nan]
     result = correct(before, mask, np.full(mask.shape, 0.75), found, CATALOGUE, "mixed", has_target=False)
     assert spelled(result) == ["hbd", "eh"]

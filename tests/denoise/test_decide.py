@@ -22,14 +22,15 @@ from llm4dsr.errors import ConfigError
 
 NAN = np.nan
 # Three windows of 3, 4 and 2 interactions; their probabilities, and log-odds in the same order.
-PROBABILITY = np.array([[0.9, 0.2, 0.8, NAN], [0.1, 0.7, 0.3, 0.6], [0.5, 0.4, NAN, NAN]])
+PROBABILITY = np.array([0.9, 0.2, 0.8, 0.1, 0.7, 0.3, 0.6, 0.5, 0.4])
+OWNERS = np.repeat([0, 1, 2], [3, 4, 2])
 LOG_ODDS = np.log(PROBABILITY / (1 - PROBABILITY))
 MANY = 10  # a cap that is never reached
 
 
 def flagged(policy: str, eta: float, cap: int = MANY) -> list[float]:
     """Probabilities of what is flagged, in falling order; they are unique here, so they say which ones."""
-    return sorted(PROBABILITY[decide(LOG_ODDS, PROBABILITY, policy, eta, cap)].tolist(), reverse=True)
+    return sorted(PROBABILITY[decide(OWNERS, LOG_ODDS, PROBABILITY, policy, eta, cap)].tolist(), reverse=True)
 
 
 # --- policies --------------------------------------------------------------------------------------------------------
@@ -89,8 +90,8 @@ def test_rate_holds_under_the_cap_and_under_ties():
     """With one flag a window 0.9, 0.7 and 0.5 are left; a third of 9 takes all three, though 0.8 is above 0.7."""
     assert flagged("rate", 1 / 3, cap=1) == [0.9, 0.7, 0.5]
     assert flagged("rate", 0.5, cap=1) == [0.9, 0.7, 0.5]  # no more than the cap allows
-    same = np.zeros((4, 5))
-    assert decide(same, same + 0.5, "rate", 0.25, 3).sum() == 5
+    same = np.zeros(20)
+    assert decide(np.repeat(np.arange(4), 5), same, same + 0.5, "rate", 0.25, 3).sum() == 5
 
 
 # --- caps ------------------------------------------------------------------------------------------------------------
@@ -104,17 +105,16 @@ def test_the_cap_keeps_the_most_suspicious(policy):
 
 
 def test_among_equals_the_oldest_is_flagged():
-    log_odds = np.array([[0.0, 2.0, 2.0, 2.0]])
-    probability = np.array([[0.5, 0.9, 0.9, 0.9]])
-    assert decide(log_odds, probability, "probability", 0.8, 2).tolist() == [[False, True, True, False]]
+    log_odds, probability = np.array([0.0, 2.0, 2.0, 2.0]), np.array([0.5, 0.9, 0.9, 0.9])
+    assert decide(np.zeros(4, int), log_odds, probability, "probability", 0.8, 2).tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_window_of_one_interaction_is_never_emptied(policy):
-    log_odds = np.array([[9.0, NAN], [8.0, 7.0]])
-    out = decide(log_odds, 1 / (1 + np.exp(-log_odds)), policy, 0.5 if policy == "percentile" else 0.9, MANY)
-    assert not out[0].any()
-    assert out[1].sum() <= 1
+    owners, log_odds = np.array([0, 1, 1]), np.array([9.0, 8.0, 7.0])
+    out = decide(owners, log_odds, 1 / (1 + np.exp(-log_odds)), policy, 0.5 if policy == "percentile" else 0.9, MANY)
+    assert not out[0]
+    assert out[1:].sum() <= 1
 
 
 @given(
@@ -125,13 +125,13 @@ def test_a_window_of_one_interaction_is_never_emptied(policy):
     cap=st.integers(0, 6),
 )
 def test_whatever_the_policy(log_odds, lengths, policy, eta, cap):
-    """Padding is never flagged, the cap holds, one stays, and no one is flagged while a more suspicious one is not."""
-    log_odds = np.where(np.arange(5) < np.array(lengths)[:, None], log_odds, NAN)
-    out = decide(log_odds, 1 / (1 + np.exp(-log_odds)), policy, eta, cap)
-    assert not out[np.isnan(log_odds)].any()
-    for row, flags, n in zip(log_odds, out, lengths, strict=True):
+    """The cap holds, one stays, and no one is flagged while a more suspicious one is not."""
+    owners, log_odds = np.repeat(np.arange(6), lengths), log_odds[np.arange(5) < np.array(lengths)[:, None]]
+    out = decide(owners, log_odds, 1 / (1 + np.exp(-log_odds)), policy, eta, cap)
+    for window, n in enumerate(lengths):
+        row, flags = log_odds[owners == window], out[owners == window]
         assert flags.sum() <= max(0, min(cap, n - 1))
-        assert not flags.any() or row[flags].min() >= max(row[:n][~flags[:n]])
+        assert not flags.any() or row[flags].min() >= max(row[~flags])
 
 
 # --- absent values and errors ----------------------------------------------------------------------------------------
@@ -139,29 +139,29 @@ def test_whatever_the_policy(log_odds, lengths, policy, eta, cap):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_nothing_is_flagged_where_there_is_nothing(policy):
-    nothing = np.full((2, 3), NAN)
-    assert decide(nothing, nothing, policy, 0.5, 3).tolist() == [[False] * 3] * 2
-    assert decide(np.empty((0, 3)), np.empty((0, 3)), policy, 0.5, 3).shape == (0, 3)
+    alone = np.full(2, NAN)  # two windows of one interaction
+    assert decide(np.arange(2), alone, alone, policy, 0.5, 3).tolist() == [False, False]
+    assert decide(np.empty(0, int), np.empty(0), np.empty(0), policy, 0.5, 3).shape == (0,)
 
 
 def test_an_unknown_policy_is_named():
     with pytest.raises(ConfigError, match=r"'quantile'; expected one of percentile, probability, precision, rate"):
-        decide(LOG_ODDS, PROBABILITY, "quantile", 0.5, 3)
+        decide(OWNERS, LOG_ODDS, PROBABILITY, "quantile", 0.5, 3)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("eta", [-0.1, 1.1, NAN, np.inf])
 def test_eta_is_between_0_and_1(policy, eta):
     with pytest.raises(ConfigError, match="between 0 and 1"):
-        decide(LOG_ODDS, PROBABILITY, policy, eta, 3)
+        decide(OWNERS, LOG_ODDS, PROBABILITY, policy, eta, 3)
 
 
 # --- ranks --------------------------------------------------------------------------------------------------
 
 
-def test_ranks_begin_with_the_most_suspicious_and_end_with_padding():
-    log_odds = np.array([[0.5, 3.0, -1.0, NAN], [2.0, NAN, 2.0, 5.0]])
-    assert ranks(log_odds).tolist() == [[2, 1, 3, 4], [2, 4, 3, 1]]
+def test_ranks_begin_with_the_most_suspicious_and_end_with_what_is_not_scored():
+    owners, log_odds = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0.5, 3.0, -1.0, 2.0, NAN, 2.0, 5.0])
+    assert ranks(owners, log_odds).tolist() == [2, 1, 3, 2, 4, 3, 1]
 
 
 def test_training_and_test_histories_may_have_settings_of_their_own():

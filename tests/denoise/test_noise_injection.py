@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm4dsr.config import TaskConfig
-from llm4dsr.core.arrays import PAD
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.noise_injection import LONGEST_RUN, Injectable, draw_noise, draw_positions, inject, replace
@@ -25,45 +24,62 @@ def injectable(*titles: str) -> Injectable:
     return Injectable(catalogue(*titles), np.arange(len(titles)), np.empty(0, dtype=np.int64), 0.0)
 
 
+def of_lengths(lengths) -> Windows:
+    """Windows whose items do not matter."""
+    return Windows.from_lists([np.arange(n) for n in lengths])
+
+
+def per_window(windows: Windows, chosen: np.ndarray) -> np.ndarray:
+    """How many are chosen in each window."""
+    return np.bincount(windows.owners[chosen], minlength=len(windows))
+
+
 # --- positions -------------------------------------------------------------------------------------------------------
 
 
 @given(LENGTHS, st.integers(1, 4), SEEDS)
 def test_replaced_is_how_many_are_replaced(lengths, replaced, seed):
-    """Exactly so many in a window, but one item always stays; never in the padding."""
-    chosen = draw_positions(lengths, 11, TaskConfig(replaced=replaced), np.random.default_rng(seed))
-    assert chosen.sum(axis=1).tolist() == [min(replaced, n - 1) for n in lengths]
-    assert not (chosen & (np.arange(11) >= lengths[:, None])).any()
+    """Exactly so many in a window, but one item always stays."""
+    windows = of_lengths(lengths)
+    chosen = draw_positions(windows, TaskConfig(replaced=replaced), np.random.default_rng(seed))
+    assert per_window(windows, chosen).tolist() == [min(replaced, n - 1) for n in lengths]
 
 
 @given(LENGTHS, st.floats(0, 1), SEEDS)
-def test_rate_leaves_one_item_and_the_padding(lengths, rate, seed):
-    chosen = draw_positions(lengths, 11, TaskConfig(replaced=0, rate=rate), np.random.default_rng(seed))
-    assert (chosen.sum(axis=1) < lengths).all()
-    assert not (chosen & (np.arange(11) >= lengths[:, None])).any()
+def test_rate_leaves_one_item(lengths, rate, seed):
+    windows = of_lengths(lengths)
+    chosen = draw_positions(windows, TaskConfig(replaced=0, rate=rate), np.random.default_rng(seed))
+    assert (per_window(windows, chosen) < lengths).all()
 
 
 def test_rate_0_and_rate_1():
-    lengths = np.array([1, 3, 5])
-    rng = np.random.default_rng(0)
-    assert draw_positions(lengths, 5, TaskConfig(rate=0.0), rng).sum() == 0
-    assert draw_positions(lengths, 5, TaskConfig(rate=1.0), rng).sum(axis=1).tolist() == [0, 2, 4]
+    windows, rng = of_lengths([1, 3, 5]), np.random.default_rng(0)
+    assert draw_positions(windows, TaskConfig(rate=0.0), rng).sum() == 0
+    assert per_window(windows, draw_positions(windows, TaskConfig(rate=1.0), rng)).tolist() == [0, 2, 4]
+
+
+@given(LENGTHS, st.sampled_from([TaskConfig(replaced=2), TaskConfig(replaced=0, rate=0.5, none=0.3)]), SEEDS)
+def test_draws_do_not_depend_on_how_many_windows_are_drawn_at_once(lengths, task, seed):
+    windows = of_lengths(lengths)
+    at_once = draw_positions(windows, task, np.random.default_rng(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llm4dsr.denoise.noise_injection.CELLS", 1)
+        assert (draw_positions(windows, task, np.random.default_rng(seed)) == at_once).all()
 
 
 @pytest.mark.parametrize("task", [TaskConfig(replaced=1), TaskConfig(replaced=0, rate=0.2)])
 def test_every_position_is_equally_likely(task):
     """5 positions: each is chosen in a fifth of 20,000 windows; the standard error is 0.0028."""
-    chosen = draw_positions(np.full(20_000, 5), 6, task, np.random.default_rng(1))
-    assert chosen.mean(axis=0) == pytest.approx([0.2] * 5 + [0], abs=0.012)
+    chosen = draw_positions(of_lengths([5] * 20_000), task, np.random.default_rng(1))
+    assert chosen.reshape(-1, 5).mean(axis=0) == pytest.approx([0.2] * 5, abs=0.012)
 
 
 def test_none_is_the_fraction_of_windows_without_noise():
-    rng = np.random.default_rng(2)
-    lengths = np.full(20_000, 5)
-    assert not draw_positions(lengths, 5, TaskConfig(replaced=1, none=1.0), rng).any()
-    chosen = draw_positions(lengths, 5, TaskConfig(replaced=2, none=0.3), rng)
-    assert set(chosen.sum(axis=1).tolist()) == {0, 2}
-    assert (chosen.sum(axis=1) == 0).mean() == pytest.approx(0.3, abs=0.015)
+    rng, windows = np.random.default_rng(2), of_lengths([5] * 20_000)
+    assert not draw_positions(windows, TaskConfig(replaced=1, none=1.0), rng).any()
+    counts = per_window(windows, draw_positions(windows, TaskConfig(replaced=2, none=0.3), rng))
+    assert set(counts.tolist()) == {0, 2}
+    assert (counts == 0).mean() == pytest.approx(0.3, abs=0.015)
 
 
 # --- replacements ----------------------------------------------------------------------------------------------------
@@ -80,24 +96,23 @@ def test_replacements_are_foreign_and_nothing_else_changes(windows, rate, seed):
     items = catalogue(*names, *"abc")
     before = Windows.from_lists(windows)
     rng = np.random.default_rng(seed)
-    chosen = (rng.random(before.items.shape) < rate) & before.present
+    chosen = rng.random(len(before.items)) < rate
     given_items = before.items.copy()
-    after = replace(before.items, chosen, Injectable(items, np.arange(12), np.empty(0, dtype=np.int64), 0.0), rng)
+    after = replace(before, chosen, Injectable(items, np.arange(12), np.empty(0, dtype=np.int64), 0.0), rng)
 
     assert (before.items == given_items).all()  # a copy: what was given is as it was
     assert (after[~chosen] == before.items[~chosen]).all()
-    assert (after[~before.present] == PAD).all()
     for w, row in enumerate(windows):
         held = {items.titles[i] for i in row}
-        drawn = [items.titles[i] for i in after[w][chosen[w]]]
+        drawn = [items.titles[i] for i in after[chosen & (before.owners == w)]]
         assert not held & set(drawn)
 
 
 def test_draws_are_uniform_over_the_foreign_items():
     """Window a b of the catalogue a b c d and a second "c": c, d and the other c are each drawn a third of the time."""
     items = injectable("a", "b", "c", "d", "c")
-    windows = np.tile([0, 1], (30_000, 1))
-    after = replace(windows, windows == 1, items, np.random.default_rng(3))
+    windows = Windows.from_lists([[0, 1]] * 30_000)
+    after = replace(windows, windows.items == 1, items, np.random.default_rng(3)).reshape(-1, 2)
     assert (after[:, 0] == 0).all()
     counts = np.bincount(after[:, 1], minlength=5) / len(after)
     assert counts == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3], abs=0.015)
@@ -106,22 +121,22 @@ def test_draws_are_uniform_over_the_foreign_items():
 def test_one_foreign_item_in_a_large_catalogue_of_the_same_title_is_found():
     """999 items are titled "a"; drawing at random would hardly ever hit the only other one."""
     items = injectable(*["a"] * 999, "b")
-    windows = np.tile([0, 5], (50, 1))
-    after = replace(windows, windows == 0, items, np.random.default_rng(4))
-    assert (after == [999, 5]).all()
+    windows = Windows.from_lists([[0, 5]] * 50)
+    after = replace(windows, windows.items == 0, items, np.random.default_rng(4))
+    assert after.tolist() == [999, 5] * 50
 
 
 def test_without_a_foreign_item_the_window_stays():
     items = injectable("a", "b", "a")
-    windows = np.array([[0, 1, PAD], [2, 1, 0]])
-    chosen = np.array([[True, False, False], [True, True, False]])
-    assert (replace(windows, chosen, items, np.random.default_rng(5)) == windows).all()
+    windows = Windows.from_lists([[0, 1], [2, 1, 0]])
+    chosen = np.array([True, False, True, True, False])
+    assert (replace(windows, chosen, items, np.random.default_rng(5)) == windows.items).all()
 
 
 def test_the_seed_decides():
     items = injectable(*(f"title {i}" for i in range(100)))
-    windows = np.arange(40).reshape(4, 10)
-    chosen = windows % 2 == 0
+    windows = Windows.from_lists(np.arange(40).reshape(4, 10))
+    chosen = windows.items % 2 == 0
     one, same, other = (replace(windows, chosen, items, np.random.default_rng(seed)) for seed in (6, 6, 7))
     assert (one == same).all()
     assert (one != other).any()
@@ -170,14 +185,14 @@ def test_bursts_are_runs_of_another_users_items():
     items, chosen = draw_noise(windows, WIDE, TaskConfig(rate=0.0, bursts=0.5), np.random.default_rng(0))
     assert (items[~chosen] == windows.items[~chosen]).all()
     assert (items[chosen] < 100).all()  # all from other windows, none from the rest of the catalogue
-    size = chosen.sum(axis=1)
+    size = per_window(windows, chosen)
     assert (size > 0).mean() == pytest.approx(0.5, abs=0.04)
     assert size.max() <= min(LONGEST_RUN, 4)  # less than half of ten
     foreign = chosen & ((items >= 50) != (windows.items >= 50))
-    runs = size[foreign.any(axis=1)]
-    assert set(runs.tolist()) == {2, 3, 4}
-    for row in np.flatnonzero(foreign.any(axis=1))[:50]:
-        at = np.flatnonzero(chosen[row])
+    with_run = np.unique(windows.owners[foreign])
+    assert set(size[with_run].tolist()) == {2, 3, 4}
+    for row in with_run[:50]:
+        at = np.flatnonzero(chosen & (windows.owners == row))
         assert at[-1] - at[0] == len(at) - 1  # without a gap
 
 
@@ -187,7 +202,7 @@ def test_popular_items_are_drawn_by_their_interactions():
     windows = Windows.from_lists(rows)
     task = TaskConfig(replaced=1, popular=1.0)
     items, chosen = draw_noise(windows, WIDE, task, np.random.default_rng(0))
-    drawn = items[:500][chosen[:500]]
+    drawn = items[chosen & (windows.owners < 500)]
     assert (drawn == 1).mean() == pytest.approx(0.5, abs=0.08)
 
 
@@ -196,8 +211,7 @@ def test_injected_items_are_new_to_their_window_and_one_own_item_stays(lengths, 
     rng = np.random.default_rng(seed)
     windows = Windows.from_lists([rng.choice(1000, n, replace=False) for n in lengths])
     items, chosen = draw_noise(windows, WIDE, TaskConfig(bursts=0.5, popular=0.5), rng)
-    assert not (chosen & ~windows.present).any()
-    assert (chosen.sum(axis=1) < windows.lengths).all()
-    for before, after, mask in zip(windows.items, items, chosen, strict=True):
-        assert not set(after[mask].tolist()) & set(before.tolist())
-        assert (after[~mask] == before[~mask]).all()
+    assert (per_window(windows, chosen) < windows.lengths).all()
+    assert (items[~chosen] == windows.items[~chosen]).all()
+    for row, of in enumerate(windows.owners == np.arange(len(windows))[:, None]):
+        assert not set(items[of & chosen].tolist()) & set(windows.row(row))

@@ -30,11 +30,10 @@ NINE = np.arange(1.0, 10.0)[::-1]  # 9 to 1
 
 def table(*windows: list[float]) -> pl.DataFrame:
     """A table of scores of these windows of log-odds."""
-    width = max(map(len, windows))
-    log_odds = np.array([[*w, *[NAN] * (width - len(w))] for w in windows])
-    rows, cols = np.nonzero(np.arange(width) < np.array([len(w) for w in windows])[:, None])
-    return pl.DataFrame({"window_id": rows, "position": cols, "log_odds": log_odds[rows, cols],
-                         "rank": ranks(log_odds)[rows, cols]})  # fmt: skip
+    owners = np.repeat(np.arange(len(windows)), [len(w) for w in windows])
+    positions, log_odds = np.concatenate([np.arange(len(w)) for w in windows]), np.concatenate(windows)
+    return pl.DataFrame({"window_id": owners, "position": positions, "log_odds": log_odds,
+                         "rank": ranks(owners, log_odds)})  # fmt: skip
 
 
 def flagged(threshold: Threshold, *windows: list[float], cap: int | None = None) -> list[tuple[int, int]]:
@@ -122,14 +121,13 @@ def test_ties_keep_the_rates():
     assert missed_noise_threshold(np.zeros(30), 0.1).flags(np.zeros(3)).tolist() == [True] * 3
 
 
-def windows_of_noise(rng: np.random.Generator, count: int) -> tuple[Sample, np.ndarray]:
-    """Windows of 2 to 4 interactions, the first of which is noise: a sample of the noise, and all log-odds."""
-    lengths = rng.integers(2, 5, size=count)
-    present = np.arange(4) < lengths[:, None]
-    log_odds = np.where(present, rng.normal(size=(count, 4)) + 2.5 * (np.arange(4) == 0), NAN)
-    windows = Windows.from_lists([[1] * n for n in lengths])
-    first = np.nonzero(present)[1] == 0
-    return Sample.of(windows, log_odds).take(first), log_odds
+def windows_of_noise(rng: np.random.Generator, count: int) -> tuple[Sample, list[list[float]]]:
+    """Windows of 2 to 4 interactions, the first of which is noise: a sample of the noise, and log-odds by window."""
+    windows = Windows.from_lists([[1] * n for n in rng.integers(2, 5, size=count)])
+    is_noise = windows.positions == 0
+    log_odds = rng.normal(size=len(is_noise)) + 2.5 * is_noise
+    by_window = [values.tolist() for values in np.split(log_odds, windows.offsets[1:-1])]
+    return Sample.of(windows, log_odds).take(is_noise), by_window
 
 
 def test_missed_noise_counts_what_stays_as_the_last_of_its_window():
@@ -137,12 +135,11 @@ def test_missed_noise_counts_what_stays_as_the_last_of_its_window():
     rng = np.random.default_rng(9)
     noise, _ = windows_of_noise(rng, 20_000)
     calibrator = fit([noise], Sample(rng.normal(size=1_000), np.zeros(1_000)), "platt", [(0.1, 0.2)])
-    new, log_odds = windows_of_noise(rng, 20_000)
+    new, left = windows_of_noise(rng, 20_000)
     never = new.least_suspicious.mean()
     assert never > 0.01
     for alpha in (0.05, 0.2):
         threshold = control_missed_noise({"test": calibrator}, alpha)["test"]
-        left = [row[~np.isnan(row)].tolist() for row in log_odds]
         found = rows_past(table(*left), threshold)
         missed = 1 - (found["position"] == 0).sum() / len(left)
         assert alpha - 0.01 < missed < alpha + 0.005
@@ -157,11 +154,12 @@ def test_missed_noise_counts_what_stays_as_the_last_of_its_window():
 
 
 def test_the_least_suspicious_is_the_newest_of_equals_as_in_ranks():
-    log_odds = np.array([[1.0, 1.0, 3.0, NAN], [2.0, 0.0, NAN, NAN], [NAN] * 4, [5.0, 4.0, 4.0, 4.0]])
-    sample = Sample.of(Windows.from_lists([[1, 2, 3], [4, 5], [6], [1, 2, 3, 4]]), log_odds)
+    log_odds = np.array([1.0, 1.0, 3.0, 2.0, 0.0, NAN, 5.0, 4.0, 4.0, 4.0])
+    windows = Windows.from_lists([[1, 2, 3], [4, 5], [6], [1, 2, 3, 4]])
+    sample = Sample.of(windows, log_odds)
     assert sample.flaggable.tolist() == [1, -INF, 3, 2, -INF, 5, 4, 4, -INF]
     known = np.isfinite(log_odds)
-    last = (ranks(log_odds) == known.sum(axis=1, keepdims=True))[known]
+    last = (ranks(windows.owners, log_odds) == windows.lengths[windows.owners])[known]
     assert sample.least_suspicious.tolist() == last.tolist()
     assert join([sample, sample.take(np.array([1, 2]))]).flaggable.tolist()[-2:] == [-INF, 3]
 

@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llm4dsr.core.arrays import PAD
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.stacking import Evidence, Stacker, evidence
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
@@ -89,19 +88,13 @@ def test_the_same_seed_gives_the_same_networks_and_they_are_saved_whole(tmp_path
 
 @pytest.fixture
 def windows() -> Windows:
-    return Windows(
-        items=np.array([[0, 1, 2], [3, 1, PAD]]),
-        lengths=np.array([3, 2]),
-        window_ids=np.array([0, 1]),
-        user_ids=pl.Series(["a", "b"]),
-        timestamps=np.array([-1, -1]),
-    )
+    return Windows.from_lists([[0, 1, 2], [3, 1]], user_ids=pl.Series(["a", "b"]))
 
 
 def test_evidence_starts_with_the_log_odds_and_those_of_the_rest_of_the_window(windows: Windows) -> None:
     counts = CooccurrenceCounts.fit(windows, 4, seed=0)
-    found = evidence(windows, np.array([[1.0, -2.0, 4.0], [3.0, 0.5, np.nan]]), counts)
+    found = evidence(windows, np.array([1.0, -2.0, 4.0, 3.0, 0.5]), counts)
     assert found.shape == (5, 4 + N_FEATURES)
     expected = [[1, 1, 4, 3], [-2, 2.5, 4, 3], [4, -0.5, 1, 3], [3, 0.5, 0.5, 2], [0.5, 3, 3, 2]]
     np.testing.assert_allclose(found[:, :4], expected)
-    np.testing.assert_array_equal(found[:, 4:], counts.features(windows)[windows.present])
+    np.testing.assert_array_equal(found[:, 4:], counts.features(windows))

@@ -94,6 +94,6 @@ def test_kept_suggestions_are_those_of_the_same_whole_history(denoiser, historie
     usual = denoiser.suggest(histories, decisions, work=tmp_path)
     item = CATALOGUE.canonical[CATALOGUE.index(usual["suggested_item_id"])][0]
     changed = histories.take(np.arange(3))
-    changed.items[0, LENGTH - 1] = item
+    changed.items[LENGTH - 1] = item
     assert denoiser.suggest(histories, decisions, work=tmp_path).equals(usual)
     assert item not in suggested_titles(denoiser.suggest(changed, decisions, work=tmp_path), LONG)

@@ -26,7 +26,7 @@ def known_noise(name: str) -> pl.DataFrame:
     """The decisions of a detector that knows: as its stage would have written them."""
     windows = DATA.splits[name]
     judged = windows if name == "train" else windows.histories()
-    rows, positions = np.nonzero(judged.noise_mask)
+    rows, positions = judged.owners[judged.noise_mask], judged.positions[judged.noise_mask]
     return pl.DataFrame(
         {"window_id": judged.window_ids[rows], "position": positions, "noise_probability": np.ones(len(rows))}
     )
@@ -186,22 +186,22 @@ def test_the_oracle_that_restores_drops_what_was_inserted():
     """Of 0 [5] 2 and the target 3, the 5 was inserted; in 0 [5] 2 [6] it was, and 1 stood where 2 is; 6 is a target."""
     windows = Windows.from_lists(
         [[0, 5, 2, 3], [0, 5, 2, 6]],
-        noise_mask=np.array([[0, 1, 0, 0], [0, 1, 1, 0]], dtype=bool),
-        clean_items=np.array([[0, PAD, 2, 3], [0, PAD, 1, 6]]),
+        noise_mask=np.array([0, 1, 0, 0, 0, 1, 1, 0], dtype=bool),
+        clean_items=np.array([0, PAD, 2, 3, 0, PAD, 1, 6]),
     )
     splits = dict.fromkeys(("train", "valid", "test"), windows)
     rows = compared_rows(splits, TABLES, DATA.catalogue, (), CorrectConfig())
     for name in splits:
-        assert rows["oracle (restore)"][name].items.tolist() == [[0, 2, 3], [0, 1, 6]]
-        assert rows["oracle (drop)"][name].items.tolist() == [[0, 2, 3], [0, 6, PAD]]
+        assert rows["oracle (restore)"][name].items.tolist() == [0, 2, 3, 0, 1, 6]
+        assert rows["oracle (drop)"][name].items.tolist() == [0, 2, 3, 0, 6]
 
 
 @pytest.mark.parametrize(("train_targets", "dropped", "restored"),
                          [(True, [0, 2], [0, 1, 2, 4]), (False, [0, 2, 3], [0, 1, 2, 3])])  # fmt: skip
 def test_the_oracles_keep_training_targets_on_request(train_targets, dropped, restored):
     """5 and the target 3 are noise, for 1 and 4."""
-    windows = Windows.from_lists([[0, 5, 2, 3]], noise_mask=np.array([[0, 1, 0, 1]], dtype=bool),
-                                 clean_items=np.array([[0, 1, 2, 4]]))  # fmt: skip
+    windows = Windows.from_lists([[0, 5, 2, 3]], noise_mask=np.array([0, 1, 0, 1], dtype=bool),
+                                 clean_items=np.array([0, 1, 2, 4]))  # fmt: skip
     splits = dict.fromkeys(("train", "valid", "test"), windows)
     rows = compared_rows(splits, TABLES, DATA.catalogue, (), CorrectConfig(train_targets=train_targets))
     assert rows["oracle (drop)"]["train"].row(0) == dropped

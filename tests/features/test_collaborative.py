@@ -33,7 +33,7 @@ def histories(*rows: list[int], users: list[str] | None = None) -> Windows:
 
 
 def test_an_item_of_another_taste_is_far_from_the_rest(vectors):
-    features = vectors.features(histories([0, 1, 2, 13], [10, 11, 12, 3]))
+    features = vectors.features(histories([0, 1, 2, 13], [10, 11, 12, 3])).reshape(2, 4, N_COSINES)
     for k in range(len(SIZES)):
         centroid, closest = features[:, :, 3 * k], features[:, :, 3 * k + 1]
         assert (centroid[:, :3] > 0.3).all()
@@ -44,18 +44,18 @@ def test_an_item_of_another_taste_is_far_from_the_rest(vectors):
 
 def test_two_people_on_one_account_both_belong(vectors):
     """Three cars and three dolls: each item has company, so none is as far from the others as a single stray item."""
-    both = vectors.features(histories([0, 10, 1, 11, 2, 12]))[0]
-    stray = vectors.features(histories([0, 1, 2, 3, 4, 12]))[0]
+    both = vectors.features(histories([0, 10, 1, 11, 2, 12]))
+    stray = vectors.features(histories([0, 1, 2, 3, 4, 12]))
     closest = 1  # cosine with the closest other item
     assert both[:, closest].min() > stray[5, closest] + 0.1
     assert both[:, 0].min() > stray[5, 0] + 0.1
 
 
-def test_padding_single_items_and_unknown_items_say_nothing(vectors):
+def test_single_items_and_unknown_items_say_nothing(vectors):
     features = vectors.features(histories([0, 1, 2], [5], [ALONE, 1]))
-    assert features.shape == (3, 3, N_COSINES)
-    assert not features[1].any()
-    assert not features[2, 0, [0, 3]].any()
+    assert features.shape == (3 + 1 + 2, N_COSINES)
+    assert not features[3].any()
+    assert not features[4, [0, 3]].any()
     assert np.isfinite(features).all()
 
 
@@ -64,10 +64,10 @@ def test_the_cosine_with_the_centroid_by_hand():
     table = np.zeros((GROUPS, 3, max(SIZES)), np.float32)
     table[:, 0, 0] = table[:, 2, 0] = 5.0  # lengths do not matter
     table[:, 1, 1] = 2.0
-    features = CollaborativeVectors(table, np.empty(0, np.uint64)).features(histories([0, 1, 2]))[0]
+    features = CollaborativeVectors(table, np.empty(0, np.uint64)).features(histories([0, 1, 2]))
     np.testing.assert_allclose(features[:, 0], [1 / np.sqrt(2), 0, 1 / np.sqrt(2)], atol=1e-6)
     np.testing.assert_allclose(features[:, 1], [1, 0, 1], atol=1e-6)
-    context = np.array([[False, True, True]])
+    context = np.array([False, True, True])
     found = CollaborativeVectors(table, np.empty(0, np.uint64)).similarities(histories([0, 1, 2]), context)
     np.testing.assert_allclose(found[0], np.array([1, 1, 1]) / np.sqrt(2), atol=1e-6)
 
@@ -79,17 +79,17 @@ def test_a_history_does_not_know_itself():
     windows = Windows.from_lists([*rows, [18, 19]], user_ids=pl.Series("user_id", [*users, "odd"]))
     vectors = CooccurrenceCounts.fit(windows, 21, seed=0).vectors
     assert vectors is not None
-    own = vectors.features(histories([18, 19], users=["odd"]))[0]
+    own = vectors.features(histories([18, 19], users=["odd"]))
     assert not own[:, :2].any()
     groups = user_folds(pl.Series(users), GROUPS)
     of_group = {g: u for g, u in zip(groups.tolist(), users, strict=True)}
     others = [u for g, u in of_group.items() if g != user_folds(pl.Series(["odd"]), GROUPS)[0]]
     known = vectors.features(histories(*[[18, 19]] * len(others), users=others))
-    assert (known[:, 0, 0] > 0.99).all()
+    assert (known[:, 0] > 0.99).all()
 
 
 def test_all_users_that_were_not_learned_from_are_alike(vectors):
-    features = vectors.features(histories(*[[0, 1, 13]] * 20))
+    features = vectors.features(histories(*[[0, 1, 13]] * 20)).reshape(20, 3, N_COSINES)
     assert (features == features[0]).all()
 
 

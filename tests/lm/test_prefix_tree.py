@@ -107,7 +107,7 @@ def scored(titles: list[str], mode: str) -> np.ndarray:
 def test_items_with_one_title_tie_and_share_its_probability(mode):
     """P of a position = softmax over the window's titles, halved where two items carry the title."""
     titles = ["Red Train", "Blue Boat", "Red Train", "7"]
-    log_odds = scored(titles, mode)[0]
+    log_odds = scored(titles, mode)
     assert log_odds[0] == log_odds[2]
 
     prompt = BUILDER.prompt([0, 3, 0, 7])
@@ -121,8 +121,9 @@ def test_items_with_one_title_tie_and_share_its_probability(mode):
 
 def test_whole_titles_do_not_tie_where_first_tokens_do():
     titles = ["Red Train", "Red Truck", "Red Train Track", "Blue Boat"]
-    assert tie_rate(scored(titles, "first-token")) == 3 / 4  # the three that begin with "Red"
-    assert tie_rate(scored(titles, "whole-title")) == 0
+    one_window = np.zeros(len(titles), dtype=int)
+    assert tie_rate(scored(titles, "first-token"), one_window) == 3 / 4  # the three that begin with "Red"
+    assert tie_rate(scored(titles, "whole-title"), one_window) == 0
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------
@@ -205,4 +206,4 @@ def test_only_whole_titles_are_rows():
 @pytest.mark.parametrize("mode", ["whole-title", "first-token"])
 def test_a_single_item_has_no_score(mode):
     """Its title is the only answer, so its log-odds would be extreme and mean nothing."""
-    assert np.isnan(scored(["Red Train"], mode)).tolist() == [[True]]
+    assert np.isnan(scored(["Red Train"], mode)).tolist() == [True]

@@ -32,8 +32,8 @@ def scored(made, tmp_path):
 def truth(run: Run, split: str) -> pl.DataFrame:
     """The scores of a split, with the known noise as a label."""
     scores, windows = run.scores()[split], run.data().splits[split]
-    row = {number: at for at, number in enumerate(windows.window_ids.tolist())}
-    mask = [bool(windows.noise_mask[row[w], p]) for w, p in scores.select("window_id", "position").iter_rows()]
+    begin = dict(zip(windows.window_ids.tolist(), windows.offsets[:-1].tolist(), strict=True))
+    mask = [bool(windows.noise_mask[begin[w] + p]) for w, p in scores.select("window_id", "position").iter_rows()]
     return scores.with_columns(split=pl.lit(split), is_noise=pl.Series(mask).cast(pl.Int8))
 
 

@@ -273,9 +273,9 @@ def test_saved_and_loaded_denoisers_score_the_same(tmp_path, items, answer):
 
 
 def test_percentile_flags_what_is_above_the_quantile():
-    log_odds = np.array([[0.0, 1.0, 2.0], [3.0, -1.0, np.nan]])
-    flagged = decide(log_odds, 1 / (1 + np.exp(-log_odds)), "percentile", 0.6, cap=1)
-    assert flagged.tolist() == [[False, False, True], [True, False, False]]
+    owners, log_odds = np.array([0, 0, 0, 1, 1]), np.array([0.0, 1.0, 2.0, 3.0, -1.0])
+    flagged = decide(owners, log_odds, 1 / (1 + np.exp(-log_odds)), "percentile", 0.6, cap=1)
+    assert flagged.tolist() == [False, False, True, True, False]
 
 
 def test_auroc_by_hand():

@@ -78,7 +78,7 @@ def ready(kind: Kind) -> Backbone | Neighborhood:
 def scores_of(model: Backbone | Neighborhood, histories: Windows) -> np.ndarray:
     """[W, N] scores, computed at once."""
     if isinstance(model, Backbone):
-        return (model.last_states(torch.from_numpy(histories.items)) @ model.item_vectors.T).detach().numpy()
+        return (model.last_states(torch.from_numpy(histories.item_matrix)) @ model.item_vectors.T).detach().numpy()
     weights = model.weights if isinstance(model.weights, np.ndarray) else model.weights.toarray()
     return history_matrix(histories, N, model.config.decay).toarray() @ weights
 

@@ -39,7 +39,7 @@ def test_learns_to_rank_the_next_title_first(trained):
 
 @pytest.mark.parametrize("weight", [1.0, 0.25, 0.0])
 def test_the_loss_of_an_answer_is_its_weight_times_its_score(weight):
-    weights = np.array([[1, 1, weight], [1, 1, 1]])
+    weights = np.array([1, 1, weight, 1, 1])
     model, windows = untrained_llara(), Windows.from_lists([[0, 1, 2], [8, 5]], weights=weights)
     first, second = (float(scores[row]) for scores, row in zip(model.score(windows.histories()), (2, 5), strict=True))
     loss = _losses(model.lm, [model.example(windows, w, hybrid=True, all_titles=False) for w in range(2)]).sum()
@@ -47,7 +47,7 @@ def test_the_loss_of_an_answer_is_its_weight_times_its_score(weight):
 
 
 def test_only_the_tokens_of_learned_titles_have_a_loss():
-    windows = Windows.from_lists([[3, 6, 11]], weights=np.array([[0.5, 0.25, 1.0]]))
+    windows = Windows.from_lists([[3, 6, 11]], weights=np.array([0.5, 0.25, 1.0]))
     model = untrained_llara()
     tokens, weights = model.example(windows, 0, hybrid=True, all_titles=False)
     assert [tokens.ids[t] for t in np.flatnonzero(np.isfinite(weights))] == model.titles[11]

@@ -49,7 +49,7 @@ def dense_users(windows: Windows) -> np.ndarray:
     users = np.zeros((len(ids), N))
     for w, user in enumerate(windows.user_ids):
         for position, item in enumerate(windows.row(w)):
-            weight = 1.0 if windows.weights is None else windows.weights[w, position]
+            weight = 1.0 if windows.weights is None else windows.weights[windows.offsets[w] + position]
             users[ids.index(user), item] = max(users[ids.index(user), item], weight)
     return users
 
@@ -84,7 +84,7 @@ def test_a_window_without_a_user_id_is_its_own_user() -> None:
 def test_decay_and_weights_of_a_history_by_hand() -> None:
     histories = Windows.from_lists([[2, 0, 2], [1], []])
     assert history_matrix(histories, 3, 0.5).toarray().tolist() == [[0.5, 0, 1.25], [0, 1, 0], [0, 0, 0]]
-    weighted = replace(histories, weights=np.array([[1.0, 0.5, 0.0], [0.2, 1, 1], [1, 1, 1]]))
+    weighted = replace(histories, weights=np.array([1.0, 0.5, 0.0, 0.2]))
     assert history_matrix(weighted, 3, 0.5).toarray() == pytest.approx(
         np.array([[0.25, 0, 0.25], [0, 0.2, 0], [0] * 3])
     )
@@ -103,7 +103,7 @@ def test_cosine_by_hand() -> None:
 
 
 def test_cosine_of_weights_by_hand() -> None:
-    windows = of_users([[0, 1], [0, 1]], weights=np.array([[1, 0.5], [0.5, 1]]))
+    windows = of_users([[0, 1], [0, 1]], weights=np.array([1, 0.5, 0.5, 1]))
     assert dense(ItemKNN(user_matrix(windows, 2), OPTIONS))[0, 1] == pytest.approx(1 / 1.25)
 
 
@@ -164,8 +164,8 @@ def test_item_knn_stays_sparse() -> None:
 def test_a_weight_of_zero_removes_an_item(kind: type[Neighborhood]) -> None:
     clean, wrong = groups(60, 1), groups(60, 1)
     rows = [[*wrong.row(w), (wrong.row(w)[-1] + 5) % N] for w in range(60)]
-    mask = Windows.from_lists([[1] * (len(row) - 1) + [0] for row in rows]).items != 0
-    removed = kind(user_matrix(of_users(rows, weights=mask.astype(float)), N), OPTIONS)
+    weights = np.concatenate([[1.0] * (len(row) - 1) + [0.0] for row in rows])
+    removed = kind(user_matrix(of_users(rows, weights=weights), N), OPTIONS)
     assert dense(removed) == pytest.approx(dense(kind(user_matrix(clean, N), OPTIONS)), abs=1e-6)
     assert dense(kind(user_matrix(of_users(rows), N), OPTIONS)) != pytest.approx(dense(removed), abs=1e-6)
 
@@ -187,7 +187,7 @@ def test_the_newest_item_counts_most(kind: type[Neighborhood]) -> None:
     histories = Windows.from_lists([[0, 3], [3, 0]])
     assert (model.rank(histories, np.array([4, 1])) <= 2).all()  # beside the other free item of the newest's group
     assert (model.rank(histories, np.array([1, 4])) > 2).all()
-    rank = {w: model.rank(replace(histories, weights=np.array([[1, w], [1, w]])), np.array([1, 4])) for w in (0.0, 1.0)}
+    rank = {w: model.rank(replace(histories, weights=np.array([1, w, 1, w])), np.array([1, 4])) for w in (0.0, 1.0)}
     assert (rank[0.0] <= 2).all()  # weights of a history count: the newest item is ignored
     assert (rank[1.0] > 2).all()
 

@@ -50,11 +50,11 @@ def test_learns_from_each_item_of_a_window(kind: type[Backbone]) -> None:
 @every_backbone
 def test_a_weight_of_zero_removes_an_interaction_as_a_target(kind: type[Backbone]) -> None:
     correct = circle(300, 1)
-    rows = [row[:n].copy() for row, n in zip(correct.items, correct.lengths, strict=True)]
-    weights = np.ones(correct.items.shape)
+    rows = [correct.row(i) for i in range(len(correct))]
+    weights = np.ones(len(correct.items))
     for i in range(200):  # two windows of three end on a wrong item, seven positions too far
         rows[i][-1] = (rows[i][-1] + 7) % N
-        weights[i, correct.lengths[i] - 1] = 0.0
+        weights[correct.offsets[i + 1] - 1] = 0.0
     test = circle(100, 4)
 
     def hit(weights: np.ndarray | None) -> float:

@@ -69,7 +69,7 @@ def load_dataset(
 
 def knows_before(windows: Windows) -> bool:
     """Return whether it is known of every interaction what was there before the noise."""
-    return windows.clean_items is not None and bool((windows.clean_items[windows.present] >= 0).all())
+    return windows.clean_items is not None and bool((windows.clean_items >= 0).all())
 
 
 def before_noise(windows: Windows) -> Windows:

@@ -35,7 +35,7 @@ from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.core.progress import Progress
 from llm4dsr.core.workers import end_with_parent
 from llm4dsr.data.dataset import Dataset
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics, flag_metrics
@@ -218,8 +218,8 @@ def _run_baseline(name: str, data: Dataset, folder: Path, seed: int) -> None:
         for split, windows in data.splits.items():
             scored = windows if split == c.TRAIN else windows.histories()
             suspicion = baseline.score(scored)
-            rows, positions = np.nonzero(scored.present)
-            scores = {c.WINDOW: scored.window_ids[rows], c.POSITION: positions, c.LOG_ODDS: suspicion[rows, positions]}
+            ids = scored.window_ids[scored.owners]
+            scores = {c.WINDOW: ids, c.POSITION: scored.positions, c.LOG_ODDS: suspicion}
             write_parquet(pl.DataFrame(scores), part / f"{split}.parquet")
             rewritten = baseline.rewrite(windows, has_target=split != c.TRAIN)
             if rewritten is not None:
@@ -261,8 +261,8 @@ def _corrected_by_baseline(folder: Path, data: Dataset, rate: float, config: Con
         found = UNKNOWN
         if (known := windows.noise_mask) is not None:
             suspicion, flagged = (
-                to_matrix(scores[split], windows, c.LOG_ODDS),
-                to_matrix(decisions[split], windows, None),
+                align(scores[split], windows, c.LOG_ODDS),
+                align(decisions[split], windows, None),
             )
             at = np.isfinite(suspicion)
             found = flag_metrics(suspicion[at], flagged[at], known[at])

@@ -1,8 +1,7 @@
-"""Array types that all packages share, padding, and checked pairs of arrays."""
+"""Array types that all packages share, concatenated ranges, and checked pairs of arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,19 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 Numbers = npt.ArrayLike  # what a public function takes for an array
-PAD = -1  # fills the end of a row, where a window has no item
+PAD = -1  # in place of an item where there is none, as at the end of a padded row
 
 
-def pad(rows: Sequence[npt.NDArray[Any] | Sequence[int]], fill: int) -> IntArray:
-    """Stack ragged rows into a right-padded matrix.
+def ranges(starts: IntArray, sizes: IntArray) -> IntArray:
+    """Concatenate ranges of whole numbers.
 
     Examples
     --------
-    >>> pad([[3, 1], [2]], fill=PAD)
-    array([[ 3,  1],
-           [ 2, -1]])
+    >>> ranges(np.array([7, 0, 3]), np.array([2, 0, 3]))
+    array([7, 8, 3, 4, 5])
     """
-    out = np.full((len(rows), max((len(r) for r in rows), default=0)), fill, dtype=np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
+    ends = np.cumsum(sizes)
+    return np.arange(int(sizes.sum())) + np.repeat(starts - ends + sizes, sizes)
 
 
 def flat_pair(a: Numbers, b: Numbers, dtype: type = float) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -64,10 +64,9 @@ class PartCache:
         write_bytes(path, hashlib.sha256(content).digest() + content)
         return made
 
-    def matrix(self, key: tuple[Any, ...], shape: tuple[int, ...], make: Callable[[], FloatArray]) -> FloatArray:
-        """Return the matrix of this shape kept under a key, or make and keep it; NaN is kept."""
-        flat = self.table((*key, shape), lambda: pl.DataFrame({"value": make().reshape(-1)}))
-        return flat["value"].to_numpy().reshape(shape)
+    def array(self, key: tuple[Any, ...], make: Callable[[], FloatArray]) -> FloatArray:
+        """Return the array [n] kept under a key, or make and keep it; NaN is kept."""
+        return self.table(key, lambda: pl.DataFrame({"value": make()}))["value"].to_numpy()
 
 
 def _read(path: Path) -> pl.DataFrame | None:

@@ -6,15 +6,13 @@ scores = merge_scores(denoiser.score(windows), origin)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import PAD, IntArray
+from llm4dsr.core.arrays import IntArray, ranges
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
 
@@ -42,8 +40,7 @@ class Origin:
     def windows_of(self, histories: IntArray) -> IntArray:
         """Return the rows of the overlapping windows of the histories at these rows, history after history."""
         starts = np.flatnonzero(self.offsets == 0)
-        sizes = np.diff(starts, append=len(self.offsets))[histories]
-        return np.asarray(np.arange(sizes.sum()) + np.repeat(starts[histories] - np.cumsum(sizes) + sizes, sizes))
+        return ranges(starts[histories], np.diff(starts, append=len(self.offsets))[histories])
 
 
 def overlapping(histories: Windows, width: int, stride: int) -> tuple[Windows, Origin]:
@@ -82,19 +79,9 @@ def overlapping(histories: Windows, width: int, stride: int) -> tuple[Windows, O
     step = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
     offsets = np.minimum(step * stride, beyond[of])
     lengths = np.minimum(histories.lengths, width)[of]
-    steps = np.arange(int(lengths.max(initial=0)))
-    present = steps < lengths[:, None]
-    at = of[:, None], np.where(present, offsets[:, None] + steps, 0)
-
-    def cut(values: npt.NDArray[Any] | None, fill: Any) -> Any:
-        return None if values is None else np.where(present, values[at], fill)
-
-    last = step == counts[of] - 1
-    windows = Windows(
-        cut(histories.items, PAD), lengths, np.arange(len(of)), histories.user_ids.gather(of),
-        np.where(last, histories.timestamps[of], -1), cut(histories.noise_mask, False),
-        cut(histories.clean_items, PAD), cut(histories.weights, 1.0),
-    )  # fmt: skip
+    windows = histories.cut(of, lengths, ranges(histories.offsets[of] + offsets, lengths))
+    timestamps = np.where(step == counts[of] - 1, windows.timestamps, -1)
+    windows = replace(windows, window_ids=np.arange(len(of)), timestamps=timestamps)
     return windows, Origin(histories.window_ids[of], offsets)
 
 
@@ -152,14 +139,14 @@ def into_windows(flagged: pl.DataFrame, windows: Windows, origin: Origin) -> pl.
     DataError
         If a row belongs to no history of `origin`.
     """
-    number = np.arange(len(origin.offsets))
+    number, here = windows.owners, windows.positions
     places = pl.DataFrame(
         {
-            c.WINDOW: np.repeat(origin.window_ids, windows.lengths),
-            c.POSITION: (np.arange(windows.items.shape[1]) + origin.offsets[:, None])[windows.present],
-            "number": np.repeat(number, windows.lengths),
-            "here": np.broadcast_to(np.arange(windows.items.shape[1]), windows.items.shape)[windows.present],
-            "room": np.repeat(windows.lengths, windows.lengths),
+            c.WINDOW: origin.window_ids[number],
+            c.POSITION: here + origin.offsets[number],
+            "number": number,
+            "here": here,
+            "room": windows.lengths[number],
         }
     )
     best = (

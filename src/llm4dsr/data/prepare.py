@@ -251,8 +251,7 @@ def _write_splits(
 
 def _table(windows: Windows, item_ids: Any) -> Any:
     """The table of `Windows.to_frame` as Arrow. item_ids: an Arrow array, by catalogue row."""
-    present = windows.present
-    ends = pa.array(np.append(0, np.cumsum(windows.lengths)), pa.int32())
+    ends = pa.array(windows.offsets, pa.int32())
 
     def lists(values: Any) -> Any:
         return pa.ListArray.from_arrays(ends, values)
@@ -260,12 +259,12 @@ def _table(windows: Windows, item_ids: Any) -> Any:
     columns = {
         c.WINDOW: pa.array(windows.window_ids),
         c.USER: windows.user_ids.to_arrow(compat_level=pl.CompatLevel.oldest()),
-        c.ITEMS: lists(item_ids.take(pa.array(windows.items[present]))),
+        c.ITEMS: lists(item_ids.take(pa.array(windows.items))),
         c.TIME: pa.array(windows.timestamps),
     }
     if windows.noise_mask is not None:
-        columns[c.NOISE_MASK] = lists(pa.array(windows.noise_mask[present].astype(np.int8)))
+        columns[c.NOISE_MASK] = lists(pa.array(windows.noise_mask.astype(np.int8)))
     if windows.clean_items is not None:
-        clean = windows.clean_items[present]
+        clean = windows.clean_items
         columns[c.CLEAN_ITEMS] = lists(item_ids.take(pa.array(clean, mask=clean < 0)))
     return pa.table(columns)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import PAD, BoolArray, IntArray
+from llm4dsr.core.arrays import PAD, BoolArray, IntArray, ranges
 from llm4dsr.data.buckets import Bucket
 from llm4dsr.data.in_order import in_order, split_by_rank
 from llm4dsr.data.interaction_log import InteractionLog, Ints
@@ -281,7 +281,7 @@ def materialize_windows(
         windows.window_ids += begin
         begin += len(windows)
         if split == c.TEST and windows.clean_items is not None and windows.noise_mask is not None:
-            last = np.arange(len(windows)), windows.lengths - 1
+            last = windows.offsets[1:] - 1
             windows.items[last], windows.noise_mask[last] = windows.clean_items[last], False
         yield windows
 
@@ -293,28 +293,25 @@ def new_rows(used: BoolArray) -> npt.NDArray[np.int32]:
 
 
 def _materialize(index: WindowIndex, bucket_of: Ints, numbers: Ints, item_rows: Ints | None) -> Windows:
-    size, steps = len(numbers), np.arange(index.width)
     names = [name for name in _ROWS if any(name in bucket for bucket in index.buckets)]
-    empty: dict[str, Any] = {"items": np.int64(PAD), "noise_mask": False, "clean_items": np.int64(PAD)}
-    rows = {name: np.full((size, len(steps)), empty[name]) for name in names}  # [W, L]
-    lengths, seconds = np.empty((2, size), dtype=np.int64)
+    lengths, seconds = np.empty((2, len(numbers)), dtype=np.int64)
+    for bucket, places in _by_bucket(index.buckets, bucket_of):
+        lengths[places], seconds[places] = (bucket[name][numbers[places]] for name in ("lengths", "seconds"))
+    begins, n = np.cumsum(lengths) - lengths, int(lengths.sum())
+    rows = {name: np.empty(n, dtype=bool if name == "noise_mask" else np.int64) for name in names}
     user_ids, of_user = [], []
     for bucket, places in _by_bucket(index.buckets, bucket_of):
         some = numbers[places]
-        lengths[places], seconds[places] = bucket["lengths"][some], bucket["seconds"][some]
-        present = steps < lengths[places, None]
-        at = np.minimum(bucket["starts"][some][:, None] + steps, len(bucket["items"]) - 1)
+        at, here = ranges(bucket["starts"][some], lengths[places]), ranges(begins[places], lengths[places])
         for name, values in rows.items():
             found = bucket[name][at]
-            if item_rows is not None and name != "noise_mask":
-                found = item_rows[found]
-            values[places] = np.where(present, found, empty[name])
+            values[here] = found if item_rows is None or name == "noise_mask" else item_rows[found]
         user_ids.append(bucket.user_ids(bucket["user"][some]))
         of_user.append(places)
     back = np.argsort(np.concatenate(of_user)) if of_user else np.arange(0)
     ids = pl.concat(user_ids).gather(back) if user_ids else index.buckets[0].user_ids(back)
     truth = rows.get("noise_mask"), rows.get("clean_items")
-    return Windows(rows["items"], lengths, np.arange(size), ids, seconds, *truth)
+    return Windows(rows["items"], lengths, np.arange(len(numbers)), ids, seconds, *truth)
 
 
 def _by_bucket(buckets: Sequence[Bucket], bucket_of: Ints) -> Iterator[tuple[Bucket, Ints]]:

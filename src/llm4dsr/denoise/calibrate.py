@@ -55,6 +55,7 @@ KINDS = ("uniform", "popular")  # of injected noise: items drawn uniformly, and 
 REGION = 0.05  # smallest fraction of the injected noise that a region may hold
 CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # fractions of the injected noise, in the most coherent contexts
 KEPT = 1_000  # most scores of injected noise that a calibrator keeps
+CELLS = 50_000  # positions that are read at once
 TOPS = (0.5, 0.3, 0.2, 0.1, 0.05)  # fractions of these, with the highest log-odds
 REGIONS = [(context, top) for context in CONTEXTS for top in TOPS if context * top >= REGION]
 LIMIT = float(norm.ppf(1 - 0.05 / len(REGIONS)))  # standard errors of upper limits that all hold at once with 95 %
@@ -84,8 +85,13 @@ class Sample:
 
     @classmethod
     def of(cls, windows: Windows, log_odds: Floats) -> Sample:
-        """Take all scored interactions of windows, in the order of np.nonzero(windows.present). log_odds: [W, L]."""
-        present = windows.present & ~np.isnan(log_odds)
+        """Take all interactions of windows whose log-odds, [n], are not NaN."""
+        return join([cls._of_batch(batch, log_odds[here]) for here, batch in windows.batches(CELLS)])
+
+    @classmethod
+    def _of_batch(cls, windows: Windows, values: Floats) -> Sample:
+        log_odds = windows.matrix(values, np.nan)
+        present = ~np.isnan(log_odds)
         total = np.where(present, log_odds, 0.0).sum(axis=1, keepdims=True)
         context = (total - log_odds) / np.maximum(windows.lengths - 1, 1)[:, None]
         least = np.zeros(present.shape, dtype=bool)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, pad
+from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, IntArray
 from llm4dsr.data.catalogue import Catalogue
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoise.suggest import Suggestions
 from llm4dsr.errors import ConfigError, DataError
 
@@ -45,13 +45,13 @@ def correct(
     Parameters
     ----------
     windows : Windows
-        W windows of up to L items.
+        W windows with n interactions.
     flagged : array of bool
-        [W, L] True where the action applies.
+        [n] True where the action applies.
     probability : array of float
-        [W, L] noise probability.
+        [n] noise probability.
     suggestions : Suggestions or None
-        In the order of np.nonzero(flagged); needed to replace.
+        In the order of np.flatnonzero(flagged); needed to replace.
     catalogue : Catalogue
         The items.
     action : {"replace", "drop", "mixed", "downweight", "keep"}
@@ -77,17 +77,15 @@ def correct(
         raise ConfigError(
             f"correct.action = {action!r} needs suggestions: run the suggest stage, or use drop or downweight."
         )
-    rows, positions = np.nonzero(flagged)
-    if has_target and (positions == windows.lengths[rows] - 1).any():
-        at = int(np.flatnonzero(positions == windows.lengths[rows] - 1)[0])
+    at = np.flatnonzero(flagged)
+    if has_target and (wrong := np.flatnonzero(flagged & windows.is_last)).size:
+        window = windows.owners[wrong[0]]
         raise DataError(
-            f"Position {positions[at]} of {c.WINDOW} {windows.window_ids[rows[at]]} is flagged, but it is the target "
-            "of an evaluation window, which is never changed. Remove it from the decisions."
+            f"Position {windows.lengths[window] - 1} of {c.WINDOW} {windows.window_ids[window]} is flagged, but it is "
+            "the target of an evaluation window, which is never changed. Remove it from the decisions."
         )
-    items, lengths, weights = windows.items.copy(), windows.lengths.copy(), windows.weights
-    kept = items[rows, positions].copy()
-    taken = np.full(len(rows), action, dtype=object)
-    keep = np.arange(len(windows))
+    out, kept = windows, windows.items[at]
+    taken = np.full(len(at), action, dtype=object)
     if action in c.WITH_SUGGESTIONS:
         assert suggestions is not None
         found = suggestions.items >= 0
@@ -95,26 +93,19 @@ def correct(
             found &= _most_probable_half(suggestions)
         kept = np.where(found, suggestions.items, kept)
         taken[:] = np.where(found, "replace", c.KEEP if action == "replace" else "drop")
-        items[rows, positions] = kept
+        items = windows.items.copy()
+        items[at] = kept
+        out = replace(windows, items=items)
     elif action == "downweight":
-        weights = np.ones(items.shape) if weights is None else weights.copy()
-        weights[rows, positions] *= 1 - probability[rows, positions]
+        weights = np.ones(len(windows.items)) if windows.weights is None else windows.weights.copy()
+        weights[at] *= 1 - probability[at]
+        out = replace(windows, weights=weights)
     dropped = taken == "drop"
-    truth_fits = action != "drop" and not dropped.any()
-    if not truth_fits:
+    if action == "drop" or dropped.any():
         kept[dropped] = PAD
-        stay = windows.present.copy()
-        stay[rows[dropped], positions[dropped]] = False
-        items = pad([items[w][stay[w]] for w in range(len(windows))], PAD)
-        lengths = stay.sum(axis=1)
-        if weights is not None:
-            weights = _left(weights, stay, items.shape[1])
-        keep = np.flatnonzero(lengths >= 2)  # a training window that lost its target now ends in the item before
-    out = Windows(
-        items, lengths, windows.window_ids, windows.user_ids, windows.timestamps,
-        windows.noise_mask if truth_fits else None, windows.clean_items if truth_fits else None, weights,
-    ).take(keep)  # fmt: skip
-    return Corrected(out, _edits(windows, rows, positions, probability, suggestions, kept, taken, catalogue))
+        out = _without(out, at[dropped])
+        out = out.take(np.flatnonzero(out.lengths >= 2))  # a window that lost its target ends in the item before
+    return Corrected(out, _edits(windows, at, probability, suggestions, kept, taken, catalogue))
 
 
 def _most_probable_half(suggestions: Suggestions) -> BoolArray:
@@ -125,24 +116,26 @@ def _most_probable_half(suggestions: Suggestions) -> BoolArray:
     )
 
 
-def _left(values: FloatArray, stay: BoolArray, width: int) -> FloatArray:
-    out = np.ones((len(values), width))
-    for w in range(len(values)):
-        out[w, : stay[w].sum()] = values[w][stay[w]]
-    return out
+def _without(windows: Windows, dropped: IntArray) -> Windows:
+    """The windows without these interactions. Their truth no longer fits."""
+    stay = np.ones(len(windows.items), dtype=bool)
+    stay[dropped] = False
+    lengths = np.bincount(windows.owners[stay], minlength=len(windows))
+    left = windows.cut(np.arange(len(windows)), lengths, np.flatnonzero(stay))
+    return replace(left, noise_mask=None, clean_items=None)
 
 
-def _edits(windows, rows, positions, probability, suggestions, kept, taken, catalogue) -> pl.DataFrame:  # type: ignore[no-untyped-def]
-    users = windows.user_ids.gather(rows)
+def _edits(windows, at, probability, suggestions, kept, taken, catalogue) -> pl.DataFrame:  # type: ignore[no-untyped-def]
+    rows = windows.owners[at]
     suggested = np.full(len(rows), -1) if suggestions is None else suggestions.items
     return pl.DataFrame(
         {
             c.WINDOW: windows.window_ids[rows],
-            c.USER: users,
-            c.POSITION: positions,
-            c.ITEM: catalogue.ids.gather(windows.items[rows, positions]),
-            c.TITLE: catalogue.titles_of(windows.items[rows, positions]),
-            c.NOISE_PROBABILITY: probability[rows, positions],
+            c.USER: windows.user_ids.gather(rows),
+            c.POSITION: windows.positions[at],
+            c.ITEM: catalogue.ids.gather(windows.items[at]),
+            c.TITLE: catalogue.titles_of(windows.items[at]),
+            c.NOISE_PROBABILITY: probability[at],
             c.SUGGESTED: catalogue.ids_of(suggested),
             c.SUGGESTED_TITLE: catalogue.titles_of(suggested),
             c.GENERATED: pl.Series(
@@ -187,11 +180,11 @@ def apply(
     ConfigError, DataError
         As in `correct`; also if the tables name a window or position that is not among the windows.
     """
-    flagged = to_matrix(decisions, windows, None)
-    probability = np.nan_to_num(to_matrix(decisions, windows, c.NOISE_PROBABILITY))
+    flagged = align(decisions, windows, None)
+    probability = np.nan_to_num(align(decisions, windows, c.NOISE_PROBABILITY))
     found = None
     if suggestions is not None and action in c.WITH_SUGGESTIONS:
-        rows, positions = np.nonzero(flagged)
+        rows, positions = windows.owners[flagged], windows.positions[flagged]
         at = pl.DataFrame({c.WINDOW: windows.window_ids[rows], c.POSITION: positions})
         joined = at.join(suggestions, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
         ids = joined[c.SUGGESTED]

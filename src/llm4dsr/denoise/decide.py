@@ -30,13 +30,17 @@ FALSE_FLAG_RATE, MISSED_NOISE_RATE = CONTROLLED = ("false-flag-rate", "missed-no
 STAND_IN: Final = "probability"  # for VALIDATION, without a recommender
 
 
-def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: float, cap: int) -> BoolArray:
+def decide(
+    owners: IntArray, log_odds: FloatArray, probability: FloatArray, policy: str, eta: float, cap: int
+) -> BoolArray:
     """Flag interactions as noise.
 
     Parameters
     ----------
+    owners : array of int
+        [n] the window of each interaction, ascending from 0; oldest first in a window.
     log_odds, probability : array of float
-        [W, L] scores, higher = more likely noise; log-odds are NaN where a window has no item, or only one.
+        [n] scores, higher = more likely noise; log-odds are NaN in windows of one item.
     policy : str
         One of POLICIES; see the table above.
     eta : float
@@ -47,7 +51,7 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
     Returns
     -------
     array of bool
-        [W, L] True where flagged.
+        [n] True where flagged.
 
     Raises
     ------
@@ -56,9 +60,9 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
 
     Examples
     --------
-    >>> log_odds = np.array([[2.0, -1.0, 0.5]])
-    >>> decide(log_odds, 1 / (1 + np.exp(-log_odds)), "probability", 0.6, cap=3)
-    array([[ True, False,  True]])
+    >>> log_odds = np.array([2.0, -1.0, 0.5])
+    >>> decide(np.array([0, 0, 0]), log_odds, 1 / (1 + np.exp(-log_odds)), "probability", 0.6, cap=3)
+    array([ True, False,  True])
     """
     if policy not in POLICIES:
         raise ConfigError(f"decide.policy = {policy!r}; expected one of {', '.join(POLICIES)}.")
@@ -66,48 +70,49 @@ def decide(log_odds: FloatArray, probability: FloatArray, policy: str, eta: floa
         raise ConfigError(f"η = {eta}; expected a number between 0 and 1 for the policy {policy!r}.")
     if not np.isfinite(log_odds).any():
         return np.zeros(log_odds.shape, dtype=bool)
-    allowed = _within_cap(log_odds, cap)
+    allowed = _within_cap(owners, log_odds, cap)
     if policy == "probability":
         with np.errstate(invalid="ignore"):
             return allowed & (probability >= eta)
     if policy == "percentile":
         with np.errstate(invalid="ignore"):
             return np.asarray(allowed & (log_odds > np.nanquantile(log_odds, eta)))
-    rows, cols = np.nonzero(allowed)
-    order = np.argsort(-log_odds[rows, cols], kind="stable")
+    at = np.flatnonzero(allowed)
+    order = at[np.argsort(-log_odds[at], kind="stable")]
     if policy == "rate":
         taken = order[: round(eta * int(np.isfinite(log_odds).sum()))]
     else:
-        p = probability[rows[order], cols[order]]
+        p = probability[order]
         enough = np.flatnonzero(np.cumsum(p) / np.arange(1, len(p) + 1) >= eta)
         taken = order[: enough[-1] + 1] if len(enough) else order[:0]
     out = np.zeros(log_odds.shape, dtype=bool)
-    out[rows[taken], cols[taken]] = True
+    out[taken] = True
     return out
 
 
-def _within_cap(log_odds: FloatArray, cap: int) -> BoolArray:
-    present = np.isfinite(log_odds)
-    allowed: BoolArray = present & (ranks(log_odds) <= np.minimum(cap, present.sum(axis=1) - 1)[:, None])
+def _within_cap(owners: IntArray, log_odds: FloatArray, cap: int) -> BoolArray:
+    scored = np.isfinite(log_odds)
+    most = np.minimum(cap, np.bincount(owners[scored], minlength=int(owners[-1]) + 1) - 1)
+    allowed: BoolArray = scored & (ranks(owners, log_odds) <= most[owners])
     return allowed
 
 
-def ranks(log_odds: FloatArray) -> IntArray:
+def ranks(owners: IntArray, log_odds: FloatArray) -> IntArray:
     """Rank the interactions of each window by suspicion.
 
     Parameters
     ----------
-    log_odds : array of float
-        [W, L]; NaN where a window has no item.
+    owners, log_odds
+        As in `decide`.
 
     Returns
     -------
     array of int
-        [W, L] 1 = most suspicious; ties by age, absent positions last.
+        [n] 1 = most suspicious; ties by age.
     """
-    order = np.argsort(np.where(np.isfinite(log_odds), -log_odds, np.inf), axis=1, kind="stable")
+    order = np.lexsort((np.where(np.isfinite(log_odds), -log_odds, np.inf), owners))
     rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.broadcast_to(np.arange(1, order.shape[1] + 1), order.shape), axis=1)
+    rank[order] = np.arange(1, len(order) + 1) - np.searchsorted(owners, owners)  # windows stay in their place
     return rank
 
 

@@ -129,8 +129,9 @@ class Ensemble:
                 progress(1, 1, "title vectors")
         folds, users = user_folds(windows.user_ids, config.train.folds), user_hashes(windows.user_ids)
         key = digest(
-            versions(), config.seed, config.model, config.task, config.train, catalogue.titles, windows.items, users
-        )
+            versions(), config.seed, config.model, config.task, config.train, catalogue.titles, windows.items,
+            windows.lengths, users,
+        )  # fmt: skip
         models, curve = list[NoiseLM](), list[float]()
         for fold in range(config.train.folds):
             part = windows if config.train.folds == 1 else windows.take(np.flatnonzero(folds != fold))
@@ -168,7 +169,7 @@ class Ensemble:
         Returns
         -------
         array of float
-            [W, L] log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
+            [n] log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
         out, counts = self.model_log_odds(windows, progress, doing, cache), self.counts
         newer = is_newer | ~np.isin(user_hashes(windows.user_ids), self.seen)
@@ -177,8 +178,8 @@ class Ensemble:
             (self.stacker_training, np.flatnonzero(~newer)),
         ):
             if stacker is not None and counts is not None and len(rows):
-                part = windows.take(rows)
-                out[rows] = stacker.log_odds(part, out[rows], Evidence.of(part, out[rows], counts))
+                at = windows.interactions(rows)
+                out[at] = stacker.log_odds(out[at], Evidence.of(windows.take(rows), out[at], counts))
         return out
 
     def model_log_odds(self, windows: Windows, progress: Progress | None, doing: str, cache: PartCache) -> FloatArray:
@@ -198,9 +199,9 @@ class Ensemble:
         Returns
         -------
         array of float
-            [W, L] mean log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
+            [n] mean log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
-        out = np.full(windows.items.shape, np.nan)
+        out = np.full(len(windows.items), np.nan)
         assignments = self.assignments(windows)
         done, total = 0, sum(len(rows) * len(members) for rows, members in assignments)
         for rows, members in assignments:
@@ -214,11 +215,11 @@ class Ensemble:
                         model = self.models[member]
                         return score_windows(model, self.builder, part, self.catalogue, self.config, step, doing)
 
-                    scores.append(cache.matrix((*key, member), part.items.shape, score))
+                    scores.append(cache.array((*key, member), score))
                     done += len(part)
                     if progress:
                         progress(done, total, doing)
-                out[chunk] = np.mean(scores, axis=0)
+                out[windows.interactions(chunk)] = np.mean(scores, axis=0)
         return out
 
     def injectable(self, windows: Windows) -> Injectable:
@@ -241,7 +242,7 @@ class Ensemble:
             return ()
         cooccurrence = self.counts.fingerprint if self.counts else ""
         config = (self.config.model, self.config.task.none, self.config.train.batch_tokens, self.config.score.mode)
-        return (self.fingerprint, cooccurrence, config, part.items, user_hashes(part.user_ids))
+        return (self.fingerprint, cooccurrence, config, part.items, part.lengths, user_hashes(part.user_ids))
 
     @cached_property
     def fingerprint(self) -> str:

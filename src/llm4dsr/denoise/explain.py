@@ -10,7 +10,7 @@ from llm4dsr.core.arrays import IntArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.overlap import Origin, into_windows
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.prequential import prequential
@@ -57,7 +57,7 @@ def explain_prequentially(
         If `chosen` names a window or position that is not among the histories.
     """
     located = (into_windows(chosen, parts, origin) if origin else chosen).select(c.WINDOW, c.POSITION)
-    to_matrix(located, parts, None)  # names what is not among the histories
+    align(located, parts, None)  # names what is not among the histories
     row_of = {int(w): i for i, w in enumerate(parts.window_ids)}
     at = np.array([row_of[w] for w in located[c.WINDOW].to_list()], dtype=np.int64)
     position = located[c.POSITION].cast(pl.Int64).to_numpy()
@@ -95,10 +95,9 @@ def _explain(
     without = [np.delete(windows.row(i), j) for i, j in zip(row, other, strict=True)]
     shorter = Windows.from_lists(without, user_ids=windows.user_ids.gather(row), timestamps=windows.timestamps[row])
     moved = position[row] - (other < position[row])  # where the item stands once the other is gone
-    whole = ensemble.log_odds(windows, is_newer, None, "explain", cache)[np.arange(len(windows)), position]
-    less = ensemble.log_odds(shorter, is_newer, progress, "explain", cache)[np.arange(len(row)), moved]
-    items = np.array([windows.row(i)[p] for i, p in enumerate(position)], dtype=np.int64)
-    others = np.array([windows.row(i)[j] for i, j in zip(row, other, strict=True)], dtype=np.int64)
+    whole = ensemble.log_odds(windows, is_newer, None, "explain", cache)[windows.offsets[:-1] + position]
+    less = ensemble.log_odds(shorter, is_newer, progress, "explain", cache)[shorter.offsets[:-1] + moved]
+    items, others = windows.items[windows.offsets[:-1] + position], windows.items[windows.offsets[row] + other]
     return pl.DataFrame(
         {
             "order": row,
@@ -119,8 +118,7 @@ def _explain(
 
 def _others(windows: Windows, position: IntArray) -> tuple[IntArray, IntArray]:
     """(row of a window, another position than the explained one), window after window."""
-    row = np.repeat(np.arange(len(windows)), windows.lengths)
-    other = np.arange(len(row)) - np.repeat(np.cumsum(windows.lengths) - windows.lengths, windows.lengths)
+    row, other = windows.owners, windows.positions
     kept = other != position[row]
     return row[kept], other[kept]
 

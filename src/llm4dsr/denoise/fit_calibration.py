@@ -98,7 +98,7 @@ def fit_calibration(
         ensemble.models[0],
         ensemble.builder,
         injected.take(rows),
-        chosen[rows],
+        chosen[injected.interactions(rows)],
         originals[rows],
         ensemble.catalogue,
         config,

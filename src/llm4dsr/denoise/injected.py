@@ -27,13 +27,13 @@ class ScoredPart:
     Attributes
     ----------
     windows : Windows
-        W windows of up to L items.
+        W windows with n interactions.
     log_odds : array of float
-        [W, L] of the models, before stacking.
+        [n] of the models, before stacking.
     evidence : Evidence or None
         Of all interactions; None without co-occurrence counts.
     chosen : array of bool
-        [W, L] True where noise was injected.
+        [n] True where noise was injected.
     source : array of int
         [W] the window of the sample that each is a copy of.
     """
@@ -48,13 +48,12 @@ class ScoredPart:
         """Return all interactions, with the log-odds of a stacker, if there is one."""
         log_odds = self.log_odds
         if stacker is not None and self.evidence is not None:
-            log_odds = stacker.log_odds(self.windows, self.log_odds, self.evidence)
+            log_odds = stacker.log_odds(self.log_odds, self.evidence)
         return Sample.of(self.windows, log_odds)
 
     def injected(self, stacker: Stacker | None) -> tuple[Sample, IntArray]:
         """Return (the injected interactions, the source window of each)."""
-        here = self.chosen[self.windows.present]
-        return self.sample(stacker).take(here), np.repeat(self.source, self.windows.lengths)[here]
+        return self.sample(stacker).take(self.chosen), self.source[self.windows.owners[self.chosen]]
 
 
 @dataclass
@@ -116,7 +115,7 @@ class ScoredWindows:
             return ScoredPart(some, log_odds, found, chosen, source)
 
         injectable = ensemble.injectable(windows)
-        self.unlabeled.append(scored(windows, np.zeros(windows.items.shape, dtype=bool), rows, 0))
+        self.unlabeled.append(scored(windows, np.zeros(len(windows.items), dtype=bool), rows, 0))
         for draw in range(draws):
             some, chosen, source, _ = inject(windows, injectable, rng)
             self.uniform.append(scored(some, chosen, rows[source], 1 + draw))
@@ -133,7 +132,7 @@ class ScoredWindows:
 
     def fit_stacker(self, rate: float, seed: int) -> Stacker | None:
         """Fit a stacker as `Stacker.fit` does; None where there is no evidence but the model's log-odds."""
-        noise = [p.evidence.take(p.chosen[p.windows.present]) for p in self.uniform + self.runs if p.evidence]
+        noise = [p.evidence.take(p.chosen) for p in self.uniform + self.runs if p.evidence]
         unlabeled = [p.evidence for p in self.unlabeled if p.evidence]
         return Stacker.fit(Evidence.join(noise), Evidence.join(unlabeled), rate, seed) if noise else None
 
@@ -152,7 +151,7 @@ class ScoredWindows:
         """
         uniform, popular = ([part.injected(stacker) for part in parts] for parts in (self.uniform, self.popular))
         unlabeled = join([part.sample(stacker) for part in self.unlabeled])
-        owners = [np.repeat(part.source, part.windows.lengths) for part in self.unlabeled]
+        owners = [part.source[part.windows.owners] for part in self.unlabeled]
         noise = [join([sample for sample, _ in kind]) for kind in (uniform, popular)]
         return noise, unlabeled, np.concatenate([source for _, source in uniform]), np.concatenate(owners)
 
@@ -179,7 +178,7 @@ def injected_samples(
             step = progress and subprogress(progress, done, size, 2 * draws * size)
             some, chosen, _, _ = inject(windows, injectable, draw_from, popular)
             sample = Sample.of(some, ensemble.log_odds(some, is_newer, step, doing, cache))
-            of_kind.append(sample.take(chosen[some.present]))
+            of_kind.append(sample.take(chosen))
             done += size
         samples.append(join(of_kind))
     return samples

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm4dsr.config import TaskConfig
-from llm4dsr.core.arrays import PAD, BoolArray, IntArray
+from llm4dsr.core.arrays import PAD, BoolArray, IntArray, ranges
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 
 LONGEST_RUN = 5  # items of a run
+CELLS = 1_000_000  # positions that are drawn at once
 USUAL_NOISE_RATE = 0.1  # assumed where the noise rate is not known yet
 
 
@@ -63,7 +64,7 @@ class Injectable:
         """
         if popularity is None:
             users = np.zeros(len(catalogue), dtype=np.int64)
-            users[windows.items[windows.present]] = 2
+            users[windows.items] = 2
         else:
             users = popularity
         rows, unused = np.flatnonzero(users), np.flatnonzero(users == 0)
@@ -80,15 +81,13 @@ class Injectable:
         return np.where(rng.random(size) < self.unused_rate, rng.choice(self.unused, size=size), drawn)
 
 
-def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.random.Generator) -> BoolArray:
+def draw_positions(windows: Windows, task: TaskConfig, rng: np.random.Generator) -> BoolArray:
     """Draw the positions that get an injected item.
 
     Parameters
     ----------
-    lengths : array of int
-        [B] items of each window.
-    width : int
-        Most items of a window.
+    windows : Windows
+        W windows with n interactions.
     task : TaskConfig
         How many, or with which probability.
     rng : Generator
@@ -97,9 +96,17 @@ def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.rand
     Returns
     -------
     array of bool
-        [B, width] True where an item will be replaced. At least one item of a window always stays.
+        [n] True where an item will be replaced. At least one item of a window always stays.
     """
-    present = np.arange(width)[None, :] < lengths[:, None]
+    chosen = np.concatenate([_positions_of_batch(batch, task, rng) for _, batch in windows.batches(CELLS)])
+    whole = rng.random(len(windows)) < task.none
+    out: BoolArray = chosen & ~whole[windows.owners]
+    return out
+
+
+def _positions_of_batch(windows: Windows, task: TaskConfig, rng: np.random.Generator) -> BoolArray:
+    """[n] positions that get an injected item, before any window is left whole."""
+    present, lengths = windows.present, windows.lengths
     order = np.where(present, rng.random(present.shape), 2.0)  # a uniform random order of the present positions
     if task.replaced:
         ranks = order.argsort(axis=1).argsort(axis=1)
@@ -108,9 +115,7 @@ def draw_positions(lengths: IntArray, width: int, task: TaskConfig, rng: np.rand
         chosen = order < task.rate
         full = chosen.sum(axis=1) >= lengths
         chosen[full, 0] = False
-    whole = rng.random(len(lengths)) < task.none
-    out: BoolArray = chosen & present & ~whole[:, None]
-    return out
+    return np.asarray(chosen[present])
 
 
 def draw_noise(
@@ -121,7 +126,7 @@ def draw_noise(
     Parameters
     ----------
     windows : Windows
-        B windows of up to L items. Runs are drawn from each other, and popular items from all of them.
+        A batch of windows with n interactions. Runs are drawn from each other, and popular items from all of them.
     injectable : Injectable
         The items to draw from.
     task : TaskConfig
@@ -132,19 +137,20 @@ def draw_noise(
     Returns
     -------
     items : array of int
-        [B, L] catalogue rows with injected items.
+        [n] catalogue rows with injected items.
     chosen : array of bool
-        [B, L] True where an item was injected.
+        [n] True where an item was injected.
     """
-    chosen = draw_positions(windows.lengths, windows.items.shape[1], task, rng)
-    pool = windows.items[windows.present]
-    popular = pool[rng.integers(0, len(pool), size=chosen.shape)] if task.popular else windows.items
-    popular = np.where(rng.random(chosen.shape) < task.popular, popular, PAD)
+    chosen, present = draw_positions(windows, task, rng), windows.present
+    popular = windows.items
+    if task.popular:
+        popular = popular[rng.integers(0, len(popular), size=present.shape)[present]]
+    popular = np.where(rng.random(present.shape)[present] < task.popular, popular, PAD)
     if task.replaced or not task.bursts:
-        return replace(windows.items, chosen, injectable, rng, popular), chosen
+        return replace(windows, chosen, injectable, rng, popular), chosen
     foreign, runs, with_run = draw_runs(windows, injectable.catalogue, task.bursts, rng)
-    chosen[with_run] = False
-    items = replace(windows.items, chosen, injectable, rng, popular)
+    chosen &= ~with_run[windows.owners]
+    items = replace(windows, chosen, injectable, rng, popular)
     return np.where(runs, foreign, items), chosen | runs
 
 
@@ -156,7 +162,7 @@ def draw_runs(
     Parameters
     ----------
     windows : Windows
-        B windows of up to L items; runs are drawn from each other.
+        W windows with n interactions; runs are drawn from each other.
     catalogue : Catalogue
         The items.
     rate : float
@@ -167,21 +173,23 @@ def draw_runs(
     Returns
     -------
     items : array of int
-        [B, L] catalogue rows; those of the other user in a run.
+        [n] catalogue rows; those of the other user in a run.
     runs : array of bool
-        [B, L] True where such an item stands. An item that the window has anyway is no noise.
+        [n] True where such an item stands. An item that the window has anyway is no noise.
     with_run : array of bool
-        [B] True where a run was drawn.
+        [W] True where a run was drawn.
     """
-    runs, foreign = _runs_of_others(windows, rate, rng)
-    with_run: BoolArray = np.asarray(runs.any(axis=1))
-    canonical = np.append(catalogue.canonical, PAD)
-    runs &= ~(canonical[windows.items][:, :, None] == canonical[foreign][:, None, :]).any(axis=1)
-    return np.where(runs, foreign, windows.items), runs, with_run
+    at, foreign = _runs_of_others(windows, rate, rng)
+    rows = windows.owners[at]
+    with_run: BoolArray = np.bincount(rows, minlength=len(windows)) > 0
+    new = ~windows.have_title(rows, foreign, catalogue)
+    items, runs = windows.items.copy(), np.zeros(len(windows.items), dtype=bool)
+    items[at[new]], runs[at[new]] = foreign[new], True
+    return items, runs, with_run
 
 
-def _runs_of_others(windows: Windows, rate: float, rng: np.random.Generator) -> tuple[BoolArray, IntArray]:
-    """(positions of a run in a fraction `rate` of the windows, items of another user there), [B, L] each.
+def _runs_of_others(windows: Windows, rate: float, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """(indices of interactions in a run, in a fraction `rate` of the windows; items of another user for them).
 
     A run has 2 to LONGEST_RUN items and less than half of the window, which else could not tell whose it is.
     """
@@ -194,10 +202,10 @@ def _runs_of_others(windows: Windows, rate: float, rng: np.random.Generator) -> 
     used = (rng.random(size) < rate) & (longest >= 2) & foreign_user
     start = (rng.random(size) * (lengths - run + 1)).astype(np.int64)
     begin = (rng.random(size) * np.maximum(1, lengths[donor] - run + 1)).astype(np.int64)
-    at = np.arange(windows.items.shape[1])[None, :] - start[:, None]
-    inside = used[:, None] & (at >= 0) & (at < run[:, None])
-    taken = (begin[:, None] + np.maximum(at, 0)) % np.maximum(lengths[donor], 1)[:, None]
-    return inside, windows.items[donor[:, None], taken]
+    with_run = np.flatnonzero(used & (lengths[donor] > 0))
+    sizes, donor = run[with_run], np.repeat(donor[with_run], run[with_run])
+    taken = ranges(begin[with_run], sizes) % lengths[donor]
+    return ranges(windows.offsets[with_run] + start[with_run], sizes), windows.items[windows.offsets[donor] + taken]
 
 
 def task_rate(task: TaskConfig, windows: Windows) -> float:
@@ -207,7 +215,7 @@ def task_rate(task: TaskConfig, windows: Windows) -> float:
 
 
 def replace(
-    items: IntArray,
+    windows: Windows,
     chosen: BoolArray,
     injectable: Injectable,
     rng: np.random.Generator,
@@ -220,39 +228,36 @@ def replace(
 
     Parameters
     ----------
-    items : array of int
-        [B, L] catalogue rows.
+    windows : Windows
+        W windows with n interactions.
     chosen : array of bool
-        [B, L] positions to replace.
+        [n] True for those to replace.
     injectable : Injectable
         The items to draw from.
     rng : Generator
         Draws.
     first : array of int, optional
-        [B, L] items to try before a draw; PAD: draw at once.
+        [n] items to try before a draw; PAD: draw at once.
 
     Returns
     -------
     array of int
-        [B, L] a copy with the injected items.
+        [n] a copy of the items, with the injected ones.
     """
-    out, catalogue = items.copy(), injectable.catalogue
-    canonical = np.append(catalogue.canonical, PAD)  # row PAD = -1 stays PAD
-    todo = chosen.copy()
+    out, catalogue, owners = windows.items.copy(), injectable.catalogue, windows.owners
+    todo = np.flatnonzero(chosen)
     for _ in range(20):
-        rows, cols = np.nonzero(todo)
-        if not len(rows):
+        if not len(todo):
             return out
-        drawn = injectable.draw(len(rows), rng)
+        drawn = injectable.draw(len(todo), rng)
         if first is not None:
-            drawn, first = np.where(first[rows, cols] == PAD, drawn, first[rows, cols]), None
-        out[rows, cols] = drawn
-        clash = (canonical[items[rows]] == canonical[drawn][:, None]).any(axis=1)
-        todo = np.zeros_like(chosen)
-        todo[rows[clash], cols[clash]] = True
-    for row, col in np.argwhere(todo):  # a small catalogue: draw among the items of other titles, if any
-        other = np.flatnonzero(~np.isin(catalogue.canonical, canonical[items[row]]))
-        out[row, col] = rng.choice(other) if len(other) else items[row, col]
+            drawn, first = np.where(first[todo] == PAD, drawn, first[todo]), None
+        out[todo] = drawn
+        todo = todo[windows.have_title(owners[todo], drawn, catalogue)]
+    for at in todo:  # a small catalogue: draw among the items of other titles, if any
+        held = catalogue.canonical[windows.row(owners[at])]
+        other = np.flatnonzero(~np.isin(catalogue.canonical, held))
+        out[at] = rng.choice(other) if len(other) else windows.items[at]
     return out
 
 
@@ -266,7 +271,7 @@ def inject(
     Parameters
     ----------
     windows : Windows
-        W windows of up to L items.
+        W windows.
     injectable : Injectable
         The items to draw from.
     rng : Generator
@@ -279,17 +284,20 @@ def inject(
     windows : Windows
         With one injected item each.
     chosen : array of bool
-        [W, L] where it is.
+        [n] where it is, among the n interactions of these windows.
     source : array of int
         [W] which window each was.
     originals : array of int
         [W] what stood there.
     """
-    rows, positions = np.nonzero(windows.present)
-    drawn = rng.integers(0, len(rows), size=len(windows))
-    some, at = windows.take(rows[drawn]), (np.arange(len(windows)), positions[drawn])
-    chosen = np.zeros(some.items.shape, dtype=bool)
+    drawn = rng.integers(0, len(windows.items), size=len(windows))
+    source = windows.owners[drawn]
+    some = windows.take(source)
+    at = some.offsets[:-1] + drawn - windows.offsets[source]
+    chosen = np.zeros(len(some.items), dtype=bool)
     chosen[at] = True
-    first = windows.items[windows.present][rng.integers(0, len(rows), size=chosen.shape)] if popular else None
-    injected = dataclasses.replace(some, items=replace(some.items, chosen, injectable, rng, first))
-    return injected, chosen, rows[drawn], some.items[at]
+    first, present = None, some.present
+    if popular:
+        first = windows.items[rng.integers(0, len(windows.items), size=present.shape)[present]]
+    injected = dataclasses.replace(some, items=replace(some, chosen, injectable, rng, first))
+    return injected, chosen, source, some.items[at]

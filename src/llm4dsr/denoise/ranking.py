@@ -86,9 +86,9 @@ def fit_ranking_weights(
     builder : PromptBuilder
         Its prompts.
     windows : Windows
-        W windows with one injected item each.
+        W windows with one injected item each, n interactions.
     chosen : array of bool
-        [W, L] True where an item was replaced; one position in each window.
+        [n] True where an item was replaced; one position in each window.
     originals : array of int
         [W] the catalogue rows that stood there.
     catalogue : Catalogue
@@ -146,8 +146,7 @@ def _fit(features: Tensor, wanted: Tensor, barred: Tensor) -> tuple[list[float],
 def allowed_items(windows: Windows, catalogue: Catalogue) -> BoolArray:
     """[W, N] True for items that may be suggested: one of each title, and no title of the window."""
     allowed = np.repeat((catalogue.canonical == np.arange(len(catalogue)))[None], len(windows), axis=0)
-    rows, positions = np.nonzero(windows.present)
-    allowed[rows, catalogue.canonical[windows.items[rows, positions]]] = False
+    allowed[windows.owners, catalogue.canonical[windows.items]] = False
     return allowed
 
 
@@ -208,19 +207,19 @@ def ranking_features(
     model, builder, windows, config
         As in `suggest.suggest`.
     flagged : array of bool
-        [W, L] True where items are described.
+        [n] True where items are described.
     histories : array of int, optional
         [F] the history of each flag, ascending. Default: the window.
 
     Yields
     ------
     flags : array of int
-        G flags, in the order of np.nonzero(flagged); the flags of a history come together.
+        G flags, in the order of np.flatnonzero(flagged); the flags of a history come together.
     features : Tensor
         [K, G, N] what `RankingWeights` weighs; the first is the cosine of title vector and predicted vector.
     """
     assert model.vectors is not None
-    rows, positions = np.nonzero(flagged)
+    rows, positions = windows.owners[flagged], windows.positions[flagged]
     vectors = F.normalize(model.vectors, dim=-1)
     starts = np.flatnonzero(np.diff(rows if histories is None else histories, prepend=-1))  # of histories
     size = max(1, SCORES // 8 // len(vectors))
@@ -246,7 +245,7 @@ def ranking_features(
         columns = [cosine]
         if counts is not None and popularity is not None:
             assert counts.vectors is not None
-            context = some.present & ~flagged[rows[group]]
+            context = ~flagged[windows.interactions(rows[group])]
             columns.append(torch.log1p(10 * torch.from_numpy(counts.neighbor_scores(some, context)).float()))
             columns.append(torch.from_numpy(counts.vectors.similarities(some, context)))
             columns.append(popularity.expand_as(cosine))

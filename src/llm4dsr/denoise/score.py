@@ -40,7 +40,7 @@ def score_windows(
     builder : PromptBuilder
         Its prompts.
     windows : Windows
-        W windows of up to L items.
+        W windows with n interactions.
     catalogue : Catalogue
         The items.
     config : Config
@@ -53,22 +53,22 @@ def score_windows(
     Returns
     -------
     array of float
-        [W, L] log-odds of noise, higher = more likely noise; NaN where a window has no item, and in windows of a single
-        item, where nothing tells what belongs. With readout: per_position, noise logits read at all positions in one
+        [n] log-odds of noise, higher = more likely noise; NaN in windows of a single item, where nothing tells what
+        belongs. With readout: per_position, noise logits read at all positions in one
         pass. With readout: title, from the probability of each title of the window as the answer: its odds against "no
         item" if the model was tuned on windows without injected noise, which makes windows comparable, else against the
         other titles.
     """
-    out = np.full(windows.items.shape, np.nan)
+    out, begins = np.full(len(windows.items), np.nan), windows.offsets
     model.eval()
     scorer, done = _positions if config.model.readout == "per_position" else _titles, 0
     for group, values in scorer(model, builder, windows, builder.prompts(windows), catalogue, config):
         for i, row in zip(group, values, strict=True):
-            out[i, : len(row)] = row
+            out[begins[i] : begins[i] + len(row)] = row
         done += len(group)
         if progress:
             progress(done, len(windows), doing)
-    out[windows.lengths < 2] = np.nan  # a model still gives numbers there, and extreme ones
+    out[windows.lengths[windows.owners] < 2] = np.nan  # a model still gives numbers there, and extreme ones
     return out
 
 

@@ -63,7 +63,7 @@ def score_prequentially(
     Returns
     -------
     log_odds : array of float
-        [P, L] higher = more likely noise; NaN as in `score_windows`.
+        [n] of the parts, higher = more likely noise; NaN as in `score_windows`.
     calibrator : Calibrator
         The map to use for them.
     """
@@ -78,11 +78,11 @@ def score_prequentially(
     recalibrate = recalibrate and len(windows) >= MIN_TO_RECALIBRATE
     draws = max(1, min(config.score.calibration_draws, MAX_INJECTED // max(1, len(parts))))
     rng = np.random.default_rng(config.seed + 2)
-    log_odds, samples = np.full(parts.items.shape, np.nan), []
+    log_odds, samples = np.full(len(parts.items), np.nan), []
     for histories, by_then, step in prequential(ensemble, windows, has_target, progress, width, earlier):
         rows = histories if origin is None else origin.windows_of(histories)
         part = parts.take(rows)
-        log_odds[rows] = by_then.log_odds(part, has_target, step, "score", cache)
+        log_odds[parts.interactions(rows)] = by_then.log_odds(part, has_target, step, "score", cache)
         if recalibrate and method != "off":
             some = limit_windows(with_context(part), MAX_INJECTED, config.seed)
             if len(some):

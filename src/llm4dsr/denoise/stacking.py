@@ -42,6 +42,7 @@ BATCH = 512
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 1e-2
 OWN_INPUTS = 4  # of `evidence`, before the co-occurrence features
+CELLS = 50_000  # positions that are described at once
 LIMIT = 5.0  # standard deviations beyond which an input is cut off
 
 Floats = npt.NDArray[np.float32]
@@ -53,20 +54,25 @@ def evidence(windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts)
     Parameters
     ----------
     windows : Windows
-        W windows of up to L items.
+        W windows with n interactions.
     log_odds : array of float
-        [W, L] of the model, higher = more likely noise.
+        [n] of the model, higher = more likely noise.
     counts : CooccurrenceCounts
         What is known before these windows.
 
     Returns
     -------
     array of float32
-        [n, K] in the order of np.nonzero(windows.present): the log-odds; their mean and largest value among the other
+        [n, K] the log-odds; their mean and largest value among the other
         items of the window; items of the window; then the features of `CooccurrenceCounts.features`.
     """
-    present = windows.present
-    known = np.where(present, np.nan_to_num(log_odds), 0.0)
+    own = [_own_inputs(batch, log_odds[here]) for here, batch in windows.batches(CELLS)]
+    return np.concatenate([np.concatenate(own), counts.features(windows)], axis=1)
+
+
+def _own_inputs(windows: Windows, log_odds: FloatArray) -> Floats:
+    """[n, OWN_INPUTS] the inputs of `evidence` that need no counts, of a batch."""
+    present, known = windows.present, windows.matrix(np.nan_to_num(log_odds), 0.0)
     others = np.maximum(windows.lengths - 1, 1)[:, None]
     mean = (known.sum(axis=1, keepdims=True) - known) / others
     ordered = np.sort(np.where(present, known, -np.inf), axis=1)
@@ -78,8 +84,7 @@ def evidence(windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts)
         np.where(np.isfinite(top), top, 0.0),
         np.broadcast_to(windows.lengths[:, None], known.shape),
     )
-    own = np.stack(columns, axis=2).astype(np.float32)
-    return np.asarray(np.concatenate([own, counts.features(windows)], axis=2)[present])
+    return np.stack(columns, axis=2)[present].astype(np.float32)
 
 
 @dataclass
@@ -100,7 +105,7 @@ class Evidence:
     @classmethod
     def of(cls, windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts) -> Evidence:
         """Describe all interactions of windows; arguments as in `evidence`."""
-        half = np.repeat(user_folds(windows.user_ids, HALVES), windows.lengths)
+        half = user_folds(windows.user_ids, HALVES)[windows.owners]
         return cls(evidence(windows, log_odds, counts), half)
 
     def take(self, chosen: BoolArray) -> Evidence:
@@ -168,11 +173,9 @@ class Stacker:
             return None
         return stacker
 
-    def log_odds(self, windows: Windows, log_odds: FloatArray, evidence: Evidence) -> FloatArray:
-        """Return log-odds [W, L] in place of the model's; NaN where those are."""
-        out = np.full(log_odds.shape, np.nan)
-        out[windows.present] = self(evidence)
-        return np.where(np.isnan(log_odds), np.nan, out)
+    def log_odds(self, log_odds: FloatArray, evidence: Evidence) -> FloatArray:
+        """Return log-odds [n] in place of the model's; NaN where those are."""
+        return np.where(np.isnan(log_odds), np.nan, self(evidence))
 
     def __call__(self, evidence: Evidence) -> FloatArray:
         """Return the log-odds [n], higher = more likely noise."""

@@ -88,9 +88,9 @@ def suggest(
     builder : PromptBuilder
         Its prompts.
     windows : Windows
-        W windows of up to L items.
+        W windows with n interactions.
     flagged : array of bool
-        [W, L] True where a replacement is wanted.
+        [n] True where a replacement is wanted.
     catalogue : Catalogue
         The items.
     config : Config
@@ -108,10 +108,10 @@ def suggest(
     Returns
     -------
     Suggestions
-        In the order of np.nonzero(flagged).
+        In the order of np.flatnonzero(flagged).
     """
     model.eval()
-    rows, positions = np.nonzero(flagged)
+    rows, positions = windows.owners[flagged], windows.positions[flagged]
     count, out = len(rows), Suggestions.none(rows, positions)
     if not count:
         return out
@@ -120,7 +120,8 @@ def suggest(
     if config.model.item_input == "soft_token":
         rank = ranking_weights or RankingWeights()
         for group, evidence in ranking_features(model, builder, windows, flagged, config, of):
-            barred = torch.from_numpy(~allowed_items(whole.take(of[group]), catalogue))
+            asked, at = np.unique(of[group], return_inverse=True)
+            barred = torch.from_numpy(~allowed_items(whole.take(asked), catalogue)[at])
             log_p, order = (
                 torch.log_softmax(weights(evidence).masked_fill(barred, -torch.inf), dim=1).numpy()
                 for weights in (rank, rank.by_evidence())

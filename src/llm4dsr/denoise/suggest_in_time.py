@@ -10,7 +10,7 @@ from llm4dsr.core.arrays import BoolArray, IntArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.overlap import Origin, into_windows, out_of_windows
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoise.ensemble import Ensemble, chunks
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights
@@ -61,9 +61,10 @@ def suggest_prequentially(
         If `decisions` names a window or position that is not among the histories.
     """
     histories, catalogue = windows.histories() if has_target else windows, ensemble.catalogue
-    flagged = to_matrix(into_windows(decisions, parts, origin) if origin else decisions, parts, None)
+    flagged = align(into_windows(decisions, parts, origin) if origin else decisions, parts, None)
     history_of = origin.histories if origin else np.arange(len(windows))
-    any_flag = np.isin(np.arange(len(windows)), history_of[flagged.any(axis=1)])
+    has_flag = np.bincount(parts.owners[flagged], minlength=len(parts)) > 0
+    any_flag = np.isin(np.arange(len(windows)), history_of[has_flag])
     tables, done, total = [suggestion_table(parts, NOTHING, catalogue)], 0, int(flagged.sum())
 
     def table(by_then: Ensemble, rows: IntArray, flags: BoolArray, member: int, step: Progress | None) -> pl.DataFrame:
@@ -77,17 +78,18 @@ def suggest_prequentially(
             )  # fmt: skip
             return suggestion_table(part, found, catalogue)
 
-        key = (*by_then.key(part, cache), member, flags, part.window_ids, whole.items, history_rows, ranking_weights)
-        return cache.table((*key, ensemble.config.suggest), make)
+        key = (*by_then.key(part, cache), member, flags, part.window_ids, whole.items, whole.lengths, history_rows)
+        return cache.table((*key, ranking_weights, ensemble.config.suggest), make)
 
     for some, by_then, _ in prequential(ensemble, windows, has_target, None, width, earlier):
         for assigned, members in ensemble.assignments(histories.take(some)):
             for of in chunks(some[assigned][any_flag[some[assigned]]]):
                 rows = origin.windows_of(of) if origin else of
-                rows = rows[flagged[rows].any(axis=1)]
-                count = int(flagged[rows].sum())
+                rows = rows[has_flag[rows]]
+                flags = flagged[parts.interactions(rows)]
+                count = int(flags.sum())
                 step = progress and subprogress(progress, done, count, total)
-                tables.append(table(by_then, rows, flagged[rows], members[0], step))
+                tables.append(table(by_then, rows, flags, members[0], step))
                 done += count
                 if progress:
                     progress(done, total, "suggest")

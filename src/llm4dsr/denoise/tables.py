@@ -15,20 +15,19 @@ from llm4dsr.denoise.suggest import Suggestions
 
 
 def score_table(windows: Windows, log_odds: FloatArray, calibrator: Calibrator, catalogue: Catalogue) -> pl.DataFrame:
-    """Make the table of scores from `log_odds`, [W, L], as `score_windows` returns them.
+    """Make the table of scores from `log_odds`, [n], as `score_windows` returns them.
 
     Where nothing is known (NaN), the noise probability is the estimated noise rate, or NaN without one.
     """
-    present = windows.present
-    rows, positions = np.nonzero(present)
+    owners = windows.owners
     return pl.DataFrame(
         {
-            c.WINDOW: windows.window_ids[rows],
-            c.POSITION: positions,
-            c.ITEM: catalogue.ids.gather(windows.items[present]),
-            c.LOG_ODDS: log_odds[present],
-            **probabilities(log_odds[present], calibrator),
-            c.RANK: ranks(log_odds)[present],
+            c.WINDOW: windows.window_ids[owners],
+            c.POSITION: windows.positions,
+            c.ITEM: catalogue.ids.gather(windows.items),
+            c.LOG_ODDS: log_odds,
+            **probabilities(log_odds, calibrator),
+            c.RANK: ranks(owners, log_odds),
         }
     )
 
@@ -45,12 +44,12 @@ def probabilities(log_odds: FloatArray, calibrator: Calibrator) -> dict[str, Flo
 
 def flagged_rows(scores: pl.DataFrame, policy: str, eta: float, cap: int) -> pl.DataFrame:
     """Return the rows of a table of scores that count as noise; see `decide.decide`."""
-    ids, rows = np.unique(scores[c.WINDOW].to_numpy(), return_inverse=True)
-    at = (rows, scores[c.POSITION].to_numpy())
-    shape = (len(ids), int(scores[c.POSITION].max() or 0) + 1)  # type: ignore[arg-type]
-    log_odds, probability = np.full(shape, np.nan), np.full(shape, np.nan)
-    log_odds[at], probability[at] = scores[c.LOG_ODDS].to_numpy(), scores[c.NOISE_PROBABILITY].to_numpy()
-    return scores.filter(pl.Series(decide(log_odds, probability, policy, eta, cap)[at]))
+    owners = np.unique(scores[c.WINDOW].to_numpy(), return_inverse=True)[1]
+    order = np.lexsort((scores[c.POSITION].to_numpy(), owners))
+    log_odds, probability = (scores[name].to_numpy()[order] for name in (c.LOG_ODDS, c.NOISE_PROBABILITY))
+    flagged = np.empty(len(order), dtype=bool)
+    flagged[order] = decide(owners[order], log_odds, probability, policy, eta, cap)
+    return scores.filter(pl.Series(flagged))
 
 
 def flaggable_rows(scores: pl.DataFrame, cap: int) -> pl.DataFrame:

@@ -269,14 +269,17 @@ def _losses(
     rows = []
     unknown = rng.random(len(injectable.catalogue)) < UNKNOWN
     features = builder.features(with_changes(batch, items=corrupted), unknown)
-    for i, n in enumerate(batch.lengths):
-        noisy = np.flatnonzero(chosen[i]).tolist()
+    for i, begin in enumerate(batch.offsets[:-1]):
+        here = slice(begin, batch.offsets[i + 1])
+        noisy = np.flatnonzero(chosen[here]).tolist()
         if config.model.readout == "per_position" and len(noisy) > 1 and config.model.item_input == "title":
             noisy = [int(rng.choice(noisy))]  # one suggestion per prompt, as when suggesting
-        rows.append(builder.training(corrupted[i, :n].tolist(), noisy, batch.items[i, noisy].tolist(), features[i]))
+        originals = batch.items[here][noisy].tolist()
+        rows.append(builder.training(corrupted[here].tolist(), noisy, originals, features[i]))
     negatives = rng.integers(0, len(injectable.catalogue), size=NEGATIVES)
     counts = {"noise_logits": int(batch.lengths.sum()), "replaced": max(1, int(chosen.sum())),
               "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
+    truth = with_changes(batch, noise_mask=chosen)
     for group in token_batches([len(r) for r in rows], budget):
         with precision(config.model.dtype, model.device):
             tokens = collate([rows[i] for i in group], model.device)
@@ -287,7 +290,7 @@ def _losses(
                 hidden,
                 tokens.ids,
                 [rows[i] for i in group],
-                with_changes(batch.take(np.array(group)), noise_mask=chosen[group]),
+                truth.take(np.array(group)),
                 negatives,
                 counts,
                 config,
@@ -318,7 +321,7 @@ def _loss(
     position, vector = config.model.readout == "per_position", config.model.item_input == "soft_token"
     if position:
         states = read_states(hidden, rows)
-        is_noise = torch.from_numpy(batch.noise_mask[batch.present]).to(hidden.device)
+        is_noise = torch.from_numpy(batch.noise_mask).to(hidden.device)
         answers = noise_logits(model, builder, states)  # [positions, 2]
         losses = F.cross_entropy(answers, is_noise.long(), reduction="none")
         unlabeled = losses[~is_noise].detach()
@@ -328,9 +331,9 @@ def _loss(
         if position:
             read, truth = states[is_noise], batch.items[batch.noise_mask]
         else:  # the last token of a prompt that asks for a replacement
-            some = [i for i in range(len(rows)) if batch.noise_mask[i].any()]
+            some, first = np.unique(batch.owners[batch.noise_mask], return_index=True)
             read = hidden[some, [len(rows[i]) - 1 for i in some]]
-            truth = np.array([batch.items[i][batch.noise_mask[i]][0] for i in some], dtype=np.int64)
+            truth = batch.items[batch.noise_mask][first]
         if len(truth):
             part = _vector_loss(model, read, truth, negatives) / counts["replaced"]
             loss = loss + config.train.suggestion_weight * part

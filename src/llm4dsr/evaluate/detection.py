@@ -10,7 +10,7 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr import metrics
 from llm4dsr.core.arrays import BoolArray, FloatArray
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 
 
 def detection_metrics(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Windows) -> dict[str, float]:
@@ -38,17 +38,17 @@ def detection_metrics(scores: pl.DataFrame, decisions: pl.DataFrame, windows: Wi
         If the noise mask is not known.
     """
     mask = windows.truth()
-    log_odds, probability = to_matrix(scores, windows, c.LOG_ODDS), to_matrix(scores, windows, c.NOISE_PROBABILITY)
-    flagged, scored = to_matrix(decisions, windows, None), np.isfinite(log_odds)
+    log_odds, probability = align(scores, windows, c.LOG_ODDS), align(scores, windows, c.NOISE_PROBABILITY)
+    flagged, scored = align(decisions, windows, None), np.isfinite(log_odds)
     truth = mask[scored]
-    stated = [_mean(to_matrix(scores, windows, name)[flagged]) for name in c.PROBABILITIES]
+    stated = [_mean(align(scores, windows, name)[flagged]) for name in c.PROBABILITIES]
     return {
         **flag_metrics(log_odds[scored], flagged[scored], truth),
         **dict(zip(("stated_precision", "stated_low", "stated_high"), stated, strict=True)),
         "flagged": float(flagged[scored].mean()),
         "noise": float(truth.mean()),
         "ece": metrics.expected_calibration_error(probability[scored], truth),
-        "ties": metrics.tie_rate(log_odds, scored),
+        "ties": metrics.tie_rate(log_odds[scored], windows.owners[scored]),
     }
 
 
@@ -60,9 +60,7 @@ def has_truth(windows: Windows) -> bool:
     """Return whether the noise mask of the histories is known and holds both noisy and clean interactions."""
     if windows.noise_mask is None:
         return False
-    inner = windows.histories()
-    assert inner.noise_mask is not None
-    known = inner.noise_mask[inner.present]
+    known = windows.noise_mask[~windows.is_last]
     return bool(known.any() and not known.all())
 
 

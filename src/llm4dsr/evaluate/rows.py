@@ -131,19 +131,19 @@ def oracle_split(
     """
     flagged: BoolArray = windows.truth().copy()
     if has_target or keep_target:
-        flagged[np.arange(len(windows)), windows.lengths - 1] = False
+        flagged &= ~windows.is_last
     certain = np.ones(flagged.shape)
     if action == "replace":
         clean = windows.true_items()
         inserted = flagged & (clean == PAD)
-        at = np.nonzero(flagged & ~inserted)
-        truth = Suggestions.none(at[0], at[1])
-        truth.items = clean[at]
-        windows = correct(windows, flagged & ~inserted, certain, truth, catalogue, "replace", has_target).windows
+        wrong = flagged & ~inserted
+        truth = Suggestions.none(windows.owners[wrong], windows.positions[wrong])
+        truth.items = clean[wrong]
+        windows = correct(windows, wrong, certain, truth, catalogue, "replace", has_target).windows
         if not inserted.any():
             return windows
         flagged = inserted
     if has_target:  # a history must keep an item, or rows would be tested on different windows
-        lost = flagged.sum(axis=1) >= windows.lengths - 1
-        flagged[lost, 0] = False
+        lost = np.bincount(windows.owners[flagged], minlength=len(windows)) >= windows.lengths - 1
+        flagged &= ~(lost[windows.owners] & (windows.positions == 0))
     return correct(windows, flagged, certain, None, catalogue, "drop", has_target).windows

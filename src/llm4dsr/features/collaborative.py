@@ -32,7 +32,7 @@ from llm4dsr.data.windows import Windows
 GROUPS = 5  # of users; each has vectors from the users of the others
 SIZES = (32, 128)  # leading columns whose cosines are taken: coarse and fine tastes
 N_COSINES = 3 * len(SIZES)  # numbers that `CollaborativeVectors.features` gives for an interaction
-ROWS = 4096  # windows whose vectors are held at once
+CELLS = 50_000  # positions whose vectors are held at once
 FILE = "collaborative.safetensors"
 
 Vectors = npt.NDArray[np.float32]
@@ -87,42 +87,40 @@ class CollaborativeVectors:
         Parameters
         ----------
         windows : Windows
-            W windows of up to L items.
+            W windows with n interactions.
         unknown : array of bool, optional
             [N] True for items that are taken as new, without a vector. Default: none.
 
         Returns
         -------
         array of float32
-            [W, L, N_COSINES]; 0 for padding. For each of SIZES: the cosine with the sum of the other items' unit
+            [n, N_COSINES]. For each of SIZES: the cosine with the sum of the other items' unit
             vectors; the largest cosine with another item; the window's mean of the first.
         """
-        out = np.zeros((*windows.items.shape, N_COSINES), np.float32)
-        groups, present = self._groups(windows), windows.present
-        for k, size in enumerate(SIZES):
-            units = self._unit_vectors[size]
-            for start in range(0, len(windows), ROWS):
-                part = slice(start, start + ROWS)
-                here = present[part]
-                known = here if unknown is None else here & ~unknown[windows.items[part]]
-                x = units[groups[part, None], windows.items[part]] * known[:, :, None]  # [B, L, V]
-                rest = x.sum(axis=1, keepdims=True) - x
-                norm = np.maximum(np.linalg.norm(rest, axis=2), 1e-9)
-                centroid = (x * rest).sum(axis=2) / norm
-                pairs = x @ x.transpose(0, 2, 1)
-                pairs[:, range(pairs.shape[1]), range(pairs.shape[1])] = -1.0
-                closest = np.where(here[:, None, :], pairs, -1.0).max(axis=2)
-                closest[windows.lengths[part] < 2] = 0.0
-                mean = centroid.sum(axis=1, keepdims=True) / np.maximum(here.sum(axis=1, keepdims=True), 1)
-                columns = np.stack([centroid, closest, np.broadcast_to(mean, centroid.shape)], axis=2)
-                out[part, :, 3 * k : 3 * k + 3] = columns * here[:, :, None]
-        return out
+        return np.concatenate([self._cosines(batch, unknown) for _, batch in windows.batches(CELLS)])
+
+    def _cosines(self, windows: Windows, unknown: BoolArray | None) -> Vectors:
+        """`features` of a batch."""
+        items, groups, here, columns = windows.item_matrix, self._groups(windows), windows.present, []
+        known = here if unknown is None else here & ~unknown[items]
+        for size in SIZES:
+            x = self._unit_vectors[size][groups[:, None], items] * known[:, :, None]  # [B, L, V]
+            rest = x.sum(axis=1, keepdims=True) - x
+            norm = np.maximum(np.linalg.norm(rest, axis=2), 1e-9)
+            centroid = (x * rest).sum(axis=2) / norm
+            pairs = x @ x.transpose(0, 2, 1)
+            pairs[:, range(pairs.shape[1]), range(pairs.shape[1])] = -1.0
+            closest = np.where(here[:, None, :], pairs, -1.0).max(axis=2)
+            closest[windows.lengths < 2] = 0.0
+            mean = centroid.sum(axis=1, keepdims=True) / np.maximum(here.sum(axis=1, keepdims=True), 1)
+            columns += [centroid[here], closest[here], np.broadcast_to(mean, centroid.shape)[here]]
+        return np.stack(columns, axis=1).astype(np.float32)
 
     def similarities(self, windows: Windows, context: BoolArray) -> Vectors:
-        """Return the cosine [W, N] of each catalogue item with the sum of a window's `context` [W, L] items."""
+        """Return the cosine [W, N] of each catalogue item with the sum of the `context` items, [n], of a window."""
         units = self._unit_vectors[max(SIZES)]
         groups = self._groups(windows)
-        x = units[groups[:, None], windows.items] * context[:, :, None]
+        x = units[groups[:, None], windows.item_matrix] * windows.matrix(context, False)[:, :, None]
         total = x.sum(axis=1)
         total /= np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9)
         out = np.empty((len(windows), units.shape[1]), np.float32)

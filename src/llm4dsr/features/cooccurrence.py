@@ -12,6 +12,7 @@ user has; no user id is stored.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, ranges
 from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
 from llm4dsr.core.io import write_parquet
 from llm4dsr.data.windows import Windows
@@ -28,7 +29,7 @@ from llm4dsr.features.collaborative import GROUPS, N_COSINES, CollaborativeVecto
 
 N_COUNTS = 7  # numbers that `CooccurrenceCounts.features` gives for an interaction, before the cosines
 N_FEATURES = N_COUNTS + N_COSINES
-CELLS = 4_000_000  # pairs of positions that are held at once
+CELLS = 4_000_000  # pairs that are held at once
 _FILE = "cooccurrence_{}.parquet"
 
 
@@ -94,11 +95,11 @@ class CooccurrenceCounts:
         windows : Windows
             Windows to count.
         """
-        n_items, users = len(self.popularity), user_hashes(windows.user_ids)
+        n_items, users = len(self.popularity), user_hashes(windows.user_ids)[windows.owners]
         keys, owners = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-        for part in _parts(windows):
-            key, _, window = _pairs(windows.items[part], windows.lengths[part], n_items)
-            owner = _pair_hash(users[part][window], key)
+        for left, right in _pairs(windows):
+            key = _key(windows.items[left], windows.items[right], n_items)
+            owner = _pair_hash(users[left], key)
             owner, first = np.unique(owner, return_index=True)
             keys.append(key[first])
             owners.append(owner)
@@ -106,8 +107,8 @@ class CooccurrenceCounts:
         new = ~_among(self.own, pair_owners)
         pair_owners, fresh = pair_owners[new], np.concatenate(keys)[first[new]]
         pairs, counts = _summed([self.pairs, fresh], [self.counts, np.ones(len(fresh), np.int64)])
-        rows = windows.items[windows.present]
-        item_owners, first = np.unique(_item_hash(np.repeat(users, windows.lengths), rows), return_index=True)
+        rows = windows.items
+        item_owners, first = np.unique(_item_hash(users, rows), return_index=True)
         new = ~_among(self.own, item_owners)
         popularity = self.popularity + np.bincount(rows[first[new]], minlength=n_items)
         return CooccurrenceCounts(
@@ -124,7 +125,7 @@ class CooccurrenceCounts:
         Parameters
         ----------
         windows : Windows
-            W windows of up to L items.
+            A batch of W windows; L is their width.
 
         Returns
         -------
@@ -133,23 +134,19 @@ class CooccurrenceCounts:
         item_counts : array of float
             [W, L] other users who have the item; 0 for padding.
         """
-        width, n_items = windows.items.shape[1], len(self.popularity)
-        users = user_hashes(windows.user_ids)
-        pair_counts = np.zeros((len(windows), width, width))
-        key, (left, right), window = _pairs(windows.items, windows.lengths, n_items)
-        found = _among(self.pairs, key)
-        key, left, right, window = key[found], left[found], right[found], window[found]
-        count = self.counts[np.searchsorted(self.pairs, key)]
-        count = count - _among(self.own, _pair_hash(users[window], key))
-        pair_counts[window, left, right] = pair_counts[window, right, left] = count
-
-        item_counts = np.zeros(windows.items.shape)
-        present = windows.present
-        rows = windows.items[present]
-        item_counts[present] = self.popularity[rows] - _among(
-            self.own, _item_hash(np.repeat(users, windows.lengths), rows)
-        )
-        return pair_counts, item_counts
+        rows, owners, positions = windows.items, windows.owners, windows.positions
+        users = user_hashes(windows.user_ids)[owners]
+        pair_counts = np.zeros((len(windows), windows.width, windows.width))
+        for left, right in _pairs(windows):
+            key = _key(rows[left], rows[right], len(self.popularity))
+            found = _among(self.pairs, key)
+            key, left, right = key[found], left[found], right[found]
+            count = self.counts[np.searchsorted(self.pairs, key)]
+            count = count - _among(self.own, _pair_hash(users[left], key))
+            window, i, j = owners[left], positions[left], positions[right]
+            pair_counts[window, i, j] = pair_counts[window, j, i] = count
+        item_counts = self.popularity[rows] - _among(self.own, _item_hash(users, rows))
+        return pair_counts, windows.matrix(item_counts.astype(np.float64), 0.0)
 
     def features(self, windows: Windows, unknown: BoolArray | None = None) -> npt.NDArray[np.float32]:
         """Describe each interaction by what other users have.
@@ -157,28 +154,26 @@ class CooccurrenceCounts:
         Parameters
         ----------
         windows : Windows
-            W windows of up to L items.
+            W windows with n interactions.
         unknown : array of bool, optional
             As in `CollaborativeVectors.features`.
 
         Returns
         -------
         array of float32
-            [W, L, N_FEATURES], on scales of about 1; 0 for padding. In this order: log of the item's users; whether it
+            [n, N_FEATURES], on scales of about 1. In this order: log of the item's users; whether it
             has none; the fraction of the window's other items that it occurs with; log of their mean cosine; log of
             their summed counts; log of their largest count; 0, 1/3, 2/3 or 1 for 0, 1, 2 or more of them; then the
             cosines of `CollaborativeVectors.features`.
         """
         assert self.vectors is not None
-        out = np.zeros((*windows.items.shape, N_FEATURES), dtype=np.float32)
-        out[:, :, N_COUNTS:] = self.vectors.features(windows, unknown)
-        for part in _parts(windows):
-            some = windows.take(np.arange(len(windows))[part])
+        columns = []
+        for _, some in windows.batches(CELLS // max(1, windows.width)):
             pair_counts, item_counts = self.leave_one_out_counts(some)
             context = np.maximum(some.lengths - 1, 1)[:, None]
             cosine = pair_counts / np.sqrt((item_counts[:, :, None] + 1) * (item_counts[:, None, :] + 1))
             known = (pair_counts > 0).sum(axis=2)
-            columns = (
+            found = (
                 np.log1p(item_counts) / 2,
                 item_counts == 0,
                 known / context,
@@ -187,8 +182,8 @@ class CooccurrenceCounts:
                 np.log1p(pair_counts.max(axis=2, initial=0)),
                 np.minimum(known, 3) / 3,
             )
-            out[part, :, :N_COUNTS] = np.stack(columns, axis=2) * some.present[:, :, None]
-        return out
+            columns.append(np.stack(found, axis=2)[some.present].astype(np.float32))
+        return np.concatenate([np.concatenate(columns), self.vectors.features(windows, unknown)], axis=1)
 
     def neighbor_scores(self, windows: Windows, context: BoolArray) -> FloatArray:
         """Score every item of the catalogue by how it co-occurs with the items of a window.
@@ -196,9 +191,9 @@ class CooccurrenceCounts:
         Parameters
         ----------
         windows : Windows
-            W windows of up to L items.
+            W windows with n interactions.
         context : array of bool
-            [W, L] True for the items that count.
+            [n] True for the items that count.
 
         Returns
         -------
@@ -207,10 +202,10 @@ class CooccurrenceCounts:
             better.
         """
         n_items = len(self.popularity)
-        row, items = np.nonzero(context)[0], windows.items[context]
+        row, items = windows.owners[context], windows.items[context]
         starts, neighbors, counts = self._neighbors
         sizes = starts[items + 1] - starts[items]
-        at = np.arange(sizes.sum()) + np.repeat(starts[items] - np.cumsum(sizes) + sizes, sizes)
+        at = ranges(starts[items], sizes)
         row, items, other = np.repeat(row, sizes), np.repeat(items, sizes), neighbors[at]
         key = _key(items, other, n_items)
         users = user_hashes(windows.user_ids)
@@ -259,18 +254,13 @@ def _summed(pairs: list[IntArray], counts: list[IntArray]) -> tuple[IntArray, In
     return keys, np.bincount(at, weights=np.concatenate(counts)).astype(np.int64)
 
 
-def _parts(windows: Windows) -> list[slice]:
-    size = max(1, CELLS // max(1, windows.items.shape[1]) ** 2)
-    return [slice(start, start + size) for start in range(0, len(windows), size)]
-
-
-def _pairs(items: IntArray, lengths: IntArray, n_items: int) -> tuple[IntArray, tuple[IntArray, IntArray], IntArray]:
-    """(keys, (left, right) positions, window) of all pairs of different items, window after window."""
-    left, right = np.triu_indices(items.shape[1], 1)
-    i, j = items[:, left], items[:, right]
-    window, pair = np.nonzero((right[None, :] < lengths[:, None]) & (i != j))
-    i, j = i[window, pair], j[window, pair]
-    return _key(i, j, n_items), (left[pair], right[pair]), window
+def _pairs(windows: Windows) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield indices of the earlier and the later interaction of all pairs of different items, about CELLS at a time."""
+    later = windows.offsets[1:][windows.owners] - np.arange(len(windows.items)) - 1  # interactions after each
+    for first in np.split(np.arange(len(later)), np.flatnonzero(np.diff(np.cumsum(later) // CELLS)) + 1):
+        left, right = np.repeat(first, later[first]), ranges(first + 1, later[first])
+        differ = windows.items[left] != windows.items[right]
+        yield left[differ], right[differ]
 
 
 def _key(i: IntArray, j: IntArray, n_items: int) -> IntArray:

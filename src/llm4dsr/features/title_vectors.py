@@ -105,7 +105,7 @@ def _cooccurring_words(words: Any, windows: Windows, size: int, seed: int) -> np
     import scipy.sparse as sp
 
     users = np.unique(windows.user_ids.to_numpy(), return_inverse=True)[1]
-    pairs = np.unique(np.stack([np.repeat(users, windows.lengths), windows.items[windows.present]], axis=1), axis=0)
+    pairs = np.unique(np.stack([users[windows.owners], windows.items], axis=1), axis=0)
     shape = (int(users.max(initial=0)) + 1, words.shape[0])
     bought = sp.csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=shape)
     # Long histories have many pairs; each history gets about one vote per item.

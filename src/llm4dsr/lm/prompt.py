@@ -147,8 +147,7 @@ class PromptBuilder:
         """
         if self.cooccurrence is None or self.config.item_input != "soft_token":
             return [None] * len(windows)
-        table = self.cooccurrence.features(windows, unknown)
-        return [table[i, :n] for i, n in enumerate(windows.lengths)]
+        return [*np.split(self.cooccurrence.features(windows, unknown), windows.offsets[1:-1])]
 
     def prompts(self, windows: Windows) -> list[Tokens]:
         """Build `prompt` for each window."""

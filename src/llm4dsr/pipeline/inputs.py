@@ -21,7 +21,7 @@ def origin(data: str | Path | Dataset) -> str:
     """Return where data come from, for the run card: the folder, or a hash of a dataset in memory."""
     if not isinstance(data, Dataset):
         return str(Path(data).resolve())
-    windows = [part for w in data.splits.values() for part in (w.items, user_hashes(w.user_ids))]
+    windows = [part for w in data.splits.values() for part in (w.items, w.lengths, user_hashes(w.user_ids))]
     return f"in memory, {digest(data.catalogue.titles, data.catalogue.ids.to_list(), *windows)}"
 
 

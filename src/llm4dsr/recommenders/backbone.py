@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm4dsr.config import RecommenderConfig
-from llm4dsr.core.arrays import PAD, IntArray
+from llm4dsr.core.arrays import PAD, IntArray, ranges
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError
 
@@ -206,15 +206,15 @@ class Backbone(nn.Module):
         scores : Tensor of float
             [B, n_items] unbounded, higher = more likely next.
         """
-        items = recent(histories.items, histories.lengths, self.config.history, PAD)  # [W, history]
         was_training = self.training
         self.eval()
         size = max(1, self.room // self.n_items)
         with torch.inference_mode():
-            for start in range(0, len(items), size):
+            for start in range(0, len(histories), size):
                 part = slice(start, start + size)
-                batch = torch.from_numpy(items[part]).to(self.device)
-                yield part, self.last_states(batch) @ self.item_vectors.T
+                ends, lengths = histories.offsets[1:][part], histories.lengths[part]
+                batch = torch.from_numpy(recent(histories.items, ends, lengths, self.config.history, PAD))
+                yield part, self.last_states(batch.to(self.device)) @ self.item_vectors.T
         self.train(was_training)
 
 
@@ -336,19 +336,21 @@ def positions_back(items: Tensor) -> Tensor:
     return (last_of(items)[:, None] - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
 
 
-def recent(values: npt.NDArray[Any], lengths: IntArray, count: int, fill: float) -> npt.NDArray[Any]:
-    """Take the newest entries of each row.
+def recent(values: npt.NDArray[Any], ends: IntArray, lengths: IntArray, count: int, fill: float) -> npt.NDArray[Any]:
+    """Take the newest entries of each history.
 
     Parameters
     ----------
     values : array
-        [W, L] right-padded.
+        [n] entries of histories that follow one another, oldest first.
+    ends : array of int
+        [W] where each history ends.
     lengths : array of int
-        [W] entries of each row.
+        [W] entries of each history.
     count : int
         Most entries to take.
     fill : float
-        Padding of shorter rows.
+        Padding of shorter histories.
 
     Returns
     -------
@@ -357,12 +359,11 @@ def recent(values: npt.NDArray[Any], lengths: IntArray, count: int, fill: float)
 
     Examples
     --------
-    >>> recent(np.array([[1, 2, 3], [4, 5, PAD]]), np.array([3, 2]), 2, PAD)
-    array([[2, 3],
-           [4, 5]])
+    >>> recent(np.array([1, 2, 3, 4]), np.array([3, 4]), np.array([3, 1]), 2, PAD)
+    array([[ 2,  3],
+           [ 4, -1]])
     """
-    if not values.shape[1]:
-        return np.full((len(values), count), fill, dtype=values.dtype)
-    at = np.maximum(lengths - count, 0)[:, None] + np.arange(count)  # [W, count]
-    taken = np.take_along_axis(values, np.minimum(at, values.shape[1] - 1), axis=1)
-    return np.where(at < lengths[:, None], taken, np.asarray(fill, dtype=values.dtype))
+    taken = np.minimum(lengths, count)
+    out = np.full((len(lengths), count), fill, dtype=values.dtype)
+    out[np.arange(count) < taken[:, None]] = values[ranges(ends - taken, taken)]
+    return out

@@ -174,7 +174,7 @@ class LLaRA:
         weights = np.full(len(out), np.nan)
         for back, start in enumerate(reversed(out.read if all_titles else out.read[-1:])):
             at = len(row) - 1 - back
-            weight = 1.0 if windows.weights is None else windows.weights[w, at]
+            weight = 1.0 if windows.weights is None else windows.weights[windows.offsets[w] + at]
             weights[start : start + len(self.titles[row[at]])] = weight
         return out, weights
 

@@ -184,13 +184,13 @@ def user_matrix(windows: Windows, n_items: int) -> sparse.csr_matrix:
     array([[1., 1., 1.],
            [1., 0., 1.]], dtype=float32)
     """
-    size, present = len(windows), windows.present
+    size = len(windows)
     ids = windows.user_ids.rank("dense").cast(pl.Int64)  # from 1; null stays null
     users = np.where(ids.is_null().to_numpy(), size + 1 + np.arange(size), ids.fill_null(0).to_numpy())
-    pairs = np.repeat(users, windows.lengths) * n_items + windows.items[present]
+    pairs = users[windows.owners] * n_items + windows.items
     kept, at = np.unique(pairs, return_inverse=True)
     largest = np.zeros(len(kept), dtype=np.float32)
-    np.maximum.at(largest, at, np.float32(1) if windows.weights is None else windows.weights[present])
+    np.maximum.at(largest, at, np.float32(1) if windows.weights is None else windows.weights)
     matrix = sparse.csr_matrix((largest, (kept // n_items, kept % n_items)), shape=(2 * size + 1, n_items))
     matrix.eliminate_zeros()
     return matrix
@@ -219,12 +219,12 @@ def history_matrix(histories: Windows, n_items: int, decay: float) -> sparse.csr
     array([[0.5, 0. , 1. ],
            [0. , 1. , 0. ]], dtype=float32)
     """
-    rows, at = np.nonzero(histories.present)
-    weights = decay ** (histories.lengths[rows] - 1 - at).astype(np.float64)
+    rows = histories.owners
+    weights = decay ** (histories.lengths[rows] - 1 - histories.positions).astype(np.float64)
     if histories.weights is not None:
-        weights *= histories.weights[rows, at]
+        weights *= histories.weights
     shape = (len(histories), n_items)
-    return sparse.csr_matrix((weights.astype(np.float32), (rows, histories.items[rows, at])), shape=shape)
+    return sparse.csr_matrix((weights.astype(np.float32), (rows, histories.items)), shape=shape)
 
 
 def pair_blocks(users: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_matrix]]:

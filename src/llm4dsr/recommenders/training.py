@@ -108,11 +108,11 @@ def train(
     started = time.perf_counter()
     windows, valid = usable(windows, valid, kind.name)
     histories, targets = valid.histories(), valid.targets()
-    items = torch.from_numpy(recent(windows.items, windows.lengths, config.history + 1, PAD))
+    ends, lengths = windows.offsets[1:], windows.lengths
+    items = torch.from_numpy(recent(windows.items, ends, lengths, config.history + 1, PAD))
     weights, device = torch.ones(items.shape), pick_device()
     if windows.weights is not None:
-        weights = torch.from_numpy(recent(windows.weights, windows.lengths, config.history + 1, 1.0)).float()
-
+        weights = torch.from_numpy(recent(windows.weights, ends, lengths, config.history + 1, 1.0)).float()
     items, weights = items.to(device), weights.to(device)
     with seeded(seed):  # initial weights, dropout, order and negatives
         model = kind(n_items, config).to(device)

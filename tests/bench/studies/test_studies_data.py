@@ -59,18 +59,18 @@ def everywhere(windows: Windows) -> Dataset:
 
 def test_detection_by_hand():
     """Noise at 0 and 3 of four interactions; 0 and 1 are flagged. Three of the four (noisy, clean) pairs are in order;
-    the fifth place is padding."""
-    windows = Windows.from_lists([[0, 1, 2, 3], [4]], noise_mask=np.array([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=bool))
-    log_odds = np.array([[3.0, 2.0, 0.0, 1.0], [np.nan] * 4])
-    flagged = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    the fifth interaction is alone in its window and has no score."""
+    windows = Windows.from_lists([[0, 1, 2, 3], [4]], noise_mask=np.array([1, 0, 0, 1, 0], dtype=bool))
+    log_odds = np.array([3.0, 2.0, 0.0, 1.0, np.nan])
+    flagged = np.array([1, 1, 0, 0, 0], dtype=bool)
     assert detection(log_odds, flagged, windows) == pytest.approx(
         {"noise": 0.5, "auroc": 0.75, "average_precision": (1 + 2 / 3) / 2, "flagged": 0.5, "precision": 0.5,
          "recall": 0.5, "false_flags": 0.5})  # fmt: skip
 
 
 def test_without_noise_there_is_no_auroc_but_there_are_false_flags():
-    windows = Windows.from_lists([[0, 1, 2, 3]], noise_mask=np.zeros((1, 4), dtype=bool))
-    measured = detection(np.zeros((1, 4)), np.array([[True, False, False, False]]), windows)
+    windows = Windows.from_lists([[0, 1, 2, 3]], noise_mask=np.zeros(4, dtype=bool))
+    measured = detection(np.zeros(4), np.array([True, False, False, False]), windows)
     assert math.isnan(measured["auroc"])
     assert measured["false_flags"] == 0.25
 
@@ -173,8 +173,8 @@ def test_the_bound_is_the_oracle_and_ours_is_what_a_run_writes(context, found):
 def test_oracle_replacement_after_our_detection_by_hand():
     """5 and the target 3 are noise, for 1 and 4. Flagged are the 5, rightly, and the 2, wrongly: the 2 stays, and the 3
     was not found."""
-    windows = Windows.from_lists([[0, 5, 2, 3]], noise_mask=np.array([[0, 1, 0, 1]], dtype=bool),
-                                 clean_items=np.array([[0, 1, 2, 4]]))  # fmt: skip
+    windows = Windows.from_lists([[0, 5, 2, 3]], noise_mask=np.array([0, 1, 0, 1], dtype=bool),
+                                 clean_items=np.array([0, 1, 2, 4]))  # fmt: skip
     flags = pl.DataFrame({"window_id": [0, 0], "position": [1, 2], "noise_probability": [0.9, 0.9],
                           "suggested_item_id": [3, 3], "suggested_title": ["Dog", "Dog"],
                           "generated_text": pl.Series([None, None], dtype=pl.String),
@@ -184,19 +184,19 @@ def test_oracle_replacement_after_our_detection_by_hand():
     tables = DecisionTables(dict.fromkeys(splits, flags.select("window_id", "position", "noise_probability")),
                              dict.fromkeys(splits, flags.drop("noise_probability")))  # fmt: skip
     rows = upper_bound.rows(everywhere(windows), tables, tables, CorrectConfig())
-    assert rows["our detection, oracle replacement"]["train"].items.tolist() == [[0, 1, 2, 3]]
-    assert rows["our detection, our replacement"]["train"].items.tolist() == [[0, 3, 3, 3]]
-    assert rows["our detection, drop"]["train"].items.tolist() == [[0, 3]]
-    assert rows["oracle detection, oracle replacement"]["train"].items.tolist() == [[0, 1, 2, 4]]
-    assert rows["oracle detection, oracle replacement"]["test"].items.tolist() == [[0, 1, 2, 3]]  # a target stays
+    assert rows["our detection, oracle replacement"]["train"].items.tolist() == [0, 1, 2, 3]
+    assert rows["our detection, our replacement"]["train"].items.tolist() == [0, 3, 3, 3]
+    assert rows["our detection, drop"]["train"].items.tolist() == [0, 3]
+    assert rows["oracle detection, oracle replacement"]["train"].items.tolist() == [0, 1, 2, 4]
+    assert rows["oracle detection, oracle replacement"]["test"].items.tolist() == [0, 1, 2, 3]  # a target stays
 
 
 def test_the_truth_in_one_place_alone():
-    windows = Windows.from_lists([[0, 5, 2, 3]], noise_mask=np.array([[0, 1, 0, 1]], dtype=bool),
-                                 clean_items=np.array([[0, 1, 2, 4]]))  # fmt: skip
+    windows = Windows.from_lists([[0, 5, 2, 3]], noise_mask=np.array([0, 1, 0, 1], dtype=bool),
+                                 clean_items=np.array([0, 1, 2, 4]))  # fmt: skip
     put_back = [upper_bound.restored(everywhere(windows), place) for place in upper_bound.PLACES]
-    assert [splits["train"].items.tolist() for splits in put_back] == [[[0, 5, 2, 4]], [[0, 1, 2, 3]], [[0, 5, 2, 3]]]
-    assert [splits["test"].items.tolist() for splits in put_back] == [[[0, 5, 2, 3]], [[0, 5, 2, 3]], [[0, 1, 2, 3]]]
+    assert [splits["train"].items.tolist() for splits in put_back] == [[0, 5, 2, 4], [0, 1, 2, 3], [0, 5, 2, 3]]
+    assert [splits["test"].items.tolist() for splits in put_back] == [[0, 5, 2, 3], [0, 5, 2, 3], [0, 1, 2, 3]]
 
 
 def test_the_upper_bound_needs_the_truth(context):

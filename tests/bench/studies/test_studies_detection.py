@@ -18,7 +18,7 @@ from llm4dsr.bench.studies.study import Context, Found, markdown, smaller
 from llm4dsr.config import Config, DecideConfig
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 from llm4dsr.errors import DataError
 from llm4dsr.evaluate.rows import compared_rows
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
@@ -95,7 +95,7 @@ def test_full_tuning_is_measured_as_the_run_scored_it(context: Context) -> None:
     """The untuned models are measured in the same way; this one has a file to compare with."""
     test = context.dataset.data.splits[c.TEST]
     scores = pl.read_parquet(context.run().path("score") / "test.parquet")
-    of_run = detection(to_matrix(scores, test, c.LOG_ODDS), None, test)
+    of_run = detection(align(scores, test, c.LOG_ODDS), None, test)
     line = row(task.study(context).tables["Detection"], tuning="full")
     assert line["auroc"] == pytest.approx(of_run["auroc"], abs=1e-6)
 

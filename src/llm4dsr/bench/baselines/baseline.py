@@ -60,12 +60,12 @@ class Baseline:
         Parameters
         ----------
         windows : Windows
-            W windows of up to L items.
+            W windows with n interactions.
 
         Returns
         -------
         array of float
-            [W, L] finite, on any scale; higher = more likely noise; NaN where a window has no item.
+            [n] finite, on any scale; higher = more likely noise.
         """
         raise NotImplementedError
 
@@ -118,7 +118,7 @@ def choose(
         for settings in kind.grid:
             baseline = kind(catalogue, seed, **settings)
             baseline.fit(some, valid)
-            found = average_precision(baseline.score(injected)[injected.present], chosen[injected.present])
+            found = average_precision(baseline.score(injected), chosen)
             tried.append({**settings, "average_precision": found})
     best = kind.grid[int(np.argmax([t["average_precision"] for t in tried]))] if tried else kind.grid[0]
     baseline = kind(catalogue, seed, **best)

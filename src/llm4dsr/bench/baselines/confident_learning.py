@@ -109,13 +109,12 @@ class ConfidentLearning(Baseline):
     def fit(self, train: Windows, valid: Windows) -> None:
         self.halves = fit_halves("bert4rec", train, valid, self.catalogue, self.seed)
         if self.by == "thresholds":
-            unlike = self.halves.measure(train, self_confidence)[train.present]
-            self.thresholds = class_thresholds(1 - unlike, train.items[train.present], len(self.catalogue))
+            unlike = self.halves.measure(train, self_confidence)
+            self.thresholds = class_thresholds(1 - unlike, train.items, len(self.catalogue))
 
     def score(self, windows: Windows) -> FloatArray:
         if self.by == "thresholds":
-            thresholds = np.where(windows.present, self.thresholds[windows.items], np.nan)
-            return self.halves.measure(windows, self_confidence) + thresholds
+            return self.halves.measure(windows, self_confidence) + self.thresholds[windows.items]
         by = {"normalized-margin": normalized_margin, "weighted-entropy": weighted_entropy}
         return self.halves.measure(windows, by.get(self.by, self_confidence))
 

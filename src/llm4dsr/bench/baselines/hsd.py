@@ -196,9 +196,9 @@ class HSD(Baseline):
 
     def score(self, windows: Windows) -> FloatArray:
         def score_part(part: Windows) -> FloatArray:
-            items = torch.from_numpy(part.items).to(self.network.device)
+            items = torch.from_numpy(part.item_matrix).to(self.network.device)
             odds = self.network.mask(self.network.vectors(items), items)[1]
-            return np.where(part.present, torch.sigmoid(odds.double()).cpu().numpy(), np.nan)
+            return np.asarray(torch.sigmoid(odds.double()).cpu().numpy())
 
         with torch.inference_mode():
             return in_parts(windows, score_part)

@@ -69,25 +69,25 @@ class IADSR(Baseline):
         self.scales: list[tuple[FloatArray, FloatArray]] = []  # mean and spread of the four cosines
         for fold, model in enumerate(self.halves.models):
             others = train.take(np.flatnonzero(folds != fold))
-            known = np.unique(others.items[others.present])
+            known = np.unique(others.items)
             self.aligned.append(align(model.item_vectors.detach().cpu(), titles, known, self.seed))
             own = limit_windows(train.take(np.flatnonzero(folds == fold)), SCALED_ON, self.seed)
-            cosines = self._cosines(fold, own)
-            spread = np.maximum(np.nanstd(cosines, axis=(1, 2), keepdims=True), 1e-9)
-            self.scales.append((np.nanmean(cosines, axis=(1, 2), keepdims=True), spread))
+            cosines = np.stack([own.matrix(cosine, np.nan) for cosine in self._cosines(fold, own)])
+            spread = np.maximum(np.nanstd(cosines, axis=(1, 2)), 1e-9)[:, None]
+            self.scales.append((np.nanmean(cosines, axis=(1, 2))[:, None], spread))
 
     def score(self, windows: Windows) -> FloatArray:
         def score_fold(fold: int, part: Windows) -> FloatArray:
             mean, spread = self.scales[fold]
             scaled = np.nan_to_num((self._cosines(fold, part) - mean) / spread)  # an item without others is average
-            by_modality = scaled.reshape(2, 2, *part.items.shape).mean(axis=1)  # [2, W, L]
+            by_modality = scaled.reshape(2, 2, -1).mean(axis=1)  # [2, n]
             fit: FloatArray = by_modality.max(axis=0) if self.fits == "either" else by_modality.mean(axis=0)
             return -fit
 
         return self.halves.score(windows, score_fold)
 
     def _cosines(self, fold: int, windows: Windows) -> FloatArray:
-        """[4, W, L] collaborative long-term, short-term, semantic long-term, short-term."""
+        """[4, n] collaborative long-term, short-term, semantic long-term, short-term."""
         cosines = [interest_cosine(windows, vectors, near) for vectors in self.aligned[fold] for near in (0, NEAR)]
         return np.stack(cosines)
 
@@ -98,7 +98,7 @@ def interest_cosine(windows: Windows, vectors: FloatArray, near: int) -> FloatAr
     Parameters
     ----------
     windows : Windows
-        W windows of up to L items.
+        W windows with n interactions.
     vectors : array of float
         [N, d] of the items, length 1.
     near : int
@@ -107,20 +107,19 @@ def interest_cosine(windows: Windows, vectors: FloatArray, near: int) -> FloatAr
     Returns
     -------
     array of float
-        [W, L] cosine with the sum of their vectors; NaN where there is no item or no other item.
+        [n] cosine with the sum of their vectors; NaN where there is no other item.
     """
-    positions = np.arange(windows.items.shape[1])
+    positions = np.arange(windows.width)
     away = np.abs(positions[:, None] - positions[None, :])
     counted = ((away > 0) & (away <= (near or len(positions)))).astype(np.float64)  # [L, L]
 
     def score_part(part: Windows) -> FloatArray:
-        here = vectors[part.items] * part.present[:, :, None]  # [W, L, d]
+        here = vectors[part.item_matrix] * part.present[:, :, None]  # [W, L, d]
         interest = counted @ here
         with np.errstate(invalid="ignore"):  # 0 / 0 where there is no other item
             return np.asarray((here * interest).sum(axis=2) / np.linalg.norm(interest, axis=2))
 
-    cosine = in_parts(windows, score_part)
-    return np.where(windows.present, cosine, np.nan)
+    return in_parts(windows, score_part)
 
 
 def align(collaborative: Tensor, semantic: Tensor, known: IntArray, seed: int) -> tuple[FloatArray, FloatArray]:

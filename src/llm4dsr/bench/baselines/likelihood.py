@@ -92,22 +92,22 @@ class Halves:
         Parameters
         ----------
         windows : Windows
-            W windows of up to L items.
+            W windows with n interactions.
         score_fold : callable
-            (fold, windows) -> [windows, L] scores.
+            (fold, windows) -> scores of their interactions.
 
         Returns
         -------
         array of float
-            [W, L]; NaN where there is no item.
+            [n].
         """
-        total, models = np.zeros(windows.items.shape), np.zeros((len(windows), 1))
+        total, models = np.zeros(len(windows.items)), np.zeros(len(windows))
         folds, known = user_folds(windows.user_ids, 2), np.isin(user_hashes(windows.user_ids), self.seen)
         for fold in range(2):
             rows = np.flatnonzero((folds == fold) | ~known)
-            total[rows] += score_fold(fold, windows.take(rows))
+            total[windows.interactions(rows)] += score_fold(fold, windows.take(rows))
             models[rows] += 1
-        return np.where(windows.present, total / models, np.nan)
+        return total / models[windows.owners]
 
     def measure(self, windows: Windows, measure: Measure) -> FloatArray:
         """Measure every interaction, given the items that its model sees.
@@ -115,14 +115,14 @@ class Halves:
         Parameters
         ----------
         windows : Windows
-            W windows of up to L items.
+            W windows with n interactions.
         measure : callable
             (scores of the catalogue [B, N], items [B]) -> [B].
 
         Returns
         -------
         array of float
-            [W, L]; NaN where there is no item.
+            [n].
         """
         return self.score(windows, lambda fold, part: _measure(self.models[fold], self.priors[fold], part, measure))
 
@@ -157,11 +157,12 @@ def fit_halves(backbone: str, windows: Windows, valid: Windows, catalogue: Catal
         epochs=EPOCHS,
         patience=PATIENCE,
         batch_size=int(np.clip(len(windows) // 2 // STEPS, 16, 256)),
-        history=int(np.clip(windows.items.shape[1] - 1, 1, LONGEST)),
+        history=int(np.clip(windows.width - 1, 1, LONGEST)),
         supervise="all",
         **OPTIONS.get(backbone, {}),
     )
-    key = digest(backbone, config, seed, len(catalogue), windows.items, user_hashes(windows.user_ids), valid.items)
+    read = (windows.items, windows.lengths, user_hashes(windows.user_ids), valid.items, valid.lengths)
+    key = digest(backbone, config, seed, len(catalogue), *read)
     if key not in _kept:
         while len(_kept) >= KEPT:
             _kept.pop(next(iter(_kept)))
@@ -176,41 +177,38 @@ def _fit(
     for fold in range(2):
         others = windows.take(np.flatnonzero(folds != fold))
         models.append(cast(Backbone, train(kind, others, valid, n_items, config, seed).model))
-        counts = np.bincount(others.items[others.present], minlength=n_items) + 1
+        counts = np.bincount(others.items, minlength=n_items) + 1
         priors.append(torch.from_numpy(np.log(counts / counts.sum())).float())
     return Halves(models, priors, np.unique(user_hashes(windows.user_ids)))
 
 
 def _measure(model: Backbone, prior: Tensor, windows: Windows, measure: Measure) -> FloatArray:
-    """[W, L] measures of one model; 0 where there is no item."""
-    out = np.zeros(windows.items.shape)
-    rows, positions = np.nonzero(windows.present)
+    """[n] measures of one model."""
+    out = np.empty(len(windows.items))
     question = with_a_gap if isinstance(model, BERT4Rec) else before
     size, prior = max(1, model.room // model.n_items), prior.to(model.device)
     with torch.inference_mode():
-        for start in range(0, len(rows), size):
-            row, at = rows[start : start + size], positions[start : start + size]
-            given = torch.from_numpy(question(windows.items[row], windows.lengths[row], at, model.config.history))
+        for start in range(0, len(out), size):
+            some = slice(start, start + size)
+            given = torch.from_numpy(question(windows, np.arange(len(out))[some], model.config.history))
             given = given.to(model.device)
             masked = given == MASK
             states = model(given)[masked] if masked.any() else model.last_states(given)  # [B, d]
             scores = states @ model.item_vectors.T  # [B, N]
             scores[((given == PAD) | masked).all(1)] = prior
-            out[row, at] = measure(scores, torch.from_numpy(windows.items[row, at]).to(model.device)).cpu().numpy()
+            out[some] = measure(scores, torch.from_numpy(windows.items[some]).to(model.device)).cpu().numpy()
     return out
 
 
-def before(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> IntArray:
-    """Return the items before a position.
+def before(windows: Windows, at: IntArray, history: int) -> IntArray:
+    """Return the items before an interaction.
 
     Parameters
     ----------
-    items : array of int
-        [B, L] right-padded.
-    lengths : array of int
-        [B] items of each row.
+    windows : Windows
+        Windows with n interactions.
     at : array of int
-        [B] the position.
+        [B] indices of interactions.
     history : int
         Most items, the newest ones.
 
@@ -219,15 +217,15 @@ def before(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> In
     array of int
         [B, history] right-padded.
     """
-    return np.asarray(recent(items, at, history, PAD))
+    return np.asarray(recent(windows.items, at, windows.positions[at], history, PAD))
 
 
-def with_a_gap(items: IntArray, lengths: IntArray, at: IntArray, history: int) -> IntArray:
-    """Return each row with MASK at a position; of longer rows, the part around it.
+def with_a_gap(windows: Windows, at: IntArray, history: int) -> IntArray:
+    """Return the window of an interaction, with MASK in its place; of longer windows, the part around it.
 
     Parameters
     ----------
-    items, lengths, at, history
+    windows, at, history
         As in `before`.
 
     Returns
@@ -235,10 +233,11 @@ def with_a_gap(items: IntArray, lengths: IntArray, at: IntArray, history: int) -
     array of int
         [B, history + 1] right-padded.
     """
-    masked = items.copy()
-    masked[np.arange(len(items)), at] = MASK
-    ends = np.minimum(np.maximum(at + history // 2 + 1, history + 1), lengths)
-    return np.asarray(recent(masked, ends, history + 1, PAD))
+    rows, positions = windows.owners[at], windows.positions[at]
+    ends = np.minimum(np.maximum(positions + history // 2 + 1, history + 1), windows.lengths[rows])
+    out = np.asarray(recent(windows.items, windows.offsets[rows] + ends, ends, history + 1, PAD))
+    out[np.arange(len(at)), positions - np.maximum(ends - history - 1, 0)] = MASK
+    return out
 
 
 class SASRecLikelihood(Baseline):

@@ -20,8 +20,8 @@ class RandomFlags(Baseline):
     source: ClassVar[str] = "uniform random numbers"
 
     def score(self, windows: Windows) -> FloatArray:
-        drawn = np.random.default_rng(self.seed).random(windows.items.shape)
-        return np.where(windows.present, drawn, np.nan)
+        rng = np.random.default_rng(self.seed)
+        return in_parts(windows, lambda part: rng.random(part.present.shape))
 
 
 class Popularity(Baseline):
@@ -38,7 +38,4 @@ class Popularity(Baseline):
         self.cooccurrence = CooccurrenceCounts.of(train, len(self.catalogue))
 
     def score(self, windows: Windows) -> FloatArray:
-        def score_part(part: Windows) -> FloatArray:
-            return np.where(part.present, -np.log1p(self.cooccurrence.leave_one_out_counts(part)[1]), np.nan)
-
-        return in_parts(windows, score_part)
+        return in_parts(windows, lambda part: -np.log1p(self.cooccurrence.leave_one_out_counts(part)[1]))

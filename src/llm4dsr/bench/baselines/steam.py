@@ -18,7 +18,6 @@ Departures from the paper:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -259,7 +258,7 @@ class STEAM(Baseline):
             Windows, target included.
         """
         rng = np.random.default_rng(self.seed)
-        width = train.items.shape[1]
+        width = train.width
         with seeded(self.seed):
             self.model = model = Corrector(len(self.catalogue), self.dropout)
             optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)
@@ -293,9 +292,9 @@ class STEAM(Baseline):
 
     def score(self, windows: Windows) -> FloatArray:
         def score_part(part: Windows) -> FloatArray:
-            choices = self.model.operation(self.model(torch.from_numpy(part.items))).double()
+            choices = self.model.operation(self.model(torch.from_numpy(part.item_matrix))).double()
             odds = choices[..., DELETE] - choices[..., [KEEP, INSERT]].logsumexp(-1)
-            return np.where(part.present, odds.numpy(), np.nan)
+            return np.asarray(odds.numpy())
 
         with torch.inference_mode():
             return in_parts(windows, score_part)
@@ -316,22 +315,19 @@ class STEAM(Baseline):
             The newest items of longer results, up to the width of `windows`.
         """
         read = windows.histories() if has_target else windows
-        width, least = read.items.shape[1], 1 if has_target else 2
-        scores, rows = self.score(read), np.full(windows.items.shape, PAD)
-        lengths = np.zeros(len(windows), dtype=np.int64)
-        for start in range(0, len(read), BATCH):
-            part = slice(start, start + BATCH)
-            operations, gaps = self._operations(read.items[part])
-            for row, length in enumerate(read.lengths[part], start):
-                here = operations[row - start, :length]
-                surest = np.argsort(scores[row, :length], kind="stable")[:least]
+        least, scores, targets = 1 if has_target else 2, self.score(read), windows.targets()
+        rows = list[list[int]]()
+        for at, part in read.batches(BATCH * read.width):
+            operations, gaps = self._operations(part.item_matrix)
+            suspicion = np.split(scores[at], part.offsets[1:-1])
+            for row, length in enumerate(part.lengths):
+                here = operations[row, :length]
+                surest = np.argsort(suspicion[row], kind="stable")[:least]
                 here[surest[here[surest] == DELETE]] = KEEP
-                done = repair(read.row(row), here.tolist(), gaps[row - start, :length].tolist())[-width:]
-                if has_target:
-                    done.append(int(windows.items[row, windows.lengths[row] - 1]))
-                rows[row, : len(done)], lengths[row] = done, len(done)
-        return dataclasses.replace(
-            windows, items=rows, lengths=lengths, noise_mask=None, clean_items=None, weights=None
+                done = repair(part.row(row), here.tolist(), gaps[row, :length].tolist())[-read.width :]
+                rows.append([*done, int(targets[len(rows)])] if has_target else done)
+        return Windows.from_lists(
+            rows, window_ids=windows.window_ids, user_ids=windows.user_ids, timestamps=windows.timestamps
         )
 
     def _operations(self, items: IntArray) -> tuple[IntArray, IntArray]:

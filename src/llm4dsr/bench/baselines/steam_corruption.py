@@ -46,7 +46,7 @@ def corrupt_windows(
         [W, width, MOST] items that stood before an item, the nearest first, padded with PAD. `repair` restores the
         window, or the end of it if the corrupted one was longer than `width`.
     """
-    items, (rows, length) = windows.items, windows.items.shape
+    items, rows, length = windows.item_matrix, len(windows), windows.width
     at = np.arange(length + 1)
     gone = (rng.random(items.shape) < deleted) & (at[:-1] < windows.lengths[:, None] - 1)
     run = np.zeros(rows, dtype=np.int64)

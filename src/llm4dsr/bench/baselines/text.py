@@ -100,15 +100,16 @@ class SentenceOutlier(Baseline):
 
 def _similarities(windows: Windows, cosine: Callable[[IntArray, IntArray], FloatArray]) -> FloatArray:
     """[W, L, L] the cosine of every two items of a window; 0 where either is missing. Each pair is compared once."""
-    left, right = np.triu_indices(windows.items.shape[1], 1)
+    items, width = windows.item_matrix, windows.width
+    left, right = np.triu_indices(width, 1)
     window, pair = np.nonzero(right[None, :] < windows.lengths[:, None])
     left, right = left[pair], right[pair]
-    first, second = windows.items[window, left], windows.items[window, right]
-    size = int(windows.items.max(initial=0)) + 1
+    first, second = items[window, left], items[window, right]
+    size = int(items.max(initial=0)) + 1
     keys, at = np.unique(np.minimum(first, second) * size + np.maximum(first, second), return_inverse=True)
     values = np.empty(len(keys))
     for some in np.array_split(np.arange(len(keys)), len(keys) // 50_000 + 1):
         values[some] = cosine(keys[some] // size, keys[some] % size)
-    out = np.zeros((*windows.items.shape, windows.items.shape[1]))
+    out = np.zeros((len(windows), width, width))
     out[window, left, right] = out[window, right, left] = values[at]
     return out

@@ -48,18 +48,14 @@ def in_parts(windows: Windows, score_part: Callable[[Windows], FloatArray]) -> F
     Parameters
     ----------
     windows : Windows
-        W windows of up to L items.
+        W windows with n interactions.
     score_part : callable
-        Some windows -> their scores.
+        A batch of B windows -> their scores [B, L], padded.
 
     Returns
     -------
     array of float
-        [W, L] scores of all windows.
+        [n] scores of all windows.
     """
-    out = np.full(windows.items.shape, np.nan)
-    size = max(1, CELLS // max(1, windows.items.shape[1]) ** 2)
-    for start in range(0, len(windows), size):
-        rows = np.arange(start, min(start + size, len(windows)))
-        out[rows] = score_part(windows.take(rows))
-    return out
+    batches = windows.batches(CELLS // max(1, windows.width))
+    return np.concatenate([np.empty(0), *(score_part(b)[b.present] for _, b in batches if len(b))])

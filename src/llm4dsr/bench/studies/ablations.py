@@ -15,7 +15,7 @@ from llm4dsr.bench.studies.samples import sample, scores_of
 from llm4dsr.bench.studies.study import Context, Found
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.data.dataset import Dataset
-from llm4dsr.data.windows import to_matrix
+from llm4dsr.data.windows import align
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate.rows import DecisionTables, Splits, correct_splits
@@ -118,8 +118,8 @@ def _found(scores: dict[str, pl.DataFrame], tables: DecisionTables, data: Datase
     of = {}
     for name in (c.TEST, c.TRAIN):
         windows = data.splits[name]
-        flagged = to_matrix(tables.decisions[name], windows, None)
-        of[name] = detection(to_matrix(scores[name], windows, c.LOG_ODDS), flagged, windows)
+        flagged = align(tables.decisions[name], windows, None)
+        of[name] = detection(align(scores[name], windows, c.LOG_ODDS), flagged, windows)
     shown = ("auroc", "average_precision", "flagged", "precision", "recall")
     return {key: of[c.TEST][key] for key in shown} | {f"train_{key}": of[c.TRAIN][key] for key in shown[2:]}
 

@@ -41,8 +41,10 @@ def known_noise(windows: Windows, catalogue: Catalogue, seed: int) -> Windows:
     if windows.noise_mask is not None and windows.clean_items is not None:
         return windows
     rng = np.random.default_rng(seed)
-    chosen = draw_positions(windows.lengths - 1, windows.items.shape[1], INJECTED_NOISE, rng)
-    items = replace(windows.items, chosen, Injectable.of(catalogue, windows), rng)
+    chosen = np.zeros(len(windows.items), dtype=bool)
+    histories = dataclasses.replace(windows.histories(), width=windows.width)  # a draw for each column of the windows
+    chosen[~windows.is_last] = draw_positions(histories, INJECTED_NOISE, rng)
+    items = replace(windows, chosen, Injectable.of(catalogue, windows), rng)
     return dataclasses.replace(windows, items=items, noise_mask=items != windows.items, clean_items=windows.items)
 
 
@@ -62,9 +64,9 @@ def detection(log_odds: FloatArray, flagged: BoolArray | None, windows: Windows)
     Parameters
     ----------
     log_odds : array of float
-        [W, L] finite where an interaction was scored.
+        [n] finite where an interaction was scored.
     flagged : array of bool or None
-        [W, L]. None: nothing was decided.
+        [n]. None: nothing was decided.
     windows : Windows
         The windows.
 

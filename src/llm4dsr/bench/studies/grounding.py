@@ -144,8 +144,8 @@ def study(context: Context) -> Found:
     judged = known_noise(given, data.catalogue, context.config.seed)
     inner = judged.histories()
     noisy: BoolArray = inner.truth() & (inner.true_items() >= 0)  # where one was inserted nothing belongs
-    rows, positions = np.nonzero(noisy)
-    flags = pl.DataFrame({c.WINDOW: inner.window_ids[rows], c.POSITION: positions})
+    rows = inner.owners[noisy]
+    flags = pl.DataFrame({c.WINDOW: inner.window_ids[rows], c.POSITION: inner.positions[noisy]})
     originals = inner.true_items()[noisy]
 
     found = {}
@@ -168,7 +168,7 @@ def study(context: Context) -> Found:
 
     grounded = [_grounded(name, table, data.catalogue, of_text, vectors) for name, table in found.items()]
     items = {name: data.catalogue.index_or_pad(table[c.SUGGESTED], name) for name, table in found.items()}
-    popularity = np.bincount(data.splits[c.TRAIN].items[data.splits[c.TRAIN].present], minlength=len(vectors))
+    popularity = np.bincount(data.splits[c.TRAIN].items, minlength=len(vectors))
     for name, weights in (("random item", np.ones(len(vectors))), ("random by popularity", popularity.astype(float))):
         items[name] = drawn(inner, rows, data.catalogue, weights, context.config.seed)
     items["the noisy item itself"], items["the original itself"] = inner.items[noisy], originals

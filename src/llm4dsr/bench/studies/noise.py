@@ -18,7 +18,7 @@ from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.noise.folder import noise_folder
 from llm4dsr.data.noise.kinds import KINDS
 from llm4dsr.data.read import read_data
-from llm4dsr.data.windows import to_matrix
+from llm4dsr.data.windows import align
 from llm4dsr.denoiser import Denoiser
 
 QUESTION = "Which kinds of noise are found, and at which rate does detection fail?"
@@ -41,7 +41,7 @@ def study(context: Context) -> Found:
             scores = scores_of(data, config, context.cache("noise"), context.progress, (c.TEST,))[c.TEST]
             decisions = Denoiser(config).decide(scores, is_train=False)
             test = data.splits[c.TEST]
-            log_odds, flagged = to_matrix(scores, test, c.LOG_ODDS), to_matrix(decisions, test, None)
+            log_odds, flagged = align(scores, test, c.LOG_ODDS), align(decisions, test, None)
             lines.append({"kind": kind, "rate": rate, **detection(log_odds, flagged, test)})
     found = pl.DataFrame(lines)
     sizes = ", ".join(f"{len(w):,} {name}" for name, w in clean.splits.items())

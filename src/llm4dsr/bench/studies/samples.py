@@ -44,7 +44,9 @@ def scores_of(
     The scores are kept in `cache`; the models are not, since a study has dozens of them. Probabilities use the map of
     validation.
     """
-    windows = [part for w in data.splits.values() for part in (w.items, user_hashes(w.user_ids), w.timestamps)]
+    windows = [
+        part for w in data.splits.values() for part in (w.items, w.lengths, user_hashes(w.user_ids), w.timestamps)
+    ]
     key = (versions(), config.seed, config.model, config.task, config.train, config.score, data.catalogue.titles,
            *windows, splits)  # fmt: skip
 

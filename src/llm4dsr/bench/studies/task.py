@@ -13,7 +13,7 @@ from llm4dsr.bench.studies.detection import describe, detection, known_noise
 from llm4dsr.bench.studies.study import Context, Found
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.core.hashing import versions
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.pipeline import origin
 
@@ -38,7 +38,7 @@ def study(context: Context) -> Found:
             # The order of the log-odds is all that is measured here
             score = dataclasses.replace(given.score, calibration="off")
             config = dataclasses.replace(given, seed=seed, train=train, score=score)
-            key = (versions(), origin(data), config, judged.items, judged.noise_mask)
+            key = (versions(), origin(data), config, judged.items, judged.lengths, judged.noise_mask)
             found.append(cache.table(key, partial(_fitted, context, config, judged)))
         lines.append(_line(ZERO if not samples else f"{samples:,} windows once", config, context, pl.concat(found)))
     tuned = _detection(Denoiser.from_pretrained(run.verified("train")), context, judged)
@@ -74,7 +74,7 @@ def _detection(denoiser: Denoiser, context: Context, judged: Windows) -> pl.Data
     scores = denoiser.update_counts(context.dataset.data.splits[c.VALID]).score(
         judged, context.progress, has_target=True
     )
-    found = detection(to_matrix(scores, judged, c.LOG_ODDS), None, judged)
+    found = detection(align(scores, judged, c.LOG_ODDS), None, judged)
     return pl.DataFrame({name: [found[name]] for name in ("auroc", "average_precision")})
 
 

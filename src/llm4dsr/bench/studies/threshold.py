@@ -15,7 +15,7 @@ from llm4dsr import metrics
 from llm4dsr.bench.studies.detection import gains
 from llm4dsr.bench.studies.study import Context, Found
 from llm4dsr.data.dataset import Dataset
-from llm4dsr.data.windows import to_matrix
+from llm4dsr.data.windows import align
 from llm4dsr.denoise.decide import configured_rule, decide
 from llm4dsr.evaluate.rate_selection import NO_CORRECTION, Candidate, best_candidate
 from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
@@ -40,18 +40,17 @@ def popular_instead(tables: DecisionTables, data: Dataset, seed: int) -> Decisio
 
     Histories are ignored, except that no item has a title of the window.
     """
-    rng, canonical = np.random.default_rng(seed), data.catalogue.canonical
+    rng = np.random.default_rng(seed)
     users = CooccurrenceCounts.of(data.splits[c.TRAIN], len(data.catalogue)).popularity
     out = {}
     for split, suggestions in tables.suggestions.items():
         windows = data.splits[split]
         row_of = {int(w): row for row, w in enumerate(windows.window_ids)}
         rows = np.array([row_of[w] for w in suggestions[c.WINDOW].to_list()], dtype=np.int64)
-        inside = np.where(windows.present, canonical[windows.items], -1)[rows]  # [F, L]
         items, todo = np.zeros(len(rows), dtype=np.int64), np.arange(len(rows))
         for _ in range(ROUNDS):
             items[todo] = rng.choice(len(users), len(todo), p=users / users.sum())
-            todo = todo[(inside[todo] == canonical[items[todo], None]).any(axis=1)]
+            todo = todo[windows.have_title(rows[todo], items[todo], data.catalogue)]
             if not len(todo):
                 break
         items[todo] = -1
@@ -139,11 +138,11 @@ def study(context: Context) -> Found:
 def _sweep(run: Run, context: Context, split: str, scores: pl.DataFrame) -> pl.DataFrame:
     """One line per η: flagged fraction, expected precision; precision, recall and F1 if noise is known."""
     windows = context.dataset.data.splits[split]
-    log_odds, probability = to_matrix(scores, windows, c.LOG_ODDS), to_matrix(scores, windows, c.NOISE_PROBABILITY)
+    log_odds, probability = align(scores, windows, c.LOG_ODDS), align(scores, windows, c.NOISE_PROBABILITY)
     judged, cap = np.isfinite(log_odds), configured_rule(run.config.decide, split == c.TRAIN)[2]
     lines = []
     for eta in SWEPT:
-        flagged = decide(log_odds, probability, POLICY, eta, cap)
+        flagged = decide(windows.owners, log_odds, probability, POLICY, eta, cap)
         precision = recall = float("nan")
         if windows.noise_mask is not None:
             precision, recall = metrics.precision_recall(flagged[judged], windows.noise_mask[judged])

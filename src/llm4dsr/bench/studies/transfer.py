@@ -189,7 +189,7 @@ def _line(
 def _together(a: Windows, b: Windows, shift: int) -> Windows:
     """The windows of two domains, the items of the second moved by `shift`; no user is in both."""
     users = [np.unique(w.user_ids.to_numpy(), return_inverse=True)[1] for w in (a, b)]
-    rows = [w.items[i, : w.lengths[i]] + by for w, by in ((a, 0), (b, shift)) for i in range(len(w))]
+    rows = [np.array(w.row(i)) + by for w, by in ((a, 0), (b, shift)) for i in range(len(w))]
     return Windows.from_lists(rows, user_ids=pl.Series(np.concatenate([users[0], users[1] + len(a)])))
 
 

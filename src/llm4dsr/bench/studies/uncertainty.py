@@ -17,7 +17,7 @@ from llm4dsr import metrics
 from llm4dsr.bench.studies.detection import need_masks
 from llm4dsr.bench.studies.study import Context, Found
 from llm4dsr.config import EMBEDDED, TaskConfig
-from llm4dsr.data.windows import Windows, limit_windows, to_matrix
+from llm4dsr.data.windows import Windows, align, limit_windows
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate.detection import flag_metrics
 
@@ -107,15 +107,16 @@ def reliability(probability: npt.NDArray[np.float64], noise: npt.NDArray[np.bool
 
 def _pair(scores: pl.DataFrame, windows: Windows) -> Pair:
     """([n] probability, [n] whether it is noise)."""
-    probability = to_matrix(scores, windows, c.NOISE_PROBABILITY)
-    at = np.isfinite(to_matrix(scores, windows, c.LOG_ODDS))
+    probability = align(scores, windows, c.NOISE_PROBABILITY)
+    at = np.isfinite(align(scores, windows, c.LOG_ODDS))
     return probability[at], windows.truth()[at]
 
 
 def _line(name: str, split: str, scores: pl.DataFrame, windows: Windows) -> dict[str, Any]:
     probability, noise = _pair(scores, windows)
-    log_odds = to_matrix(scores, windows, c.LOG_ODDS)
-    found = flag_metrics(log_odds[np.isfinite(log_odds)], None, noise)
+    log_odds = align(scores, windows, c.LOG_ODDS)
+    scored = np.isfinite(log_odds)
+    found = flag_metrics(log_odds[scored], None, noise)
     constant = probability.min() == probability.max()  # nothing to correlate with
     return {
         "readout": name,
@@ -127,7 +128,7 @@ def _line(name: str, split: str, scores: pl.DataFrame, windows: Windows) -> dict
         "AUROC": found["auroc"],
         "average precision": found["average_precision"],
         "ECE": metrics.expected_calibration_error(probability, noise),
-        "ties": metrics.tie_rate(log_odds, np.isfinite(log_odds)),
+        "ties": metrics.tie_rate(log_odds[scored], windows.owners[scored]),
     }
 
 

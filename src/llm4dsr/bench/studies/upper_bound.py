@@ -16,7 +16,7 @@ from llm4dsr.bench.studies.study import Context, Found
 from llm4dsr.config import CorrectConfig
 from llm4dsr.core.arrays import BoolArray
 from llm4dsr.data.dataset import Dataset
-from llm4dsr.data.windows import Windows, to_matrix
+from llm4dsr.data.windows import Windows, align
 from llm4dsr.errors import DataError
 from llm4dsr.evaluate.rows import DecisionTables, Splits, correct_split, correct_splits, oracle_split, oracle_splits
 from llm4dsr.recommenders import seeds_of
@@ -73,9 +73,9 @@ def rows(data: Dataset, ours: DecisionTables, knowing: DecisionTables, how: Corr
     splits, catalogue, found = data.splits, data.catalogue, dict[str, Windows]()
     replace = dataclasses.replace(how, action="replace")
     for split, windows in splits.items():
-        flagged = to_matrix(ours.decisions[split], windows, None)
+        flagged = align(ours.decisions[split], windows, None)
         if split == c.TRAIN and not how.train_targets:
-            flagged &= ~_last(windows)
+            flagged &= ~windows.is_last
         found[split] = _restored(windows, flagged, data, split != c.TRAIN)
     return {
         NONE: splits,
@@ -98,24 +98,18 @@ def _restored(windows: Windows, where: BoolArray, data: Dataset, has_target: boo
     return oracle_split(known, data.catalogue, "replace", has_target)
 
 
-def _last(windows: Windows) -> BoolArray:
-    out: BoolArray = np.arange(windows.items.shape[1])[None, :] == windows.lengths[:, None] - 1
-    return out
-
-
 def _at(split: str, windows: Windows, place: str) -> BoolArray:
-    """[W, L] True where an interaction is in that place."""
+    """[n] True where an interaction is in that place."""
     if (split == c.TRAIN) == (place == PLACES[2]):
-        return np.zeros(windows.items.shape, dtype=bool)
-    return _last(windows) if place == PLACES[0] else windows.present & ~_last(windows)
+        return np.zeros(len(windows.items), dtype=bool)
+    return windows.is_last if place == PLACES[0] else ~windows.is_last
 
 
 def _mask(windows: Windows) -> pl.DataFrame:
     """Decisions that are the noise mask."""
-    noisy, positions = np.nonzero(windows.truth())
-    return pl.DataFrame(
-        {c.WINDOW: windows.window_ids[noisy], c.POSITION: positions, c.NOISE_PROBABILITY: np.ones(len(noisy))}
-    )
+    noisy = np.flatnonzero(windows.truth())
+    ids, positions = windows.window_ids[windows.owners[noisy]], windows.positions[noisy]
+    return pl.DataFrame({c.WINDOW: ids, c.POSITION: positions, c.NOISE_PROBABILITY: np.ones(len(noisy))})
 
 
 def by_place(data: Dataset, ours: DecisionTables, knowing: DecisionTables) -> pl.DataFrame:
@@ -127,7 +121,7 @@ def by_place(data: Dataset, ours: DecisionTables, knowing: DecisionTables) -> pl
             here = _at(split, windows, place)
             mask, clean = windows.truth(), windows.true_items()
             truth.append(mask[here])
-            flags.append(to_matrix(ours.decisions[split], windows, None)[here])
+            flags.append(align(ours.decisions[split], windows, None)[here])
             made = correct_split(split, windows, knowing, data.catalogue, CorrectConfig()).windows
             noisy = here & mask & (clean >= 0)
             canonical = data.catalogue.canonical

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import PAD, BoolArray, IntArray
+from llm4dsr.core.arrays import PAD, BoolArray, IntArray, ranges
 from llm4dsr.core.io import as_data_error, write_parquet
 from llm4dsr.core.manifest import sealed_folder
 from llm4dsr.data.catalogue import Catalogue
@@ -178,13 +178,13 @@ def _noisy_windows(
     first = pl.DataFrame({"user": users}).with_row_index("row").select(pl.col("row").first().over("user"))["row"]
     user = np.unique(first.to_numpy(), return_inverse=True)[1].astype(np.int64)
     lengths = np.concatenate([windows.lengths for windows in given])
-    items = np.full((len(user), int(lengths.max())), PAD)
-    items[np.arange(items.shape[1]) < lengths[:, None]] = np.concatenate([w.items[w.present] for w in given])
+    items, starts = np.concatenate([windows.items for windows in given]), np.cumsum(lengths) - lengths
     evaluated = np.repeat([name != c.TRAIN for name in frames], sizes)
 
     order = np.argsort(user, kind="stable")  # user by user, each in the order of the files
     begin = np.empty(len(user), dtype=np.int64)
-    begin[order], flat = _laid_out(items[order], lengths[order], user[order], share=per == "user")
+    ordered = items[ranges(starts[order], lengths[order])]
+    begin[order], flat = _laid_out(ordered, lengths[order], user[order], share=per == "user")
     fixed = np.zeros(len(flat), dtype=bool)
     fixed[(begin + lengths)[evaluated] - 1] = True
     if per == "user":
@@ -198,9 +198,9 @@ def _noisy_windows(
     source = np.concatenate([noisy.source, np.arange(len(flat))])
     place, count = _places(noisy, begin, lengths, evaluated)
     window = np.repeat(np.arange(len(user)), count)
-    here = np.zeros(items.shape, dtype=bool)  # [W, L] which interactions of the given windows are still there
+    here = np.zeros(len(items), dtype=bool)  # which interactions of the given windows are still there
     kept = after[1][place] != PAD
-    here[window[kept], (source[place] - begin[window])[kept]] = True
+    here[(starts[window] + source[place] - begin[window])[kept]] = True
 
     out, cuts, ends = {}, np.cumsum([0, *sizes]), np.append(0, np.cumsum(count))
     for i, (name, frame) in enumerate(frames.items()):
@@ -216,9 +216,9 @@ def _noisy_windows(
             column: pl.Series(pa.LargeListArray.from_arrays(offsets, values.to_arrow()))
             for column, values in lists.items()
         })  # fmt: skip
-        rows, positions = np.nonzero(given[i].present & ~here[first:last, : given[i].items.shape[1]])
-        deleted = frame[rows].select(c.WINDOW, c.USER).with_columns(
-            pl.Series(c.POSITION, positions), catalogue.ids_of(given[i].items[rows, positions]).alias(c.ITEM)
+        gone = np.flatnonzero(~here[starts[first] :][: len(given[i].items)])
+        deleted = frame[given[i].owners[gone]].select(c.WINDOW, c.USER).with_columns(
+            pl.Series(c.POSITION, given[i].positions[gone]), catalogue.ids_of(given[i].items[gone]).alias(c.ITEM)
         )  # fmt: skip
         out[name] = _Table(noisy_frame, deleted, _counts(there != clean, clean, deleted))
     return out
@@ -227,21 +227,21 @@ def _noisy_windows(
 def _laid_out(items: IntArray, lengths: IntArray, users: IntArray, share: bool) -> tuple[IntArray, IntArray]:
     """(first interaction of each window [W], catalogue rows of the interactions [n]).
 
-    items: [W, L] windows, user by user. share: a window that begins inside the one before it shares its interactions.
+    items: of the windows, user by user. share: a window that begins inside the one before it shares its interactions.
     """
-    width = items.shape[1]
     step = lengths[:-1].copy()  # from a window's begin to the next one's
     if share:
-        same = users[1:] == users[:-1]
-        for shift in reversed(range(width)):
+        starts, same = np.cumsum(lengths) - lengths, users[1:] == users[:-1]
+        for shift in reversed(range(int(lengths[:-1].max(initial=0, where=same)))):
             overlap = lengths[:-1] - shift
-            equal = items[:-1, shift:] == items[1:, : width - shift]
-            equal |= np.arange(width - shift) >= overlap[:, None]
-            step[same & (overlap > 0) & (lengths[1:] >= overlap) & equal.all(axis=1)] = shift
+            some = np.flatnonzero(same & (overlap > 0) & (lengths[1:] >= overlap))
+            some = some[items[starts[some] + shift] == items[starts[some + 1]]]
+            size = overlap[some]
+            differs = items[ranges(starts[some] + shift, size)] != items[ranges(starts[some + 1], size)]
+            step[np.delete(some, np.repeat(np.arange(len(some)), size)[differs])] = shift
     begin = np.append(0, np.cumsum(step))
     flat = np.empty(int(begin[-1] + lengths[-1]), dtype=np.int64)
-    present = np.arange(width) < lengths[:, None]
-    flat[(begin[:, None] + np.arange(width))[present]] = items[present]
+    flat[ranges(begin, lengths)] = items
     return begin, flat
 
 
