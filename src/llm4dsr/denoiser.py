@@ -1,13 +1,4 @@
-"""The public class: fit, score, decide, suggest, correct. Each call answers one question and returns a table.
-
-from llm4dsr import Denoiser
-
-denoiser = Denoiser().fit(histories, items)    # histories: user_id, window_id, item_ids; items: item_id, title
-scores = denoiser.score(histories)             # how likely is each interaction noise?
-flagged = denoiser.decide(scores)              # which count as noise? Move η without scoring again.
-suggestions = denoiser.suggest(histories, flagged)
-result = denoiser.correct(histories, flagged, suggestions)  # corrected histories and the list of edits
-"""
+"""The public class: fit, score, decide, suggest, correct. Each call answers one question and returns a table."""
 
 from __future__ import annotations
 
@@ -23,7 +14,7 @@ from llm4dsr.core.cache import PartCache
 from llm4dsr.core.io import as_frame
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
-from llm4dsr.data.overlap import Origin, merge_scores, overlapping
+from llm4dsr.data.overlap import Origin, in_parts, merge_scores
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows, hold_out
 from llm4dsr.denoise import correct as correcting
@@ -211,9 +202,7 @@ class Denoiser:
         if width is None:
             marked = self.config.model.item_input == "soft_token" or self.config.model.readout == "per_position"
             width = len(MARKERS) if marked else int(histories.lengths.max())
-        if histories.lengths.max(initial=0) <= width:
-            return histories, None
-        return overlapping(histories, width, max(1, width // 2))
+        return in_parts(histories, width)
 
     def decide(
         self,
@@ -268,12 +257,8 @@ class Denoiser:
             The scored histories.
         decisions : DataFrame
             The flagged interactions, as `decide` returns them.
-        progress : Progress, optional
-            Called with (flags done, all flags, what is being done).
-        has_target, work
-            As in `score`.
-        earlier
-            As in `score_and_map`.
+        progress, has_target, work, earlier
+            As in `score` and `score_and_map`.
 
         Returns
         -------
@@ -311,12 +296,10 @@ class Denoiser:
             The scored histories.
         chosen : DataFrame
             The interactions to explain, by `window_id` and `position`, such as the flagged ones.
-        progress, has_target
-            As in `score`.
+        progress, has_target, earlier
+            As in `score` and `score_and_map`.
         calibrator : Calibrator, optional
             The map to probabilities. Default: that of `fit`.
-        earlier
-            As in `score_and_map`.
 
         Returns
         -------

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from llm4dsr.core.arrays import IntArray, Numbers, flat_pair
+from llm4dsr.core.arrays import IntArray, Numbers, flat_pair, sorted_unique
 from llm4dsr.errors import DataError
 
 
@@ -236,7 +236,7 @@ def coverage(items: npt.NDArray[Any], n_items: int) -> float:
     >>> coverage(np.array([[0, 1], [0, 2]]), 4)
     0.75
     """
-    return len(np.unique(items[items >= 0])) / n_items
+    return len(sorted_unique(items[items >= 0])) / n_items
 
 
 def gini(items: npt.NDArray[Any], n_items: int) -> float:

@@ -8,12 +8,11 @@ from llm4dsr.denoise.calibrate import (
     Calibrator,
     NoiseKind,
     Sample,
-    bound_noise_rate,
     fit,
     injected_noise_ece,
     join,
-    likely_rates,
 )
+from llm4dsr.denoise.noise_rate import bound_noise_rate, likely_rates
 from llm4dsr.metrics import expected_calibration_error
 
 

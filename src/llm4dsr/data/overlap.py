@@ -43,6 +43,13 @@ class Origin:
         return ranges(starts[histories], np.diff(starts, append=len(self.offsets))[histories])
 
 
+def in_parts(histories: Windows, width: int) -> tuple[Windows, Origin | None]:
+    """Return histories as they are if none has more than `width` items, else in windows that overlap by half."""
+    if histories.lengths.max(initial=0) <= width:
+        return histories, None
+    return overlapping(histories, width, max(1, width // 2))
+
+
 def overlapping(histories: Windows, width: int, stride: int) -> tuple[Windows, Origin]:
     """Cut histories into windows of at most `width` items that together hold every item.
 

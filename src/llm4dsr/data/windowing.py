@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import PAD, BoolArray, IntArray, ranges
+from llm4dsr.core.arrays import PAD, BoolArray, IntArray, ranges, sorted_unique
 from llm4dsr.data.buckets import Bucket
 from llm4dsr.data.in_order import in_order, split_by_rank
 from llm4dsr.data.interaction_log import InteractionLog, Ints
@@ -160,7 +160,7 @@ def build_windows(
     index = WindowIndex(buckets, 0, {}, {"k_core": before - left, "short_history": 0}, counts > 0)
     for bucket in buckets:
         _add_windows(index, bucket, min(MIN_HISTORY, history), history, split)
-    users = [np.unique(bucket["user"]) for bucket in buckets]
+    users = [sorted_unique(bucket["user"]) for bucket in buckets]
     n_users, n_windows = sum(map(len, users)), sum(len(bucket["starts"]) for bucket in buckets)
     if not n_users:
         raise DataError(
@@ -247,7 +247,7 @@ def _order_by_part(index: WindowIndex, bucket: Bucket) -> list[int]:
     ends = begins + bucket["lengths"]
     covers = np.cumsum(np.bincount(begins, minlength=size) - np.bincount(ends, minlength=size))  # windows of each row
     index.rows_held += int(np.count_nonzero(covers))
-    index.users_held += len(np.unique(bucket["user"]))
+    index.users_held += len(sorted_unique(bucket["user"]))
     return [0, *np.cumsum(np.bincount(part, minlength=4)[:3]).tolist()]
 
 

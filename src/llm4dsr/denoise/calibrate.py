@@ -20,7 +20,8 @@ is an interval, from the bound less the largest share of atypical choices that i
 
 Nor is it known of which kind the real noise is. Popular items look less like noise than others. So noise of several
 KINDS is injected, each with its own ratio of densities and its own interval of the rate. A probability is the mean over
-kinds and rates, and has an interval that holds all of them. Some hundred labels narrow it (`likely_rates`).
+kinds and rates, and has an interval that holds all of them. The rates are estimated in
+`noise_rate.py`, and some hundred labels narrow them.
 
 References
 ----------
@@ -37,7 +38,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
 from llm4dsr.core.hashing import user_hashes
 from llm4dsr.core.progress import log
@@ -49,16 +49,10 @@ Method = Literal["isotonic", "platt"]
 Rates = Sequence[tuple[float, float]]  # of each kind of noise: lowest and highest
 
 MIN_AUROC = 0.55  # AUROC of injected noise against the unlabeled (chance: 0.5) below which nothing is flagged
-CHI_SQUARE = 3.841  # 95 % quantile with one degree of freedom, for the interval of a rate by labels
 RATES = 33  # noise rates that a probability is averaged over
 KINDS = ("uniform", "popular")  # of injected noise: items drawn uniformly, and in proportion to their interactions
-REGION = 0.05  # smallest fraction of the injected noise that a region may hold
-CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # fractions of the injected noise, in the most coherent contexts
 KEPT = 1_000  # most scores of injected noise that a calibrator keeps
 CELLS = 50_000  # positions that are read at once
-TOPS = (0.5, 0.3, 0.2, 0.1, 0.05)  # fractions of these, with the highest log-odds
-REGIONS = [(context, top) for context in CONTEXTS for top in TOPS if context * top >= REGION]
-LIMIT = float(norm.ppf(1 - 0.05 / len(REGIONS)))  # standard errors of upper limits that all hold at once with 95 %
 
 
 @dataclass
@@ -303,41 +297,6 @@ def evenly_ranked(values: Floats, most: int = KEPT) -> Floats:
     return np.asarray(ordered[np.arange(1, most + 1) * (len(ordered) + 1) // (most + 1) - 1])
 
 
-def likely_rates(ratios: Sequence[Floats], is_noise: npt.NDArray[np.bool_]) -> list[tuple[float, float]]:
-    """Estimate the noise rate from labeled interactions.
-
-    Possible are the kinds and rates whose likelihood is not significantly below the largest (95 %, likelihood ratio).
-    The labeled interactions may be chosen by their scores in any way.
-
-    Parameters
-    ----------
-    ratios : sequence of array of float
-        For each kind of noise, [n] how many times as frequent it is at their log-odds, as `NoiseKind.ratio` gives it.
-    is_noise : array of bool
-        [n] the labels.
-
-    Returns
-    -------
-    list of (float, float)
-        For each kind, the interval of the noise rate in [0, 1]; NaN if no rate of this kind is possible.
-
-    Examples
-    --------
-    Ten interactions that are five times as frequent among injected noise; half are noise, so the rate is near 0.1.
-
-    >>> ((low, high),) = likely_rates([np.full(10, 5.0)], np.arange(10) < 5)
-    >>> low < 0.1 < high
-    True
-    """
-    rates, likelihoods = np.linspace(0, 1, 2001), []
-    for ratio in ratios:
-        p = np.clip(rates[:, None] * ratio, 1e-4, 1 - 1e-4)  # no single label excludes a rate
-        likelihoods.append(np.where(is_noise, np.log(p), np.log1p(-p)).sum(axis=1))
-    least = max(values.max() for values in likelihoods) - CHI_SQUARE / 2
-    possible = [rates[values >= least] for values in likelihoods]
-    return [(float(r.min()), float(r.max())) if len(r) else (np.nan, np.nan) for r in possible]
-
-
 def injected_noise_ece(
     noise: Sample, unlabeled: Sample, method: Method, halves: tuple[Any, Any]
 ) -> tuple[float, float]:
@@ -363,60 +322,6 @@ def injected_noise_ece(
     outcome = np.r_[np.ones(held_noise.sum()), np.zeros(held_unlabeled.sum())]
     before = expected_calibration_error(1 / (1 + np.exp(-np.clip(scores, -60, 60))), outcome)
     return before, expected_calibration_error(np.interp(scores, knots, fitted), outcome)
-
-
-def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]]) -> float:
-    """Bound the fraction of unlabeled interactions that is noise of the injected kind, from above.
-
-    In any region R of (log-odds, context), P(unlabeled in R) = rate · P(noise in R) + (1 - rate) · P(clean in R). So
-    P(unlabeled in R) / P(noise in R) is never below the rate, and near it where R holds hardly anything clean. The
-    bound is the smallest of many upper limits, which all hold at once with 95 %. Windows of one user overlap, so the
-    standard error is clustered by user.
-
-    Parameters
-    ----------
-    pairs : sequence of (Sample, Sample)
-        (injected noise, unlabeled) of each split. The rate is assumed to be the same in all.
-
-    Returns
-    -------
-    float
-        In [0, 1].
-    """
-    bounds = [1.0]
-    users = [np.arange(len(u.log_odds)) if u.users is None else np.unique(u.users, return_inverse=True)[1]
-             for _, u in pairs]  # fmt: skip
-    for context, top in REGIONS:
-        above = mass = above_variance = mass_variance = 0.0
-        for (noise, unlabeled), user in zip(pairs, users, strict=True):
-            limit = np.quantile(noise.context, context)
-            among = noise.context <= limit
-            threshold = np.quantile(noise.log_odds[among], 1 - top)
-            inside = (unlabeled.context <= limit) & (unlabeled.log_odds > threshold)
-            fraction, size = float((among & (noise.log_odds > threshold)).mean()), len(unlabeled.log_odds)
-            above += float(inside.sum())
-            above_variance += float((np.bincount(user[inside]) ** 2).sum())
-            mass += fraction * size
-            mass_variance += size**2 * fraction / len(noise.log_odds)
-        # Ties can leave nothing above
-        if above and mass > REGION / 2 * sum(len(unlabeled.log_odds) for _, unlabeled in pairs):
-            error = np.sqrt(above_variance / above**2 + mass_variance / mass**2)
-            bounds.append(above / mass * (1 + LIMIT * float(error)))
-    return min(bounds)
-
-
-def noise_rate_intervals(pairs: Sequence[tuple[Sequence[Sample], Sample]], atypical_share: float) -> Rates:
-    """Return (low, high) of each kind: `bound_noise_rate` less the largest share of atypical choices, and the bound.
-
-    Parameters
-    ----------
-    pairs : sequence of (sequence of Sample, Sample)
-        (injected noise of each kind, unlabeled) of each split.
-    atypical_share : float
-        `score.atypical_share`.
-    """
-    bounds = [bound_noise_rate([(noise[kind], unlabeled) for noise, unlabeled in pairs]) for kind in range(len(KINDS))]
-    return [(bound * (1 - atypical_share), bound) for bound in bounds]
 
 
 def _monotone(noise: Floats, unlabeled: Floats, method: Method) -> tuple[Floats, Floats]:

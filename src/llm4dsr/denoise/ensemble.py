@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llm4dsr.config import EMBEDDED, Config
-from llm4dsr.core.arrays import FloatArray, IntArray
+from llm4dsr.core.arrays import FloatArray, IntArray, sorted_unique
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import Hashes, derived_seed, digest, user_folds, user_hashes, versions
 from llm4dsr.core.progress import Progress, subprogress
@@ -152,7 +152,7 @@ class Ensemble:
                 checkpoint.key += model.fingerprint() + digest(weight_files(config.model.source))
             curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
             models.append(model)
-        return cls(models, builder, catalogue, config, np.unique(users)), curve
+        return cls(models, builder, catalogue, config, sorted_unique(users)), curve
 
     def log_odds(
         self, windows: Windows, is_newer: bool, progress: Progress | None, doing: str, cache: PartCache

@@ -18,6 +18,7 @@ from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.injected import MAX_INJECTED, ScoredWindows, with_context
 from llm4dsr.denoise.noise_injection import inject, task_rate
+from llm4dsr.denoise.noise_rate import noise_rate_intervals
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights, fit_ranking_weights
 
@@ -83,7 +84,7 @@ def fit_calibration(
         training.add(ensemble, some, np.arange(len(some)), 1, rng, progress, "calibrate: training", cache)
         for_training = training.fit_stacker(rate, config.seed)
         pairs.append(training.samples(for_training)[:2])
-    rates = calibrate.noise_rate_intervals(pairs, config.score.atypical_share)
+    rates = noise_rate_intervals(pairs, config.score.atypical_share)
     before, after = calibrate.injected_noise_ece(
         noise[0], unlabeled, config.score.calibration, (half[source], half[owner])
     )

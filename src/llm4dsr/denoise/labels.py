@@ -7,7 +7,8 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import BoolArray, FloatArray
-from llm4dsr.denoise.calibrate import Calibrator, likely_rates
+from llm4dsr.denoise.calibrate import Calibrator
+from llm4dsr.denoise.noise_rate import likely_rates
 from llm4dsr.errors import DataError
 
 EXPECTED = (c.SPLIT, c.WINDOW, c.POSITION, c.IS_NOISE)

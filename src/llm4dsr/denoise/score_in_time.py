@@ -14,6 +14,7 @@ from llm4dsr.denoise import calibrate
 from llm4dsr.denoise.calibrate import Calibrator, Rates, Sample
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.injected import MAX_INJECTED, injected_samples, with_context
+from llm4dsr.denoise.noise_rate import noise_rate_intervals
 from llm4dsr.denoise.prequential import prequential
 
 MIN_TO_RECALIBRATE = 1_000  # windows below which probabilities keep the map of `fit`
@@ -110,4 +111,4 @@ def _noise_rates(
             "noise rate cannot be estimated. Use train.folds of 2 or more.", calibrator.uncalibrated or "no noise rate",
         )  # fmt: skip
         return None
-    return calibrate.noise_rate_intervals([(noise, unlabeled)], ensemble.config.score.atypical_share)
+    return noise_rate_intervals([(noise, unlabeled)], ensemble.config.score.atypical_share)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from llm4dsr.core.arrays import BoolArray, IntArray
+from llm4dsr.core.arrays import BoolArray, IntArray, sorted_unique
 from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
 from llm4dsr.data.windows import Windows
 
@@ -79,7 +79,7 @@ class CollaborativeVectors:
         for group, own in enumerate(matrices):
             vectors = _ppmi_vectors(total - own, max(SIZES), seed)
             out[group, :, : vectors.shape[1]] = vectors
-        return cls(out, np.unique(users))
+        return cls(out, sorted_unique(users))
 
     def features(self, windows: Windows, unknown: BoolArray | None = None) -> Vectors:
         """Describe each interaction by its cosines with the rest of its window.

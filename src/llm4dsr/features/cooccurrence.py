@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, ranges
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, ranges, sorted_unique
 from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
 from llm4dsr.core.io import write_parquet
 from llm4dsr.data.windows import Windows
@@ -78,7 +78,7 @@ class CooccurrenceCounts:
         # No user is in two groups, so their counts add up to those of all.
         pairs, counts = _summed([part.pairs for part in parts], [part.counts for part in parts])
         popularity = np.sum([part.popularity for part in parts], axis=0)
-        return cls(pairs, counts, popularity, np.unique(np.concatenate([part.own for part in parts])), vectors)
+        return cls(pairs, counts, popularity, sorted_unique(*(part.own for part in parts)), vectors)
 
     @classmethod
     def of(cls, windows: Windows, n_items: int) -> CooccurrenceCounts:
@@ -115,7 +115,7 @@ class CooccurrenceCounts:
             pairs,
             counts,
             popularity,
-            np.unique(np.concatenate([self.own, pair_owners, item_owners[new]])),
+            sorted_unique(self.own, pair_owners, item_owners[new]),
             self.vectors,
         )
 
