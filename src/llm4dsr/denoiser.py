@@ -36,9 +36,8 @@ from llm4dsr.lm.prompt import MARKERS, PromptBuilder
 class Denoiser:
     """Find interactions that do not belong in a history, and suggest better items.
 
-    Once fitted, a denoiser may be used by several threads, and by processes that joblib starts.
-
-    Histories may be `Windows`, a table with `user_id, window_id, item_ids`, or lists of item ids, oldest first.
+    Once fitted, a denoiser may be used by several threads, and by processes that joblib starts. Histories
+    may be `Windows`, a table with `user_id, window_id, item_ids`, or lists of item ids, oldest first.
 
     Parameters
     ----------
@@ -188,11 +187,11 @@ class Denoiser:
         earlier: Windows | None = None,
     ) -> tuple[pl.DataFrame, Calibrator]:
         """Return the table of `score`, and the map used; `earlier` windows are counted as time goes on."""
-        windows, cache = as_windows(histories, self.catalogue), PartCache(work)
+        windows = as_windows(histories, self.catalogue)
         parts, origin = self._short(windows.histories() if has_target else windows, self.width)
         log_odds, calibrator = score_prequentially(
-            self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress, cache,
-            self.width, earlier,
+            self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress,
+            PartCache(work), self.width, earlier,
         )  # fmt: skip
         scores = score_table(parts, log_odds, calibrator, self.catalogue)
         return merge_scores(scores, origin).drop(c.COVER) if origin else scores, calibrator
@@ -299,7 +298,7 @@ class Denoiser:
         progress, has_target, earlier
             As in `score` and `score_and_map`.
         calibrator : Calibrator, optional
-            The map to probabilities. Default: that of `fit`.
+            Default: that of `fit`.
 
         Returns
         -------
