@@ -127,7 +127,7 @@ def test_a_card_that_is_none(model, text):
     refused(model)
 
 
-KIND = {"knots": [1.0], "ratios": [1.0], "rate_low": 0.1, "rate_high": 0.2}
+KIND = {"knots": [1.0], "ratios": [1.0], "rate_low": 0.1, "rate_bound": 0.2, "rate_high": 0.2}
 
 
 @pytest.mark.parametrize(

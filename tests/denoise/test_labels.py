@@ -9,7 +9,7 @@ from llm4dsr.denoise.labels import rates_by_labels
 from llm4dsr.errors import DataError
 
 # At log-odds of 1, injected noise is five times as frequent as unlabeled interactions
-MAP = Calibrator([NoiseKind([0.0, 1.0], [0.0, 5.0], rate_low=0.05, rate_high=0.1)])
+MAP = Calibrator([NoiseKind([0.0, 1.0], [0.0, 5.0], rate_low=0.05, rate_bound=0.1, rate_high=0.1)])
 SCORES = {
     name: pl.DataFrame({"window_id": range(100), "position": 0, "log_odds": 1.0}) for name in ("train", "valid", "test")
 }

@@ -134,7 +134,7 @@ def test_missed_noise_counts_what_stays_as_the_last_of_its_window():
     """In windows of two, one always stays. Where that is the noise, it is missed whatever it scores."""
     rng = np.random.default_rng(9)
     noise, _ = windows_of_noise(rng, 20_000)
-    calibrator = fit([noise], Sample(rng.normal(size=1_000), np.zeros(1_000)), "platt", [(0.1, 0.2)])
+    calibrator = fit([noise], Sample(rng.normal(size=1_000), np.zeros(1_000)), "platt", [(0.1, 0.2, 0.2)])
     new, left = windows_of_noise(rng, 20_000)
     never = new.least_suspicious.mean()
     assert never > 0.01
@@ -169,7 +169,7 @@ def test_the_least_suspicious_is_the_newest_of_equals_as_in_ranks():
 
 def test_few_scores_of_injected_noise_are_kept_exactly():
     noise, unlabeled = Sample(np.array([3.0, 1.0, 2.0] * 50), np.zeros(150)), Sample(np.zeros(500), np.zeros(500))
-    assert fit([noise], unlabeled, "isotonic", [(0.1, 0.2)]).injected == [1.0] * 50 + [2.0] * 50 + [3.0] * 50
+    assert fit([noise], unlabeled, "isotonic", [(0.1, 0.2, 0.2)]).injected == [1.0] * 50 + [2.0] * 50 + [3.0] * 50
 
 
 @given(n=st.integers(KEPT - 2, 5 * KEPT), percent=st.integers(1, 99))

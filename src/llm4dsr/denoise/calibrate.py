@@ -16,11 +16,11 @@ noise rate. So no interaction gets a probability above 0, and a warning is logge
 
 No label-free estimate can distinguish noise from a user's own atypical choices: the bound holds both. So the noise rate
 is an interval, from the bound less the largest share of atypical choices that is thought possible
-(`score.atypical_share`), to the bound itself.
+(`score.atypical_share`), to the upper limit of the bound.
 
 Nor is it known of which kind the real noise is. Popular items look less like noise than others. So noise of several
 KINDS is injected, each with its own ratio of densities and its own interval of the rate. A probability is the mean over
-kinds and rates, and has an interval that holds all of them. The rates are estimated in
+kinds and rates up to the bound, and has an interval that holds all of them. The rates are estimated in
 `noise_rate.py`, and some hundred labels narrow them.
 
 References
@@ -46,7 +46,7 @@ from llm4dsr.metrics import auroc, expected_calibration_error
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["isotonic", "platt"]
-Rates = Sequence[tuple[float, float]]  # of each kind of noise: lowest and highest
+Rates = Sequence[tuple[float, float, float]]  # of each kind of noise: lowest, bound, and upper limit of the bound
 
 MIN_AUROC = 0.55  # AUROC of injected noise against the unlabeled (chance: 0.5) below which nothing is flagged
 RATES = 33  # noise rates that a probability is averaged over
@@ -124,13 +124,15 @@ class NoiseKind:
     knots, ratios : list of float
         How many times as frequent injected noise of this kind is as unlabeled interactions at some log-odds; linear
         between knots.
-    rate_low, rate_high : float
-        Interval of the fraction of interactions that is noise, if it is of this kind. NaN: labels exclude the kind.
+    rate_low, rate_bound, rate_high : float
+        Fraction of interactions that is noise, if it is of this kind: the lowest; the bound, up to which rates are
+        likely; and the upper limit of the bound, which few windows leave high. NaN: labels exclude the kind.
     """
 
     knots: list[float]
     ratios: list[float]
     rate_low: float
+    rate_bound: float
     rate_high: float
 
     def ratio(self, log_odds: npt.NDArray[Any]) -> Floats:
@@ -185,30 +187,31 @@ class Calibrator:
 
     @property
     def noise_rate(self) -> float:
-        """Middle of the interval of the noise rate, mean over kinds; NaN if it is unknown."""
-        middles = [(kind.rate_low + kind.rate_high) / 2 for kind in self.possible]
+        """Middle of the likely noise rates, mean over kinds; NaN if it is unknown."""
+        middles = [(kind.rate_low + kind.rate_bound) / 2 for kind in self.possible]
         return float(np.mean(middles)) if middles else float("nan")
 
     @property
-    def rates(self) -> list[tuple[float, float]]:
-        """Interval of the noise rate of each kind."""
-        return [(kind.rate_low, kind.rate_high) for kind in self.kinds]
+    def rates(self) -> list[tuple[float, float, float]]:
+        """Noise rates of each kind: lowest, bound, and highest."""
+        return [(kind.rate_low, kind.rate_bound, kind.rate_high) for kind in self.kinds]
 
     def with_rates(self, rates: Rates) -> Calibrator:
-        """Return the map with other intervals of the noise rate, one of each kind."""
+        """Return the map with other noise rates, of each kind."""
         kinds = [
-            replace(kind, rate_low=low, rate_high=high) for kind, (low, high) in zip(self.kinds, rates, strict=True)
+            replace(kind, rate_low=low, rate_bound=bound, rate_high=high)
+            for kind, (low, bound, high) in zip(self.kinds, rates, strict=True)
         ]
         return replace(self, kinds=kinds)
 
     def __call__(self, log_odds: npt.NDArray[Any]) -> Floats:
-        """Same shape as `log_odds`, in [0, 1], not decreasing in it; NaN stays NaN. The mean over kinds and rates."""
+        """Same shape as `log_odds`, in [0, 1], not decreasing in it; NaN stays NaN: the mean over kinds and likely rates."""
         if not self.kinds:
             return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))), dtype=np.float64)
         found = [
             self._at(rate, kind.ratio(log_odds))
             for kind in self.possible
-            for rate in np.linspace(kind.rate_low, kind.rate_high, RATES)
+            for rate in np.linspace(kind.rate_low, kind.rate_bound, RATES)
         ]
         return np.asarray(np.mean(found, axis=0))
 
@@ -235,9 +238,9 @@ def fit(noise: Sequence[Sample], unlabeled: Sample, method: Method, rates: Rates
         n0 unlabeled interactions.
     method : {"isotonic", "platt"}
         Form of the map.
-    rates : sequence of (float, float)
-        For each kind, the interval of the fraction of the unlabeled that is noise, in [0, 1]. Taken as 0, with a
-        warning, if the scores hardly distinguish uniform noise from the unlabeled.
+    rates : sequence of (float, float, float)
+        For each kind, the lowest, bound and highest fraction of the unlabeled that is noise, in [0, 1]. Taken as 0,
+        with a warning, if the scores hardly distinguish uniform noise from the unlabeled.
 
     Returns
     -------
@@ -250,12 +253,12 @@ def fit(noise: Sequence[Sample], unlabeled: Sample, method: Method, rates: Rates
             "interaction gets a noise probability above 0. More windows, more epochs or a larger model may help.",
             separation,
         )  # fmt: skip
-        rates = [(0.0, 0.0)] * len(noise)
+        rates = [(0.0, 0.0, 0.0)] * len(noise)
     kinds, certain = [], np.inf
-    for sample, (low, high) in zip(noise, rates, strict=True):
+    for sample, (low, bound, high) in zip(noise, rates, strict=True):
         knots, fitted = _monotone(sample.log_odds, unlabeled.log_odds, method)
         ratios = fitted / np.maximum(1 - fitted, 1e-9) * (len(unlabeled.log_odds) / len(sample.log_odds))
-        kinds.append(NoiseKind(knots.tolist(), ratios.tolist(), low, high))
+        kinds.append(NoiseKind(knots.tolist(), ratios.tolist(), low, bound, high))
         certain = min(certain, knots[ratios * high >= 1].min(initial=np.inf))
     # Where the map would reach 1, n unlabeled interactions were seen. They cannot tell 1 from 1 - 1 / (n + 2).
     seen = int((unlabeled.log_odds >= certain).sum()) if np.isfinite(certain) else len(unlabeled.log_odds)

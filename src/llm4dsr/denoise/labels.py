@@ -68,7 +68,7 @@ def labeled_scores(labels: pl.DataFrame, scores: dict[str, pl.DataFrame]) -> dic
 
 def rates_by_labels(
     labels: pl.DataFrame, scores: dict[str, pl.DataFrame], maps: dict[str, Calibrator]
-) -> list[tuple[float, float]]:
+) -> list[tuple[float, float, float]]:
     """Estimate the noise rate from labeled interactions of one or more splits.
 
     Parameters
@@ -80,9 +80,9 @@ def rates_by_labels(
 
     Returns
     -------
-    list of (float, float)
-        For each kind of noise, the 95 % interval of the fraction of interactions that is noise; NaN if the labels
-        exclude the kind.
+    list of (float, float, float)
+        For each kind of noise, the 95 % interval of the fraction of interactions that is noise, with its end twice, as
+        `Calibrator.with_rates` takes it; NaN if the labels exclude the kind.
 
     Raises
     ------
@@ -96,4 +96,4 @@ def rates_by_labels(
         ratios.append([kind.ratio(log_odds) for kind in maps[name].kinds])
         truth.append(is_noise)
     of_kinds = [np.concatenate(parts) for parts in zip(*ratios, strict=True)]
-    return likely_rates(of_kinds, np.concatenate(truth))
+    return [(low, high, high) for low, high in likely_rates(of_kinds, np.concatenate(truth))]

@@ -21,18 +21,20 @@ REGIONS = [(context, top) for context in CONTEXTS for top in TOPS if context * t
 LIMIT = float(norm.ppf(1 - 0.05 / len(REGIONS)))  # standard errors of upper limits that all hold at once with 95 %
 
 
-def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]]) -> float:
+def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]], errors: float = 1.0) -> float:
     """Bound the fraction of unlabeled interactions that is noise of the injected kind, from above.
 
     In any region R of (log-odds, context), P(unlabeled in R) = rate · P(noise in R) + (1 - rate) · P(clean in R). So
     P(unlabeled in R) / P(noise in R) is never below the rate, and near it where R holds hardly anything clean. The
-    bound is the smallest of many upper limits, which all hold at once with 95 %. Windows of one user overlap, so the
-    standard error is clustered by user.
+    bound is the smallest of many, each with some standard errors more, so that the least of many noisy bounds is not
+    taken at its word. Windows of one user overlap, so the standard error is clustered by user.
 
     Parameters
     ----------
     pairs : sequence of (Sample, Sample)
         (injected noise, unlabeled) of each split. The rate is assumed to be the same in all.
+    errors : float, default 1
+        Standard errors that are added. With LIMIT, the bound is an upper limit that holds with 95 %.
 
     Returns
     -------
@@ -57,22 +59,26 @@ def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]]) -> float:
         # Ties can leave nothing above
         if above and mass > REGION / 2 * sum(len(unlabeled.log_odds) for _, unlabeled in pairs):
             error = np.sqrt(above_variance / above**2 + mass_variance / mass**2)
-            bounds.append(above / mass * (1 + LIMIT * float(error)))
+            bounds.append(above / mass * (1 + errors * float(error)))
     return min(bounds)
 
 
 def noise_rate_intervals(pairs: Sequence[tuple[Sequence[Sample], Sample]], atypical_share: float) -> Rates:
-    """Return (low, high) of each kind: `bound_noise_rate` less the largest share of atypical choices, and the bound.
+    """Return the lowest rate, the bound, and the upper limit of the bound, for each kind of noise.
 
     Parameters
     ----------
     pairs : sequence of (sequence of Sample, Sample)
         (injected noise of each kind, unlabeled) of each split.
     atypical_share : float
-        `score.atypical_share`.
+        `score.atypical_share`: the lowest rate is the bound less this share.
     """
-    bounds = [bound_noise_rate([(noise[kind], unlabeled) for noise, unlabeled in pairs]) for kind in range(len(KINDS))]
-    return [(bound * (1 - atypical_share), bound) for bound in bounds]
+    out = []
+    for kind in range(len(KINDS)):
+        of_kind = [(noise[kind], unlabeled) for noise, unlabeled in pairs]
+        bound = bound_noise_rate(of_kind)
+        out.append((bound * (1 - atypical_share), bound, max(bound, bound_noise_rate(of_kind, LIMIT))))
+    return out
 
 
 def likely_rates(ratios: Sequence[Floats], is_noise: npt.NDArray[np.bool_]) -> list[tuple[float, float]]:

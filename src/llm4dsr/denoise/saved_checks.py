@@ -90,7 +90,7 @@ def _curve(folder: Path, kind: Any) -> list[Any]:
     knots, ratios = kind["knots"], kind["ratios"]
     if not isinstance(knots, list) or not isinstance(ratios, list) or not len(knots) == len(ratios) > 0:
         _refuse(folder, "a calibration with another number of knots than of ratios")
-    return [*knots, *ratios, kind["rate_low"], kind["rate_high"]]
+    return [*knots, *ratios, kind["rate_low"], kind["rate_bound"], kind["rate_high"]]
 
 
 def _check_stacker(folder: Path, stacker: Stacker) -> None:
