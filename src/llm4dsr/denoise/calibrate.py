@@ -205,7 +205,7 @@ class Calibrator:
         return replace(self, kinds=kinds)
 
     def __call__(self, log_odds: npt.NDArray[Any]) -> Floats:
-        """Same shape as `log_odds`, in [0, 1], not decreasing in it; NaN stays NaN: the mean over kinds and likely rates."""
+        """Return the mean over kinds and likely rates, in the shape of `log_odds`; never decreasing; NaN stays NaN."""
         if not self.kinds:
             return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))), dtype=np.float64)
         found = [
