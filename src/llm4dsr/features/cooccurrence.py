@@ -193,7 +193,10 @@ class CooccurrenceCounts:
         size = max(1, CELLS // max(1, windows.width) ** 2)
         parts = [slice(start, min(len(windows), start + size)) for start in range(0, len(windows), size)]
         counts = [found for _, found in in_parts(parts, describe, "windows to describe")]
-        return np.concatenate([np.concatenate([np.empty((0, N_COUNTS), np.float32), *counts]), self.vectors.features(windows, unknown)], axis=1)
+        return np.concatenate(
+            [np.concatenate([np.empty((0, N_COUNTS), np.float32), *counts]), self.vectors.features(windows, unknown)],
+            axis=1,
+        )
 
     def neighbor_scores(self, windows: Windows, context: BoolArray) -> FloatArray:
         """Score every item of the catalogue by how it co-occurs with the items of a window.
