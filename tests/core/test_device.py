@@ -1,11 +1,13 @@
-"""Threads: as many as the process may use, and restored after single-threaded work."""
+"""Threads: as many as the process may use, and restored after single-threaded work. What does not fit is halved."""
 
+import logging
 import os
 
 import pytest
 import torch
 
-from llm4dsr.core.device import available_cpus, fp32_weights, single_thread, use_threads
+from llm4dsr.core.device import available_cpus, fp32_weights, in_parts, random_state, single_thread, use_threads
+from llm4dsr.errors import ModelError
 
 
 @pytest.fixture
@@ -62,3 +64,36 @@ def test_half_precision_weights_are_fp32_inside_the_block_and_rounded_after_it()
     assert [p.dtype for p in parameters] == [torch.bfloat16, torch.float32]
     assert model[2].weight is tied.weight
     assert (tied.weight > 1).all()
+
+
+def test_slices_that_do_not_fit_are_halved_and_each_row_comes_once(caplog):
+    """Slices of 8 rows; the allocator refuses more than 3."""
+
+    def run(part: slice) -> list[int]:
+        if part.stop - part.start > 3:
+            raise MemoryError
+        return list(range(part.start, part.stop))
+
+    with caplog.at_level(logging.WARNING, "llm4dsr"):
+        found = [rows for _, rows in in_parts([slice(0, 8), slice(8, 13)], run, "rows")]
+    assert found == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12]]  # all smaller from then on
+    assert caplog.messages == [
+        "Out of memory: 4 rows at a time from now on, instead of 8.",
+        "Out of memory: 2 rows at a time from now on, instead of 4.",
+    ]
+
+
+def test_a_single_row_that_does_not_fit_is_an_error_for_people():
+    def run(part: slice) -> None:
+        raise MemoryError
+
+    with pytest.raises(ModelError, match="single one of the rows"):
+        list(in_parts([slice(0, 2)], run, "rows"))
+
+
+def test_a_random_state_is_restored():
+    torch.manual_seed(1)
+    restore = random_state()
+    first = torch.rand(3)
+    restore()
+    assert torch.equal(torch.rand(3), first)

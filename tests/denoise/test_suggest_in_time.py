@@ -1,12 +1,17 @@
 """Suggestions for histories that are longer than a window: their parts share what is barred and what is taken."""
 
+import logging
+
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from llm4dsr import Config, Denoiser
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.windows import Windows
+from llm4dsr.errors import ModelError
+from llm4dsr.lm.collate import collate
 
 DEMO = make_demo(size="tiny").data
 CATALOGUE = DEMO.catalogue
@@ -97,3 +102,24 @@ def test_kept_suggestions_are_those_of_the_same_whole_history(denoiser, historie
     changed.items[LENGTH - 1] = item
     assert denoiser.suggest(histories, decisions, work=tmp_path).equals(usual)
     assert item not in suggested_titles(denoiser.suggest(changed, decisions, work=tmp_path), LONG)
+
+
+def test_suggestions_in_little_memory_are_the_same(denoiser, histories, monkeypatch, caplog):
+    """Flags of a history stay together; with soft tokens, at most five flags fit, and a history has four."""
+    if denoiser.config.model.item_input == "title":
+        pytest.skip("passes of titles are halved as those of scoring are")
+    plenty = denoiser.suggest(histories, flags(4))
+
+    def limited(rows, device):
+        if len(rows) > 5:
+            raise torch.OutOfMemoryError
+        return collate(rows, device)
+
+    monkeypatch.setattr("llm4dsr.denoise.ranking.collate", limited)
+    with caplog.at_level(logging.WARNING, "llm4dsr"):
+        little = denoiser.suggest(histories, flags(4))
+    assert "flags at a time from now on" in caplog.text
+    assert little.drop("distance", "suggestion_probability").equals(plenty.drop("distance", "suggestion_probability"))
+    np.testing.assert_allclose(little["distance"], plenty["distance"], atol=1e-5)
+    with pytest.raises(ModelError, match="single one of the flags"):
+        denoiser.suggest(histories, flags(6))

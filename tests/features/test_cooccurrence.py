@@ -1,5 +1,7 @@
 """What other users have together, with the user's own history left out. Small shops that can be counted by eye."""
 
+import logging
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,6 +11,7 @@ from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows
+from llm4dsr.features import cooccurrence as cooccurrence_module
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
 
 TRAIN, TRACK, PAINT, BRUSH, DOLL = range(5)
@@ -152,3 +155,23 @@ def test_it_is_the_same_in_small_parts(monkeypatch, cells):
     assert (counts[left, right] == cooccurrence.counts).all()
     assert counts.sum() == cooccurrence.counts.sum()
     assert cooccurrence.features(some).shape == (len(some.items), N_FEATURES)
+
+
+def test_windows_that_do_not_fit_are_counted_and_described_in_smaller_parts(monkeypatch, caplog, tiny_demo):
+    train = tiny_demo.splits["train"].take(np.arange(60))
+    plenty = CooccurrenceCounts.fit(train, len(tiny_demo.catalogue), 0)
+    described = plenty.features(train)
+
+    def limited(windows, part):
+        if part.stop - part.start > 30:
+            raise MemoryError
+        return pairs_of(windows, part)
+
+    pairs_of = cooccurrence_module._pairs
+    monkeypatch.setattr(cooccurrence_module, "_pairs", limited)
+    with caplog.at_level(logging.WARNING, "llm4dsr"):
+        little = CooccurrenceCounts.fit(train, len(tiny_demo.catalogue), 0)
+        np.testing.assert_array_equal(little.features(train), described)
+    assert little.fingerprint == plenty.fingerprint
+    assert "interactions to count at a time from now on" in caplog.text
+    assert "windows to describe at a time from now on" in caplog.text

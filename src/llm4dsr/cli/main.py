@@ -32,6 +32,7 @@ from llm4dsr.cli.options import (
     Recipe,
     RunFolder,
     Seed,
+    SkipEstimate,
     read_config,
 )
 from llm4dsr.cli.terminal import bar, console, messages, set_up
@@ -40,6 +41,7 @@ from llm4dsr.core.memory import is_out_of_memory
 from llm4dsr.errors import LLM4DSRError, ModelError, plain
 
 if TYPE_CHECKING:  # what computes is imported inside the commands, so that --help is quick
+    from llm4dsr.data.dataset import Dataset
     from llm4dsr.pipeline import Run
 
 UNUSABLE = {  # errors of the system about a path that was given
@@ -74,7 +76,9 @@ options.__doc__ = __doc__  # Typer shows the callback's text as the program's he
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")] = Path("demo-run"), seed: Seed = None
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")] = Path("demo-run"),
+    seed: Seed = None,
+    skip_estimate: SkipEstimate = False,
 ) -> None:
     """Run everything on embedded data with the embedded model: no network, no GPU."""
     from llm4dsr.data.demo import make_demo
@@ -83,7 +87,7 @@ def demo(
     config = Config.from_yaml("demo")
     config = replace(config, seed=config.seed if seed is None else seed)
     data = make_demo(config.seed).data
-    _stages(Run.begin(out, config, data), data)
+    _stages(Run.begin(out, config, data), data, skip_estimate)
 
 
 @app.command()
@@ -97,6 +101,7 @@ def run(
     eta: Eta = None,
     limit: Limit = None,
     seed: Seed = None,
+    skip_estimate: SkipEstimate = False,
 ) -> None:
     """Run all stages, from the data to the result table. Interrupted, the same command resumes it."""
     from llm4dsr.denoise.decide import effective_policy
@@ -106,7 +111,7 @@ def run(
     chosen["decide"] |= {"policy": effective_policy(policy, eta, chosen["decide"]["policy"])}
     chosen["decide"] |= {"goal": goal} if goal is not None else {}
     chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
-    _stages(Run.begin(out, Config.from_dict(chosen, "run"), data), data)
+    _stages(Run.begin(out, Config.from_dict(chosen, "run"), data), data, skip_estimate)
 
 
 @app.command()
@@ -126,17 +131,15 @@ def prepare(
 
 
 @app.command()
-def train(run: RunFolder, overwrite: Overwrite = False) -> None:
+def train(run: RunFolder, overwrite: Overwrite = False, skip_estimate: SkipEstimate = False) -> None:
     """Tune the language model and calibrate it."""
-    with bar() as progress:
-        _open(run).train(progress, overwrite)
+    _alone(_open(run), "train", overwrite, skip_estimate)
 
 
 @app.command()
-def score(run: RunFolder, overwrite: Overwrite = False) -> None:
+def score(run: RunFolder, overwrite: Overwrite = False, skip_estimate: SkipEstimate = False) -> None:
     """Score the noise probability of every interaction."""
-    with bar() as progress:
-        _open(run).score(progress, overwrite)
+    _alone(_open(run), "score", overwrite, skip_estimate)
 
 
 @app.command()
@@ -274,18 +277,47 @@ def _open(folder: Path) -> Run:
     return Run(folder)
 
 
-def _stages(run: Run, data: Any) -> None:
+def _estimate(run: Run, data: Dataset, todo: list[str]) -> None:
+    """Tell what stages will need. Raises ModelError or OutputError if it cannot fit."""
+    from llm4dsr.pipeline.preflight import preflight
+
+    estimate = preflight(data, run.config, todo, run.folder)
+    if estimate is not None:
+        messages.print(estimate.line(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _alone(run: Run, name: str, overwrite: bool, skip_estimate: bool) -> None:
+    """Run one stage, after telling what it will need."""
+    with run.locked():
+        if run.done("prepare") and (overwrite or not run.done(name)) and not skip_estimate:
+            _estimate(run, run.data(), [name])
+        with bar() as progress:
+            getattr(run, name)(progress, overwrite)
+
+
+def _stages(run: Run, data: Any, skip_estimate: bool = False) -> None:
     """Run the stages that are not complete yet, and show the result."""
     from llm4dsr.pipeline import STAGES
 
+    todo = [name for name in STAGES if not run.done(name)]
+
+    def check(loaded: Dataset) -> None:
+        if not skip_estimate:
+            _estimate(run, loaded, todo)
+
     with run.locked():
+        if run.done("prepare"):
+            check(run.data())
         for name in STAGES:
             if run.done(name):
                 messages.print(f"[bold]{name}[/bold] is complete already")
                 continue
             messages.print(f"[bold]{name}[/bold]")
             with bar() as progress:
-                run.make(name, data, progress)
+                if name == "prepare":
+                    run.prepare(data, check=check)
+                else:
+                    run.make(name, data, progress)
             if name == "decide":
                 _show_tried(run)
         messages.print("[bold]report[/bold]")

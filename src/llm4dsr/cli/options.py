@@ -22,6 +22,9 @@ Limit = Annotated[
     int | None, typer.Option("--limit", "-n", min=0, help="Windows used of each split, for a quick look; 0 = all.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of everything random.")]
+SkipEstimate = Annotated[
+    bool, typer.Option("--skip-estimate", help="Start without telling what it needs, and even if that cannot fit.")
+]
 Policy = Annotated[
     str | None, typer.Option(help="How η is read: percentile, probability, precision, rate; or validation.")
 ]

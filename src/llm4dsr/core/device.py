@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -84,6 +84,77 @@ def run_or_oom(run: Callable[[], T]) -> T | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def random_state() -> Callable[[], None]:
+    """Return a function that restores the random state that torch has now."""
+    cpu, gpu = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore() -> None:
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu)
+
+    return restore
+
+
+def in_parts(parts: Iterable[slice], run: Callable[[slice], T], of: str) -> Iterator[tuple[slice, T]]:
+    """Run a function on slices; on out-of-memory, halve the slice and all that follow, and log a warning.
+
+    Parameters
+    ----------
+    parts : iterable of slice
+        Slices with start and stop.
+    run : callable
+        Slice → its result.
+    of : str
+        What a slice holds, for messages, such as "histories".
+
+    Yields
+    ------
+    part : slice
+        The slice, or a part of it.
+    result
+        Of `run` on it.
+
+    Raises
+    ------
+    ModelError
+        If a slice of one does not fit into memory.
+
+    Examples
+    --------
+    >>> [(part.stop, found) for part, found in in_parts([slice(0, 3), slice(3, 4)], lambda part: part.start, "rows")]
+    [(3, 0), (4, 3)]
+    """
+    most = 0
+    for part in parts:
+        start = part.start
+        while start < part.stop:
+            here = slice(start, min(part.stop, start + most) if most else part.stop)
+            found = run_or_oom(lambda here=here: run(here))  # type: ignore[misc]
+            if found is None:
+                most = halve_batch(here.stop - here.start, of)
+                continue
+            yield here, found
+            start = here.stop
+
+
+def halve_batch(size: int, of: str) -> int:
+    """Return half of a batch that did not fit into memory, and log a warning.
+
+    Raises
+    ------
+    ModelError
+        If the batch holds one of them only.
+    """
+    if size < 2:
+        raise ModelError(
+            f"Out of memory with a single one of the {of} at a time. Use a smaller model, fewer items, or a larger "
+            "machine."
+        )
+    log.warning("Out of memory: %d %s at a time from now on, instead of %d.", size // 2, of, size)
+    return size // 2
 
 
 def halve_budget(budget: int, single: bool = False) -> int:

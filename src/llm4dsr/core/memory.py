@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -32,18 +33,40 @@ def peak_memory_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
+def resident_memory() -> int:
+    """Return the bytes of main memory that this process uses now; its peak where only that is known."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_memory_mb() * 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def available_memory() -> int:
     """Return the bytes that this process may still use, within its container's limit; 0 if unknown."""
     found = []
-    try:
+    with suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError):
+        found.append(free_in_container(Path("/sys/fs/cgroup")))
     names = getattr(os, "sysconf_names", {})
     if not found and "SC_PHYS_PAGES" in names:  # not Linux: all memory of the machine
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     return max(0, min(found, default=0))
+
+
+def free_in_container(folder: Path) -> int:
+    """Return the bytes that are free within the limit of a control group (cgroup version 2).
+
+    Files that the group has read are cached in its memory, but make room when needed. So they count as free.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is no limit.
+    """
+    limit = int((folder / "memory.max").read_text(encoding="ascii"))  # "max" is no number
+    used = int((folder / "memory.current").read_text(encoding="ascii"))
+    cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(encoding="ascii"), re.M)
+    return limit - used + (int(cached[1]) if cached else 0)

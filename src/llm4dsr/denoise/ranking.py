@@ -8,8 +8,9 @@ injected items, whose originals were replaced.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from llm4dsr.config import Config
 from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
-from llm4dsr.core.device import precision
+from llm4dsr.core.device import halve_batch, precision, run_or_oom
 from llm4dsr.core.progress import log
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
@@ -199,7 +200,8 @@ def ranking_features(
     flagged: BoolArray,
     config: Config,
     histories: IntArray | None = None,
-) -> Iterator[tuple[IntArray, Tensor]]:
+    read: Callable[[IntArray, Tensor], Any] = lambda _, features: features,
+) -> Iterator[tuple[IntArray, Any]]:
     """Describe every item as a suggestion for each flag, by the items of the window that are not flagged.
 
     Parameters
@@ -210,13 +212,22 @@ def ranking_features(
         [n] True where items are described.
     histories : array of int, optional
         [F] the history of each flag, ascending. Default: the window.
+    read : callable, optional
+        Flags [G] and their features → what is made of them. On out-of-memory it is called again, for fewer flags.
+        Default: the features.
 
     Yields
     ------
     flags : array of int
         G flags, in the order of np.flatnonzero(flagged); the flags of a history come together.
-    features : Tensor
-        [K, G, N] what `RankingWeights` weighs; the first is the cosine of title vector and predicted vector.
+    result
+        Of `read` on their features: [K, G, N] what `RankingWeights` weighs; the first is the cosine of title vector
+        and predicted vector.
+
+    Raises
+    ------
+    ModelError
+        If the flags of a single history do not fit into memory.
     """
     assert model.vectors is not None
     rows, positions = windows.owners[flagged], windows.positions[flagged]
@@ -225,11 +236,8 @@ def ranking_features(
     size = max(1, SCORES // 8 // len(vectors))
     counts = builder.cooccurrence
     popularity = None if counts is None else torch.log1p(torch.tensor(counts.popularity).float())
-    begin = 0
-    while begin < len(rows):
-        ends = np.append(starts[starts > begin], len(rows))  # never inside a history
-        end = int(ends[ends <= begin + size].max(initial=ends[0]))
-        group, begin = np.arange(begin, end), end
+
+    def describe(group: IntArray) -> Tensor:
         some = windows.take(rows[group])
         if config.model.readout == "per_position":
             prompts = builder.prompts(some)
@@ -249,4 +257,16 @@ def ranking_features(
             columns.append(torch.log1p(10 * torch.from_numpy(counts.neighbor_scores(some, context)).float()))
             columns.append(torch.from_numpy(counts.vectors.similarities(some, context)))
             columns.append(popularity.expand_as(cosine))
-        yield group, torch.stack(columns)
+        return torch.stack(columns)
+
+    begin = 0
+    while begin < len(rows):
+        ends = np.append(starts[starts > begin], len(rows))  # never inside a history
+        end = int(ends[ends <= begin + size].max(initial=ends[0]))
+        group = np.arange(begin, end)
+        found = run_or_oom(lambda group=group: (read(group, describe(group)),))  # type: ignore[misc]
+        if found is None:
+            size = halve_batch(1 if end == ends[0] else len(group), "flags")
+            continue
+        yield group, found[0]
+        begin = end

@@ -119,7 +119,8 @@ def suggest(
     of = rows if history_rows is None else history_rows[rows]  # [F] the history of each flag
     if config.model.item_input == "soft_token":
         rank = ranking_weights or RankingWeights()
-        for group, evidence in ranking_features(model, builder, windows, flagged, config, of):
+
+        def choose(group: IntArray, evidence: Tensor) -> IntArray:
             asked, at = np.unique(of[group], return_inverse=True)
             barred = torch.from_numpy(~allowed_items(whole.take(asked), catalogue)[at])
             log_p, order = (
@@ -131,6 +132,9 @@ def suggest(
             found, chosen = group[any_left], items[any_left]
             out.items[found], out.probability[found] = chosen, np.exp(log_p[any_left, chosen])
             out.distance[found] = 1 - evidence[0].numpy()[any_left, chosen]
+            return found
+
+        for group, found in ranking_features(model, builder, windows, flagged, config, of, choose):
             for i in found:
                 out.grounding[i] = "nearest_vector"
             if progress:

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.core.arrays import FloatArray, IntArray
-from llm4dsr.core.device import fp32_weights, halve_budget, pick_device, precision, run_or_oom, seeded
+from llm4dsr.core.device import (
+    fp32_weights,
+    halve_budget,
+    pick_device,
+    precision,
+    random_state,
+    run_or_oom,
+    seeded,
+)
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
@@ -231,8 +239,7 @@ def _backward(
 
     On out-of-memory the step starts again in smaller passes, with the same draws.
     """
-    numpy_state, torch_state = rng.bit_generator.state, torch.get_rng_state()
-    cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    numpy_state, restore = rng.bit_generator.state, random_state()
 
     def passes() -> tuple[float, FloatArray]:
         loss, unlabeled = 0.0, [np.empty(0)]
@@ -246,9 +253,7 @@ def _backward(
         budget = halve_budget(budget)
         model.zero_grad()
         rng.bit_generator.state = numpy_state
-        torch.set_rng_state(torch_state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state(cuda_state)
+        restore()
     if not np.isfinite(found[0]):
         raise ModelError("The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32.")
     return *found, budget

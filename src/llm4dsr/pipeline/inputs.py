@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llm4dsr.data.validate import validate
 from llm4dsr.errors import DataError, OutputError
 
 Inputs = dict[str, dict[str, Any]]  # path → size, time and hash
+Check = Callable[[Dataset], object]  # what it raises stops a run before windows are written
 
 
 def origin(data: str | Path | Dataset) -> str:

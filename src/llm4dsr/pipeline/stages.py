@@ -34,7 +34,7 @@ from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.pipeline.deciding import REVIEWED, check_labels, flag_splits, overruled, replaced_as_reviewed
-from llm4dsr.pipeline.inputs import inputs_of, origin, read_checked
+from llm4dsr.pipeline.inputs import Check, inputs_of, origin, read_checked
 from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
@@ -76,8 +76,8 @@ class Run(RunFolder):
         else:
             getattr(self, stage)(progress)
 
-    def prepare(self, data: str | Path | Dataset, overwrite: bool = False) -> None:
-        """Read the data, check them, and write windows/.
+    def prepare(self, data: str | Path | Dataset, overwrite: bool = False, check: Check = lambda _: None) -> None:
+        """Read the data, check them, and write windows/. What `check` raises of the windows stops the run before that.
 
         Raises
         ------
@@ -90,9 +90,9 @@ class Run(RunFolder):
             if self.config.limit:
                 limited = {k: limit_windows(w, self.config.limit, self.config.seed) for k, w in loaded.splits.items()}
                 loaded = Dataset(loaded.catalogue, limited, loaded.report)
+            check(loaded)
             loaded.write(out)
-            facts["items"] = len(loaded.catalogue)
-            facts["dropped"] = loaded.report
+            facts |= {"items": len(loaded.catalogue), "dropped": loaded.report}
             facts["windows"] = {k: len(w) for k, w in loaded.splits.items()}
 
     def train(self, progress: Progress | None = None, overwrite: bool = False) -> None:

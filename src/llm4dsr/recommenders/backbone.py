@@ -10,7 +10,7 @@ To train a backbone, use `training.train`. Ranking with a language model is in `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from llm4dsr.config import RecommenderConfig
 from llm4dsr.core.arrays import PAD, IntArray, ranges
+from llm4dsr.core.device import in_parts
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError
 
@@ -59,6 +60,7 @@ class Backbone(nn.Module):
         if not 0 <= config.dropout < 1:
             raise ConfigError(f"{self.name}: dropout = {config.dropout}; expected a number from 0 to below 1.")
         self.n_items, self.config = n_items, config
+        self._room: int | None = None
         self.items = nn.Embedding(n_items + 2, config.hidden_size, padding_idx=n_items)  # last two rows: PAD, MASK
         nn.init.normal_(self.items.weight, std=INITIAL)
         with torch.no_grad():
@@ -121,7 +123,11 @@ class Backbone(nn.Module):
     @property
     def room(self) -> int:
         """Number of scores that may be in memory at once."""
-        return MAX_SCORES * (GPU_FACTOR if self.device.type == "cuda" else 1)
+        return self._room or MAX_SCORES * (GPU_FACTOR if self.device.type == "cuda" else 1)
+
+    def shrink(self, room: int) -> None:
+        """Let no more than `room` scores be in memory at once, after more ran out of it."""
+        self._room = min(self.room, max(1, room))
 
     @property
     def item_vectors(self) -> Tensor:
@@ -163,11 +169,14 @@ class Backbone(nn.Module):
             [W] ranks from 1 to n_items, 1 = best.
         """
         ranks = np.empty(len(targets), dtype=np.int64)
-        for part, scores in self.score_batches(histories):
+
+        def rank(part: slice, scores: Tensor) -> None:
             columns = torch.from_numpy(targets[part]).to(scores.device)
             # Count the items below the target, not those above it: a target whose score is NaN then ranks last.
             below = torch.count_nonzero(scores < scores.gather(1, columns.unsqueeze(1)), dim=1)
             ranks[part] = (self.n_items - below).cpu().numpy()
+
+        self.read_scores(histories, rank)
         return ranks
 
     def recommend(self, histories: Windows, k: int) -> IntArray:
@@ -186,35 +195,40 @@ class Backbone(nn.Module):
             [W, k] catalogue rows, best first; PAD after an empty history.
         """
         out = np.full((len(histories), k), PAD)
-        for part, scores in self.score_batches(histories):
+
+        def show(part: slice, scores: Tensor) -> None:
             out[part] = scores.topk(k, dim=1).indices.cpu().numpy()
+
+        self.read_scores(histories, show)
         out[histories.lengths == 0] = PAD
         return out
 
-    def score_batches(self, histories: Windows) -> Iterator[tuple[slice, Tensor]]:
+    def read_scores(self, histories: Windows, read: Callable[[slice, Tensor], None]) -> None:
         """Score the whole catalogue, in batches of histories that fit in memory.
 
         Parameters
         ----------
         histories : Windows
             Histories, without their targets.
-
-        Yields
-        ------
-        part : slice
-            The histories of the batch.
-        scores : Tensor of float
-            [B, n_items] unbounded, higher = more likely next.
+        read : callable
+            Called with the histories of a batch, as a slice, and their scores [B, n_items]: unbounded, higher = more
+            likely next. On out-of-memory it is called again, for a part of them.
         """
         was_training = self.training
         self.eval()
         size = max(1, self.room // self.n_items)
+
+        def score(part: slice) -> bool:
+            ends, lengths = histories.offsets[1:][part], histories.lengths[part]
+            batch = torch.from_numpy(recent(histories.items, ends, lengths, self.config.history, PAD))  # [B, history]
+            read(part, self.last_states(batch.to(self.device)) @ self.item_vectors.T)
+            return True
+
+        count = len(histories)
+        parts = [slice(start, min(count, start + size)) for start in range(0, count, size)]
         with torch.inference_mode():
-            for start in range(0, len(histories), size):
-                part = slice(start, start + size)
-                ends, lengths = histories.offsets[1:][part], histories.lengths[part]
-                batch = torch.from_numpy(recent(histories.items, ends, lengths, self.config.history, PAD))
-                yield part, self.last_states(batch.to(self.device)) @ self.item_vectors.T
+            for _ in in_parts(parts, score, f"histories for {self.name}"):
+                pass
         self.train(was_training)
 
 

@@ -50,8 +50,8 @@ class EASE(Neighborhood):
                 "available. Use evaluate.backbone: itemknn, or windows with fewer items."
             )
         gram = torch.empty(n_items, n_items)
-        for part, pairs in pair_blocks(users):
-            gram[part] = torch.from_numpy(pairs.toarray())
+        for part, pairs in pair_blocks(users, lambda _, pairs: torch.from_numpy(pairs.toarray())):
+            gram[part] = pairs
         gram.diagonal().add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(gram)
         del gram

@@ -6,7 +6,11 @@ import numpy as np
 from scipy import sparse
 
 from llm4dsr.core.arrays import FloatArray
+from llm4dsr.core.memory import available_memory
+from llm4dsr.errors import ModelError
 from llm4dsr.recommenders.neighborhood import Neighborhood, pair_blocks
+
+SAMPLE = 200  # items whose neighbors are counted, to tell the memory that all need
 
 
 class ItemKNN(Neighborhood):
@@ -22,6 +26,11 @@ class ItemKNN(Neighborhood):
     config : NeighborhoodConfig
         Options `neighbors` and `shrink`; `decay` for ranking.
 
+    Raises
+    ------
+    ModelError
+        If the weights do not fit into the available memory.
+
     References
     ----------
     Sarwar et al. (2001), WWW, section 3.1.1; Deshpande and Karypis (2004), ACM TOIS 22, section 4.
@@ -32,7 +41,14 @@ class ItemKNN(Neighborhood):
     def item_weights(self, users: sparse.csr_matrix) -> sparse.csr_matrix:
         """Compute the similarities [n_items, n_items], in [0, 1], 0 on the diagonal."""
         squares = np.asarray(users.power(2).sum(axis=0), dtype=np.float64).ravel()  # [n_items]
-        blocks = [self._similar(part, pairs, squares) for part, pairs in pair_blocks(users)]
+        needed, available = weight_bytes(users, self.config.neighbors), available_memory()
+        if needed > available > 0:
+            raise ModelError(
+                f"item-kNN needs {needed / 2**30:.1f} GiB of memory for {users.shape[1]} items; "
+                f"{available / 2**30:.1f} GiB are available. Lower evaluate.neighborhood.neighbors (0 keeps all), or "
+                "use windows with fewer items."
+            )
+        blocks = [block for _, block in pair_blocks(users, lambda part, pairs: self._similar(part, pairs, squares))]
         return sparse.vstack(blocks, format="csr", dtype=np.float32)
 
     def _similar(self, part: slice, pairs: sparse.csr_matrix, squares: FloatArray) -> sparse.csr_matrix:
@@ -51,3 +67,24 @@ class ItemKNN(Neighborhood):
             kept &= place < self.config.neighbors
         data = similar[kept].astype(np.float32)
         return sparse.csr_matrix((data, (row[kept], column[kept])), shape=(size, n_items))
+
+
+def weight_bytes(users: sparse.csr_matrix, neighbors: int) -> int:
+    """Return the bytes that all similarities need, by those of evenly spaced items; twice while they are joined.
+
+    Parameters
+    ----------
+    users : csr_matrix of float
+        [users, n_items] as `neighborhood.user_matrix` makes it.
+    neighbors : int
+        Most that are kept for each item; 0 = all.
+
+    Examples
+    --------
+    >>> weight_bytes(sparse.csr_matrix(np.ones((2, 3), np.float32)), 0)  # nine similarities, a value and a column each
+    144
+    """
+    n_items = users.shape[1]
+    some = users.T.tocsr()[:: max(1, n_items // SAMPLE)]
+    stored = (some @ users).getnnz(axis=1)
+    return int(2 * 8 * n_items * np.mean(np.minimum(stored, neighbors) if neighbors else stored))

@@ -280,10 +280,12 @@ class LLaRA:
 
         Fewer if scores tie at the limit: tied items all have the lowest of their ranks.
         """
-        count = min(self.config.candidates, self.sasrec.n_items)
-        out = []
-        for _, scores in self.sasrec.score_batches(histories):
+        count, out = min(self.config.candidates, self.sasrec.n_items), list[IntArray]()
+
+        def choose(_: slice, scores: Tensor) -> None:
             best, rows = scores.topk(min(count + 1, self.sasrec.n_items), dim=1)
             beyond = best[:, count:].max(1, keepdim=True).values if best.shape[1] > count else -torch.inf
-            out += [row[kept].cpu().numpy() for row, kept in zip(rows, best > beyond, strict=True)]
+            out.extend([row[kept].cpu().numpy() for row, kept in zip(rows, best > beyond, strict=True)])
+
+        self.sasrec.read_scores(histories, choose)
         return out

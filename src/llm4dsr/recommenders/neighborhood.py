@@ -9,7 +9,7 @@ trained = fit_neighborhood(EASE, train, valid, len(catalogue), NeighborhoodConfi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from scipy import sparse
 
 from llm4dsr.config import NeighborhoodConfig
 from llm4dsr.core.arrays import PAD, IntArray
+from llm4dsr.core.device import T, in_parts
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.windows import Windows
 from llm4dsr.metrics import ndcg
@@ -74,8 +75,11 @@ class Neighborhood:
             [W] ranks from 1 to n_items, 1 = best.
         """
         ranks = np.empty(len(targets), dtype=np.int64)
-        for part, scores in self._score_batches(histories):
+
+        def rank(part: slice, scores: Any) -> None:
             ranks[part] = scores.shape[1] - _count_below(scores, targets[part], self.tolerance)
+
+        self._read_scores(histories, rank)
         return ranks
 
     def recommend(self, histories: Windows, k: int) -> IntArray:
@@ -94,25 +98,33 @@ class Neighborhood:
             [W, k] catalogue rows, best first; PAD where an item scores no more than an unrelated one, which is 0.
         """
         out = np.full((len(histories), k), PAD)
-        for part, scores in self._score_batches(histories):
+
+        def show(part: slice, scores: Any) -> None:
             if not sparse.issparse(scores):
                 best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
                 out[part] = np.where(np.take_along_axis(scores, best, axis=1) > self.tolerance, best, PAD)
-                continue
+                return
             row = np.repeat(np.arange(scores.shape[0]), scores.getnnz(axis=1))
             order = np.lexsort((scores.indices, -scores.data, row))  # history after history, best first
             rank = np.arange(len(order)) - scores.indptr[row]
             is_shown = (rank < k) & (scores.data[order] > self.tolerance)
             out[part][row[is_shown], rank[is_shown]] = scores.indices[order[is_shown]]
+
+        self._read_scores(histories, show)
         return out
 
-    def _score_batches(self, histories: Windows) -> Iterator[tuple[slice, Any]]:
-        """Slices of the histories with the scores [B, n_items] of all items."""
+    def _read_scores(self, histories: Windows, read: Callable[[slice, Any], None]) -> None:
+        """Call `read` with slices of the histories and the scores [B, n_items] of all items; again on out-of-memory."""
         n_items = self.weights.shape[0]
-        read = history_matrix(histories, n_items, self.config.decay)
+        weighted = history_matrix(histories, n_items, self.config.decay)
         neighbors = self.weights.getnnz(axis=1) if sparse.issparse(self.weights) else np.full(n_items, n_items)
-        for part in _batches(read, neighbors, n_items):
-            yield part, read[part] @ self.weights
+
+        def score(part: slice) -> bool:
+            read(part, weighted[part] @ self.weights)
+            return True
+
+        for _ in in_parts(_batches(weighted, neighbors, n_items), score, f"histories for {self.name}"):
+            pass
 
 
 def fit_neighborhood(
@@ -227,24 +239,28 @@ def history_matrix(histories: Windows, n_items: int, decay: float) -> sparse.csr
     return sparse.csr_matrix((weights.astype(np.float32), (rows, histories.items)), shape=shape)
 
 
-def pair_blocks(users: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+def pair_blocks(users: sparse.csr_matrix, read: Callable[[slice, sparse.csr_matrix], T]) -> Iterator[tuple[slice, T]]:
     """Compute usersᵀ · users in blocks of rows that fit in memory.
 
     Parameters
     ----------
     users : csr_matrix of float
         [users, n_items] as `user_matrix` makes it.
+    read : callable
+        The items of a block, as a slice, and their pairs [B, n_items] → what is made of them. A pair has the sum over
+        users of the product of both items' weights, without them the users of both items. On out-of-memory it is called
+        again, for a part of the block.
 
     Yields
     ------
     part : slice
         The items of the block.
-    pairs : csr_matrix of float
-        [B, n_items] sum over users of the product of both items' weights, without them the users of both items.
+    result
+        Of `read`.
     """
     items = users.T.tocsr()
-    for part in _batches(items, users.getnnz(axis=1), users.shape[1]):
-        yield part, items[part] @ users
+    parts = _batches(items, users.getnnz(axis=1), users.shape[1])
+    yield from in_parts(parts, lambda part: read(part, items[part] @ users), "items")
 
 
 def _batches(left: sparse.csr_matrix, counts: IntArray, width: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llm4dsr.config import RecommenderConfig
 from llm4dsr.core.arrays import PAD, IntArray
-from llm4dsr.core.device import pick_device, seeded
+from llm4dsr.core.device import halve_batch, pick_device, random_state, run_or_oom, seeded
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
@@ -178,15 +178,25 @@ def _step(
     width = {"full": model.n_items, "sampled": config.negatives, "bce": 1}[config.loss]
     count = int((targets != PAD).sum())
     per_row = -(-count // len(targets)) * width
-    total = torch.zeros((), device=device)
-    optimizer.zero_grad()
-    for rows in torch.split(torch.arange(len(inputs), device=device), max(1, model.room // max(1, per_row))):
-        predicted = targets[rows] != PAD  # [B, L]
-        losses = _losses(model, inputs[rows], targets[rows], negatives)
-        loss = (losses * weights[rows][predicted]).sum() / count
-        loss = loss + model.penalty(inputs[rows]) * (len(rows) / len(inputs))
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+    restore = random_state()
+
+    def passes() -> Tensor:
+        total = torch.zeros((), device=device)
+        optimizer.zero_grad()
+        for rows in torch.split(torch.arange(len(inputs), device=device), size):
+            predicted = targets[rows] != PAD  # [B, L]
+            losses = _losses(model, inputs[rows], targets[rows], negatives)
+            loss = (losses * weights[rows][predicted]).sum() / count
+            loss = loss + model.penalty(inputs[rows]) * (len(rows) / len(inputs))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    size = min(len(inputs), max(1, model.room // max(1, per_row)))
+    while (total := run_or_oom(passes)) is None:  # again, in smaller passes with the same draws
+        size = halve_batch(size, f"windows of {model.name}")
+        model.shrink(size * per_row)
+        restore()
     optimizer.step()
     return total
 

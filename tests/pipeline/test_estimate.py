@@ -1,0 +1,271 @@
+"""What a run will need, against values computed by hand; what cannot fit is refused before any work."""
+
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llm4dsr import Config
+from llm4dsr.cli.main import main
+from llm4dsr.core.memory import free_in_container
+from llm4dsr.data.dataset import Dataset
+from llm4dsr.errors import ModelError, OutputError
+from llm4dsr.lm.shape import LMShape, lm_shape
+from llm4dsr.pipeline import STAGES, preflight
+from llm4dsr.pipeline.estimate import (
+    Need,
+    checkpoint_bytes,
+    disk_of_model,
+    logit_bytes,
+    model_bytes,
+    needs,
+    optimizer_bytes,
+    peak_disk,
+    ranking_fit_bytes,
+    recommender_bytes,
+    token_bytes,
+    tuning_bytes,
+)
+from llm4dsr.pipeline.preflight import Estimate
+from llm4dsr.pipeline.preflight import preflight as check
+from llm4dsr.pipeline.probe import Speeds, seconds
+from llm4dsr.pipeline.sizes import Sizes, distinct_pairs
+
+from ..lm.test_model_sources import configured, make_checkpoint
+
+SPLITS = {"train": 100, "valid": 20, "test": 20}
+SIZES = Sizes(
+    items=1000, characters=30_000, windows=SPLITS, interactions={name: 10 * n for name, n in SPLITS.items()},
+    models={"train": 1.0, "valid": 2.0, "test": 2.0}, width=11, pairs=4500, tokens=14.0, title_tokens=0.0, rows=3,
+)  # fmt: skip
+LM = LMShape(parameters=1000, trainable=1000, hidden=8, intermediate=32, layers=2, heads=2, vocabulary=300)
+WORKERS = {"itemknn": 1, "ease": 1, "evaluate": 2}
+TITLES = Config.from_dict({"model": {"item_input": "title", "readout": "title", "pretrain_epochs": 0}})
+
+
+def configuration(**sections: dict) -> Config:
+    return Config.from_dict({**sections, "model": {"vector_size": 4, **sections.get("model", {})}})
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_and_optimizer():
+    """Title vectors have 4 + 4 + 2 columns; two projectors of 10 × 8."""
+    config = configuration()
+    assert model_bytes(LM, config) == 4 * (1000 + 2 * 80)
+    assert optimizer_bytes(LM, config) == 12 * (1000 + 2 * 80)  # a gradient and two moments
+    half = replace(config, model=replace(config.model, dtype="bf16"))
+    assert optimizer_bytes(LM, half) == 14 * (1000 + 2 * 80)  # and fp32 weights beside those of half precision
+    assert checkpoint_bytes(LM, config) == 12 * (1000 + 2 * 80)
+
+
+def test_activations_grow_with_layers_in_tuning_alone():
+    layer = 14 * 8 + 4 * 32 + 3 * 2 * 14
+    assert token_bytes(LM, configuration(), 14.0, tuned=True) == 4 * (2 * layer + 4 * 8)
+    assert token_bytes(LM, configuration(), 14.0, tuned=False) == 4 * (6 * 8 + 3 * 32)
+    fused = configuration(model={"dropout": 0.0})  # attention is not kept
+    assert token_bytes(LM, fused, 14.0, tuned=True) == 4 * (2 * (14 * 8 + 4 * 32) + 4 * 8)
+
+
+def test_logits_are_read_where_titles_are_written():
+    assert logit_bytes(LM, configuration(), SIZES) == 0
+    whole = replace(TITLES, task=replace(TITLES.task, whole_prompt_loss=True))
+    assert logit_bytes(LM, whole, SIZES) == 3 * 4 * 300
+    assert logit_bytes(LM, TITLES, replace(SIZES, title_tokens=3.5)) == 3 * 4 * 300 // 2  # two titles of 14 tokens
+
+
+def test_a_pass_holds_no_more_than_the_step_and_the_budget():
+    config = configuration()
+    fixed = 3 * model_bytes(LM, config) + optimizer_bytes(LM, config)
+    each = token_bytes(LM, config, 14.0, tuned=True)
+    assert tuning_bytes(LM, config, SIZES) == fixed + 100 * 14 * each  # 100 windows in one step of up to 256
+    assert tuning_bytes(LM, config, SIZES, batch_tokens=70) == fixed + 70 * each
+    assert tuning_bytes(LM, config, SIZES, batch_tokens=1) == fixed + 14 * each  # a window at least
+
+
+def test_lora_tunes_two_matrices_for_each_module(tiny_demo, tmp_path):
+    """Rank 8: four modules of 16 × 16 and three of 16 × 32, or two of the first alone. Weights are not read."""
+    config = configured(make_checkpoint(tmp_path, tiny_demo.catalogue.titles)).model
+    (tmp_path / "model.safetensors").unlink()
+    shape, tokenizer = lm_shape(config, tiny_demo.catalogue.titles, 512)
+    assert (shape.hidden, shape.layers, shape.heads, shape.intermediate) == (16, 1, 2, 32)
+    assert shape.vocabulary == len(tokenizer)
+    assert shape.parameters == 2 * 16 * shape.vocabulary + 4 * 16**2 + 3 * 16 * 32 + 3 * 16
+    assert shape.trainable == 8 * (4 * (16 + 16) + 3 * (16 + 32))
+    two = replace(config, lora_targets=("q_proj", "v_proj"))
+    assert lm_shape(two, tiny_demo.catalogue.titles, 512)[0].trainable == 2 * 8 * (16 + 16)
+
+
+def test_item_item_matrices_and_workers():
+    ease = configuration(evaluate={"backbone": "ease"})
+    assert recommender_bytes(SIZES, ease) == int(2.2 * 4 * 1000**2)
+    one, two = (needs(SIZES, LM, ease, {**WORKERS, "evaluate": n}, 10**9, gpu=False)["evaluate"].memory for n in (1, 2))
+    assert two - one == recommender_bytes(SIZES, ease) + 2 * 10**9  # the processes, beside this one
+    assert needs(SIZES, LM, ease, WORKERS, 10**9, gpu=True)["evaluate"].gpu == 0  # it is fitted on the CPU
+    assert needs(SIZES, LM, configuration(), WORKERS, 10**9, gpu=True)["evaluate"].gpu > 0
+
+
+def test_ranking_is_fitted_on_a_bounded_number_of_cells():
+    assert ranking_fit_bytes(SIZES, configuration()) == 46 * 20 * 1000
+    many = replace(SIZES, windows={**SPLITS, "valid": 10**6})
+    assert ranking_fit_bytes(many, configuration()) == 46 * 30_000_000
+    assert ranking_fit_bytes(many, TITLES) == 0
+
+
+def test_distinct_pairs():
+    few = replace(SIZES, pairs=100)
+    assert distinct_pairs(few) == pytest.approx(100, rel=0.001)  # hardly any pair twice
+    assert distinct_pairs(replace(SIZES, pairs=10**9)) == 1000 * 999 / 2  # each
+
+
+# --- disk and time ---------------------------------------------------------------------------------------------------
+
+
+def test_disk_of_a_model_grows_with_its_folds():
+    config = configuration()
+    one = replace(config, train=replace(config.train, folds=1))
+    weights, vectors = 4 * 1000 + 8 * 10 * 8, 4 * 1000 * 10
+    assert disk_of_model(SIZES, LM, config) - disk_of_model(SIZES, LM, one) == 2 * (weights + vectors + 2**18)
+
+
+def test_parts_of_a_stage_count_only_while_it_works():
+    found = {"train": Need(0, 0, 10, 30), "score": Need(0, 0, 20, 5), "evaluate": Need(0, 0, 7, 0)}
+    assert peak_disk(found, ["train", "score", "evaluate"]) == 40
+    assert peak_disk(found, ["score", "evaluate"]) == 27
+
+
+def test_time_is_measured_seconds_times_steps():
+    """100 windows in 3 folds, 5 epochs; 20 + 20 windows of two models each; noise is injected above 1,000 windows."""
+    speeds = Speeds(tuned=1.0, scored=0.01, suggested=0.1, suggesting=0.0, features=7.0, recommender=11.0, judged=2.0)
+    config = configuration(decide={"policy": "probability"}, evaluate={"seeds": 2})
+    found = seconds(speeds, SIZES, config, workers=4)
+    calibrated = 20 * 2 * (1 + 2 * 3) + (1 + 2) * 100  # two kinds of noise; in training once each
+    assert found["train"] == pytest.approx(7 + 3 * 5 * 100 * 2 / 3 + 0.01 * calibrated)
+    assert found["score"] == pytest.approx(0.01 * (100 + 2 * 20 * 2))
+    assert (found["decide"], found["suggest"]) == (0, pytest.approx(0.1 * 0.1 * 1400))
+    assert found["evaluate"] == 2 * 11  # 3 rows of 2 seeds, four at a time
+    tried = seconds(replace(speeds, suggesting=1.0), SIZES, configuration(), workers=4)
+    assert tried["decide"] == pytest.approx(0.1 * (0.05 + 0.1) * 1400 + 2 * (3 + 20) + 7 * 2)  # 2 rates of 3 actions
+    assert tried["suggest"] == 0  # made by then
+
+
+def test_an_estimate_in_words():
+    needed = {"train": Need(2**30, 0, 2**20, 0), "score": Need(0, 0, 0, 0)}
+    found = Estimate(needed, {"train": 200.0, "score": 20.0}, 2**29)
+    assert found.line() == "Needs about 1.5 GiB of memory, 1 MiB of disk and 4 min (train 3 min, score 20 s)."
+
+
+# --- before a run starts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [("soft_token", "per_position"), ("title", "title")], ids=["soft tokens", "titles"])
+def test_every_stage_still_to_do_is_told(form, tiny_demo, tmp_path):
+    state = torch.get_rng_state()
+    settings = {"item_input": form[0], "readout": form[1], "hidden_size": 16, "layers": 1, "vector_size": 16}
+    config = Config.from_dict({"threads": 1, "model": settings, "evaluate": {"recommender": {"epochs": 1}}})
+    found = check(tiny_demo, config, STAGES, tmp_path / "run")
+    assert found is not None
+    assert list(found.needs) == list(STAGES)
+    assert all(found.seconds[name] > 0 for name in ("train", "score", "decide", "evaluate"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not (tmp_path / "run").exists()
+    rest = check(tiny_demo, config, STAGES[4:], tmp_path / "run")
+    assert rest is not None
+    assert list(rest.needs) == list(STAGES[4:])
+
+
+def test_too_little_data_is_left_to_the_stage_that_says_so(tiny_demo, tmp_path):
+    few = Dataset(tiny_demo.catalogue, {name: w.take(np.arange(5)) for name, w in tiny_demo.splits.items()})
+    assert check(few, Config(), STAGES, tmp_path) is None
+
+
+@pytest.fixture
+def large() -> Sizes:
+    """A million items: EASE would take 8 TB."""
+    return replace(SIZES, items=10**6, windows={**SPLITS, "train": 10**6})
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """free(memory=bytes, disk=bytes)"""
+
+    def be(memory: int = 2**40, disk: int = 2**50) -> None:
+        monkeypatch.setattr(preflight, "available_memory", lambda: memory)
+        usage = namedtuple("usage", "free")(disk)
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage)
+
+    return be
+
+
+@pytest.mark.parametrize(
+    ("sections", "memory", "advice"),
+    [
+        ({"evaluate": {"backbone": "ease"}}, 2**36, "evaluate needs about .* Use evaluate.backbone: itemknn"),
+        (
+            {"train": {"batch_windows": 10**6, "batch_tokens": 10**9}},
+            2**34,
+            "train needs .* Lower train.batch_tokens",
+        ),
+        ({}, 2**26, r"fewer windows \(--limit\)"),
+    ],
+    ids=["EASE", "passes", "all"],
+)
+def test_memory_that_cannot_fit_is_refused_with_what_helps(large, free, tmp_path, sections, memory, advice):
+    config = configuration(decide={"policy": "probability"}, **sections)
+    free(memory)
+    with pytest.raises(ModelError, match=advice):
+        preflight.refuse(large, LM, config, STAGES, tmp_path)
+    free()
+    preflight.refuse(large, LM, configuration(), STAGES, tmp_path)
+    free(0)  # unknown
+    preflight.refuse(large, LM, configuration(), STAGES, tmp_path)
+
+
+def test_a_full_disk_is_refused(free, tmp_path):
+    free(disk=2**10)
+    with pytest.raises(OutputError, match=r"MiB of disk; 1 MiB are free .* Choose --out on another disk"):
+        preflight.refuse(SIZES, LM, configuration(), STAGES, tmp_path / "not" / "there")
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["llm4dsr", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_the_command_stops_before_any_work_unless_told_to_go_on(tiny_demo, tmp_path, free, monkeypatch, capsys):
+    tiny_demo.write(tmp_path / "data")
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(
+        "{threads: 1, model: {hidden_size: 16, layers: 1, vector_size: 16}, train: {epochs: 1, samples: 30}, "
+        "score: {calibration: off}, decide: {policy: probability}, evaluate: {recommender: {epochs: 1}}}"
+    )
+    command = ("run", "--data", tmp_path / "data", "--out", out, "--config", recipe)
+    free(memory=2**20)
+    assert run(monkeypatch, *command) == ModelError.exit_code
+    assert "--skip-estimate" in capsys.readouterr().err
+    assert not out.exists()
+    free(disk=2**10)
+    assert run(monkeypatch, *command) == OutputError.exit_code
+    assert not out.exists()
+    assert run(monkeypatch, "prepare", *command[1:]) == 0
+    assert run(monkeypatch, "train", "--run", out) == OutputError.exit_code
+    assert not (out / "model").exists()
+    assert run(monkeypatch, "train", "--run", out, "--skip-estimate") == 0
+    assert "Needs about" not in capsys.readouterr().err
+
+
+def test_cached_files_count_as_free_in_a_container(tmp_path: Path):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 0\n")
+    assert free_in_container(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    with pytest.raises(ValueError, match="max"):
+        free_in_container(tmp_path)
