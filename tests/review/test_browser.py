@@ -2,15 +2,22 @@
 
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 
 from llm4dsr.config import Config
+from llm4dsr.errors import OutputError
 from llm4dsr.pipeline import Run
-from llm4dsr.review import Review, create_app
+from llm4dsr.review import Review, create_app, serve_review
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -53,6 +60,35 @@ def address(run):
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(10)
+
+
+def test_a_port_in_use_is_said(run):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(OutputError, match=r"Port \d+ cannot be used: .*--port"):
+            serve_review(Review(run, 3), other.getsockname()[1])
+
+
+def test_the_command_serves_until_it_is_interrupted(run):
+    """As a user would: start it, ask for the page, and stop it with Ctrl-C."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(sys.executable).with_name("llm4dsr")
+    command = [program, "review", "--run", run.folder, "--port", port, "--questions", 3]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as server:
+        told = next(line for line in server.stderr if "http://" in line)
+        assert f"http://127.0.0.1:{port}" in told
+        for _ in range(100):
+            try:
+                text = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/next", timeout=5).read()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.1)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) in (0, 130)
+    assert b'"question"' in text
 
 
 @pytest.fixture

@@ -143,6 +143,14 @@ class RunFolder:
         """Return whether a stage is complete."""
         return self.path(stage).is_dir()
 
+    def need(self, *stages: str) -> None:
+        """Raise OutputError if one of these stages is not complete."""
+        for name in stages:
+            if not self.done(name):
+                raise OutputError(
+                    f"{self.folder} has no {FOLDERS[name]}/ yet. Run:  llm4dsr {name} --run {self.folder}"
+                )
+
     def work(self, stage: str) -> Path:
         """Return the folder of the finished parts of a stage."""
         return self.folder / WORK / stage

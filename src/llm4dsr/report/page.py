@@ -15,7 +15,6 @@ from llm4dsr import columns as c
 from llm4dsr.core.io import as_output_error, write_text
 from llm4dsr.core.progress import Progress
 from llm4dsr.denoise.decide import configured_rule
-from llm4dsr.errors import OutputError
 from llm4dsr.evaluate.rows import ORIGINAL
 from llm4dsr.pipeline import REPORT, STAGES, Run
 from llm4dsr.recommenders import NAMES
@@ -57,9 +56,7 @@ def write_report(
     ModelError
         If the model is damaged.
     """
-    missing = [name for name in NEEDED if not run.done(name)]
-    if missing:
-        raise OutputError(f"{run.folder} has no {missing[0]} stage yet. Run:  llm4dsr {missing[0]} --run {run.folder}")
+    run.need(*NEEDED)
     path = Path(out) if out is not None else run.folder / REPORT
     environment = Environment(
         loader=PackageLoader("llm4dsr.report"), autoescape=select_autoescape(default=True), undefined=StrictUndefined,

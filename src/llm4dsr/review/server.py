@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from importlib import resources
 from typing import Any
 
-from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError
+from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError, OutputError
 from llm4dsr.review.questions import ORDERS
 from llm4dsr.review.session import Review
 
@@ -118,8 +119,18 @@ def serve_review(review: Review, port: int) -> None:
     ------
     ModelError
         If FastAPI or uvicorn is not installed.
+    OutputError
+        If the port cannot be used.
     """
     app = create_app(review)
     import uvicorn
 
-    uvicorn.run(app, host=HOST, port=port, log_level="warning")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            raise OutputError(
+                f"Port {port} cannot be used: {error.strerror}. Choose another one, such as --port {port % 60_000 + 1}."
+            ) from None
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])

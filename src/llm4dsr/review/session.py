@@ -37,9 +37,15 @@ class Review:
         Most questions of each order.
     progress : Progress, optional
         Called with (windows done, all windows, what is being done), while questions get their reasons.
+
+    Raises
+    ------
+    OutputError
+        If a stage is missing or damaged, or there are answers about other windows.
     """
 
     def __init__(self, run: Run, count: int, progress: Progress | None = None) -> None:
+        run.need("prepare", "train", "score", "decide")
         self.answers = Answers(run.folder, file_hash(run.verified("prepare") / MADE))
         self._lock, self._data = threading.Lock(), run.data()
         scores, decisions = run.scores(), run.decisions()
