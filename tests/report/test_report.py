@@ -17,7 +17,6 @@ from llm4dsr.errors import OutputError
 from llm4dsr.pipeline import REPORT, Run
 from llm4dsr.report import contents, write_report
 from llm4dsr.report.examples import choose
-from llm4dsr.report.summary import duration
 
 HOSTILE = '</script><script>alert(1)</script> & "quoted" <b>title</b>'
 CONFIG = Config.from_dict({
@@ -218,11 +217,6 @@ def test_json_cannot_end_its_element():
     text = contents.as_json({"a": [HOSTILE, float("nan"), None, 1.5]})
     assert "<" not in text
     assert json.loads(text) == {"a": [HOSTILE, None, None, 1.5]}
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89.4, "89 s"), (200, "3 min"), (9000, "2.5 h")])
-def test_durations_are_for_people(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_no_correction_is_said_so(run, tmp_path):

@@ -115,7 +115,8 @@ def preflight(data: Dataset, config: Config, todo: Sequence[str], folder: Path) 
     try:
         shape, tokenizer = lm_shape(config.model, data.catalogue.titles, config.train.max_tokens)
         tokens, title_tokens = _tokens(data, config, tokenizer)
-    except (LLM4DSRError, OSError, ValueError):  # the stage that needs the model reports it
+    except (LLM4DSRError, OSError, ValueError):  # the stage that needs the model reports what is wrong with it
+        log.info("No estimate: the size of this model is not known before it is loaded.")
         return None
     sizes = Sizes.of(data, config, tokens, title_tokens)
     estimate = refuse(sizes, shape, config, todo, folder)

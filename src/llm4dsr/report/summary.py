@@ -10,6 +10,7 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.evaluate.rows import ORIGINAL
 from llm4dsr.pipeline import Run
+from llm4dsr.pipeline.preflight import duration
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
 FEW = 100  # flags below which percentages are rough
@@ -138,10 +139,3 @@ def _precision(run: Run, flagged: pl.DataFrame) -> tuple[str, list[str]]:
         "of the flags are noise, estimated without labels: a user's own odd choices look alike.",
         "A hundred reviewed interactions narrow it:  llm4dsr calibrate --labels",
     ]
-
-
-def duration(seconds: float) -> str:
-    """Format seconds for people, such as 3 min or 2.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
