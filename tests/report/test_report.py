@@ -14,6 +14,7 @@ from llm4dsr.config import Config
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.errors import OutputError
+from llm4dsr.evaluate.popularity import ndcg_by_target, popularity_groups
 from llm4dsr.pipeline import REPORT, Run
 from llm4dsr.report import contents, write_report
 from llm4dsr.report.examples import choose
@@ -213,6 +214,32 @@ def test_examples_are_the_most_suspicious_and_some_of_all_others():
     assert choose(table.head(0), table.head(0), 10).is_empty()
 
 
+def test_a_gain_over_nothing_has_no_percentage():
+    """No target of the rare group was found by the original row."""
+    ranks = {"original": [30, 30, 1, 1], "corrected": [1, 30, 1, 30]}
+    results = pl.DataFrame({"row": list(ranks), "ranks": list(ranks.values()), "users": [[0, 1, 2, 3]] * 2})
+    found = ndcg_by_target(results, np.array([1, 1, 9, 9]), 20).filter(pl.col("row") == "corrected")
+    assert found["least_users"].to_list() == [1, 9]
+    assert np.isnan(found["gain_percent"][0])
+    assert found["gain_percent"][1] == pytest.approx(-50)
+    assert popularity_groups(np.empty(0, dtype=np.int64)).tolist() == []
+
+
+def test_ids_that_a_browser_would_round_are_text(run):
+    table = contents.edits(run)
+    assert {table.schema[name] for name in ("window_id", "user_id", "item_id", "suggested_item_id")} == {pl.String}
+
+
+def test_long_histories_are_counted_in_groups_of_positions():
+    facts = pl.DataFrame(
+        {"from_end": [1, 10, 11, 20, 21, 100, 101, 5000], "flagged": True, "users": 1, "timestamp": -1}
+    )
+    found = contents.rates(facts)["position"]
+    assert found.select("group", "interactions").rows() == [
+        ("1", 1), ("10", 1), ("11 to 20", 2), ("21 to 50", 1), ("51 to 100", 1), ("over 100", 2),
+    ]  # fmt: skip
+
+
 def test_json_cannot_end_its_element():
     text = contents.as_json({"a": [HOSTILE, float("nan"), None, 1.5]})
     assert "<" not in text
@@ -228,4 +255,4 @@ def test_no_correction_is_said_so(run, tmp_path):
     other.decide(policy="validation", overwrite=True)
     text = write_report(other, tmp_path / "r.html", count=3).read_text(encoding="utf-8")
     tried = other.facts("decide")["tried"]
-    assert ("so nothing is corrected" in text) == tried[0]["chosen"]
+    assert ("No correction ranked validation better than none" in text) == tried[0]["chosen"]

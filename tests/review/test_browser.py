@@ -1,5 +1,6 @@
 """The review page in a real browser, by keyboard, against a real server."""
 
+import json
 import re
 import shutil
 import signal
@@ -51,7 +52,8 @@ def address(run):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(create_app(Review(run, 12)), host="127.0.0.1", port=port, log_level="warning")
+    review = Review(run, 12)
+    config = uvicorn.Config(create_app(review), host="127.0.0.1", port=port, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -60,14 +62,31 @@ def address(run):
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(10)
+    review.answers.close()
 
 
 def test_a_port_in_use_is_said(run):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
+        review = Review(run, 3)
         with pytest.raises(OutputError, match=r"Port \d+ cannot be used: .*--port"):
-            serve_review(Review(run, 3), other.getsockname()[1])
+            serve_review(review, other.getsockname()[1])
+        review.answers.close()
+
+
+def answer_of(address: str) -> bytes:
+    """Ask again until the server is up, for ten seconds."""
+    for _ in range(100):
+        try:
+            return urllib.request.urlopen(address, timeout=5).read()
+        except ConnectionError:
+            time.sleep(0.1)
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    raise TimeoutError(address)
 
 
 def test_the_command_serves_until_it_is_interrupted(run):
@@ -78,16 +97,14 @@ def test_the_command_serves_until_it_is_interrupted(run):
     program = Path(sys.executable).with_name("llm4dsr")
     command = [program, "review", "--run", run.folder, "--port", port, "--questions", 3]
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as server:
-        told = next(line for line in server.stderr if "http://" in line)
-        assert f"http://127.0.0.1:{port}" in told
-        for _ in range(100):
-            try:
-                text = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/next", timeout=5).read()
-                break
-            except urllib.error.URLError:
-                time.sleep(0.1)
-        server.send_signal(signal.SIGINT)
-        assert server.wait(20) in (0, 130)
+        try:
+            told = next(line for line in server.stderr if "http://" in line)
+            assert f"http://127.0.0.1:{port}" in told
+            text = answer_of(f"http://127.0.0.1:{port}/api/next")
+            server.send_signal(signal.SIGINT)
+            assert server.wait(20) in (0, 130)
+        finally:
+            server.kill()
     assert b'"question"' in text
 
 
@@ -122,7 +139,8 @@ def test_a_review_by_keyboard(page, run):
         page.keyboard.press("u")
         answered(page, count)
     assert page.locator("#asked").inner_text() == first
-    assert Review(run, 12).answers.current == {}
+    lines = (run.folder / "review" / "answers.jsonl").read_text().splitlines()
+    assert [sum(kind in line for line in lines) for kind in ("answers", "undo")] == [4, 4]
 
 
 def test_another_item_is_chosen(page, run):
@@ -133,9 +151,9 @@ def test_another_item_is_chosen(page, run):
     assert title in page.locator("#chosen").inner_text()
     page.locator("[data-answer=noise]").click()
     answered(page, 1)
-    (answer,) = Review(run, 12).answers.current.values()
-    assert answer.replacement is not None
-    assert run.data().catalogue.original_titles[run.data().catalogue.index([int(answer.replacement)])[0]] == title
+    line = json.loads((run.folder / "review" / "answers.jsonl").read_text().splitlines()[-1])
+    (answer,) = line["answers"]
+    assert run.data().catalogue.original_titles[run.data().catalogue.index([int(answer["replacement"])])[0]] == title
 
 
 def test_letters_in_a_search_are_no_answers(page):

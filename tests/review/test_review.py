@@ -44,7 +44,9 @@ def run(finished, tmp_path) -> Run:
 
 @pytest.fixture
 def client(run):
-    return testclient.TestClient(create_app(Review(run, 12)), base_url="http://127.0.0.1:8765")
+    review = Review(run, 12)
+    yield testclient.TestClient(create_app(review), base_url="http://127.0.0.1:8765")
+    review.answers.close()
 
 
 def answer_of(question: dict, verdict: str, **more) -> dict:
@@ -56,30 +58,35 @@ def answer_of(question: dict, verdict: str, **more) -> dict:
 
 
 def test_answers_outlive_the_process_and_can_be_undone(tmp_path):
-    first, second = Answer("train", 3, 1, "noise", True), Answer("test", 4, 0, "fits")
+    first, second = Answer("train", 3, 1, "noise"), Answer("test", 4, 0, "fits")
     answers = Answers(tmp_path, "abc")
     answers.add([first])
     answers.add([second])
     assert answers.undo() == [second]
-    answers.add([Answer("train", 3, 1, "fits", True)])  # a change of mind
+    answers.add([Answer("train", 3, 1, "fits")])  # a change of mind
+    answers.close()
     again = Answers(tmp_path, "abc")
-    assert again.current == answers.current == {first.key: Answer("train", 3, 1, "fits", True)}
+    assert again.current == answers.current == {first.key: Answer("train", 3, 1, "fits")}
     assert again.labels().select("split", "window_id", "position", "is_noise").rows() == [("train", 3, 1, 0)]
     assert again.undo()
+    again.close()
     assert Answers(tmp_path, "abc").current == {first.key: first}
 
 
-def test_the_answer_of_a_crash_is_asked_again(tmp_path, caplog):
+@pytest.mark.parametrize("cut_off", [1, 7])  # also where only the line's end is missing
+def test_the_answer_of_a_crash_is_asked_again(tmp_path, caplog, cut_off):
     answers = Answers(tmp_path, "abc")
     answers.add([Answer("train", 3, 1, "noise")])
     whole = answers.path.read_bytes()
     answers.add([Answer("train", 5, 1, "noise")])
-    answers.path.write_bytes(answers.path.read_bytes()[:-7])
+    answers.close()
+    answers.path.write_bytes(answers.path.read_bytes()[:-cut_off])
     cut = Answers(tmp_path, "abc")
     assert list(cut.current) == [("train", 3, 1)]
     assert "incomplete" in caplog.text
     cut.add([Answer("train", 7, 1, "fits")])
     assert answers.path.read_bytes().startswith(whole)
+    cut.close()
     assert list(Answers(tmp_path, "abc").current) == [("train", 3, 1), ("train", 7, 1)]
 
 
@@ -87,6 +94,7 @@ def test_a_damaged_line_is_named(tmp_path):
     answers = Answers(tmp_path, "abc")
     answers.add([Answer("train", 3, 1, "noise")])
     answers.add([Answer("train", 5, 1, "noise")])
+    answers.close()
     lines = answers.path.read_text().splitlines()
     answers.path.write_text("\n".join([lines[0], lines[1][:-4], lines[2], ""]))
     with pytest.raises(OutputError, match=r"Line 2 of .* is damaged"):
@@ -94,9 +102,20 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_answers_about_other_windows_are_refused(tmp_path):
-    Answers(tmp_path, "abc").add([Answer("train", 3, 1, "noise")])
+    answers = Answers(tmp_path, "abc")
+    answers.add([Answer("train", 3, 1, "noise")])
+    answers.close()
     with pytest.raises(OutputError, match="other windows"):
         Answers(tmp_path, "xyz")
+
+
+def test_one_process_reviews_a_run(tmp_path):
+    """Else one would undo the answers of the other."""
+    answers = Answers(tmp_path, "abc")
+    with pytest.raises(OutputError, match="reviewed by another process"):
+        Answers(tmp_path, "abc")
+    answers.close()
+    Answers(tmp_path, "abc").close()
 
 
 def test_skipped_ones_are_no_labels(tmp_path):
@@ -158,10 +177,10 @@ def test_a_sample_takes_turns_between_strata(finished):
 
 def test_the_other_orders(finished):
     scores = finished.scores()
-    worst = ordered(scores, "worst", 3, 10)
+    worst = ordered(scores, "worst", dict.fromkeys(scores, 3), 10)
     assert worst["log_odds"].is_sorted(descending=True)
     assert worst["log_odds"][0] == max(t["log_odds"].drop_nans().max() for t in scores.values())
-    unsure = ordered(scores, "informative", 3, 10)
+    unsure = ordered(scores, "informative", dict.fromkeys(scores, 3), 10)
     assert (unsure["noise_probability"] - 0.5).abs().is_sorted()
 
 
@@ -223,7 +242,7 @@ def test_what_is_unknown_is_refused_and_not_saved(client, run, change):
     response = client.post("/api/answers", json=answer_of(question, "noise") | change)
     assert response.status_code == 400
     assert response.json()["error"]
-    assert not (run.folder / "review").exists()
+    assert not (run.folder / "review" / "answers.jsonl").exists()
 
 
 def test_only_this_machine_and_only_json(client, run):
@@ -253,7 +272,10 @@ def test_answers_of_several_threads_are_all_saved(run):
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(Review(run, 12).answers.current) == set(keys)
+    review.answers.close()
+    again = Review(run, 12)
+    assert set(again.answers.current) == set(keys)
+    again.answers.close()
 
 
 # --- what answers do --------------------------------------------------------------------------------------------------
@@ -298,9 +320,62 @@ def test_answers_overrule_flags_and_suggestions(run):
 
 def test_an_unknown_replacement_is_named(run):
     flagged = run.decisions()["train"].row(0, named=True)
-    run.decide(overwrite=True, reviewed=reviewed(("train", flagged["window_id"], flagged["position"], 1, "nothing")))
     with pytest.raises(DataError, match="'nothing'"):
-        run.suggest()
+        run.decide(
+            overwrite=True, reviewed=reviewed(("train", flagged["window_id"], flagged["position"], 1, "nothing"))
+        )
+    assert len(run.decisions()["train"])  # as they were
+
+
+def test_a_window_is_never_emptied(run):
+    """All of a history was answered as noise: the least suspicious interaction stays, and evaluation goes on."""
+    window = run.scores()["test"]["window_id"][0]
+    all_of_it = run.scores()["test"].filter(pl.col("window_id") == window)
+    run.decide(overwrite=True, reviewed=reviewed(*[("test", window, p, 1, None) for p in all_of_it["position"]]))
+    kept = all_of_it.join(run.decisions()["test"], on=["window_id", "position"], how="anti")
+    assert kept["rank"].to_list() == [len(all_of_it)]
+    facts = run.facts("decide")["test"]
+    assert facts["flagged"] == len(run.decisions()["test"])
+    assert facts["flagged_rate"] == pytest.approx(facts["flagged"] / len(run.scores()["test"]))
+    run.suggest()
+    run.correct("drop", histories=True)
+    assert "NDCG@20" in run.evaluate()
+
+
+def test_answers_in_another_order_do_not_bias_the_estimate(run):
+    """The most suspicious are answered first; the estimate waits until the first sampled ones are among them."""
+    review = Review(run, 200)
+    for _ in range(20):
+        question = review.next("worst")
+        review.answer(question["split"], question["window"], question["position"], "noise", None, False)
+    queue = review._queues["sample"]
+    prefix = next(i for i, key in enumerate(queue) if key not in review.answers.current)
+    assert review.state()["sampled"] == prefix < 20
+    review.answers.close()
+
+
+def test_answers_about_earlier_decisions_measure_those_of_today(run):
+    """After the answers are applied, confirmed flags must not stand for all."""
+    first = Review(run, 40)
+    while (question := first.next("sample")) is not None:
+        verdict = "noise" if (question["window"] + question["position"]) % 4 == 0 else "fits"
+        first.answer(question["split"], question["window"], question["position"], verdict, None, False)
+    assert first.state()["precision"][0] < 0.6
+    run.decide(overwrite=True, reviewed=first.labels())
+    first.answers.close()
+    again = Review(run, 40)
+    known = again.state()
+    assert known["sampled"] < 40
+    assert known["precision"] is None or known["precision"][2] - known["precision"][1] > 0.3
+    again.answers.close()
+
+
+def test_replacements_in_a_text_table_keep_their_zeros(run, tmp_path):
+    from llm4dsr.core.io import read_table
+
+    path = tmp_path / "labels.csv"
+    path.write_text("split,window_id,position,is_noise,replacement_item_id\ntrain,1,0,1,0007\n")
+    assert read_table(path, ["replacement_item_id"])["replacement_item_id"][0] == "0007"
 
 
 def test_labels_of_a_review_calibrate(client, run):
@@ -312,5 +387,7 @@ def test_labels_of_a_review_calibrate(client, run):
 
 
 def test_an_order_must_be_known(run):
+    review = Review(run, 3)
     with pytest.raises(ConfigError, match="expected one of sample"):
-        Review(run, 3).next("odd")
+        review.next("odd")
+    review.answers.close()

@@ -171,9 +171,10 @@ def decide(
     overwrite: Overwrite = False,
 ) -> None:
     """Flag interactions as noise, by η or by what recommenders gain on validation."""
+    from llm4dsr.columns import REPLACEMENT
     from llm4dsr.core.io import read_table
 
-    table, answers = (None if path is None else read_table(path) for path in (labels, reviewed))
+    table, answers = (None if path is None else read_table(path, [REPLACEMENT]) for path in (labels, reviewed))
     with bar() as progress:
         _open(run).decide(progress, policy, eta, cap, overwrite, goal, table, answers)
     _show_tried(_open(run))
@@ -197,7 +198,7 @@ def correct(
         bool | None,
         typer.Option(
             "--histories/--training-alone",
-            help="Correct histories of validation and test too, or training windows alone; default: as decided.",
+            help="Correct all histories, or training windows alone; default: as decided.",
         ),
     ] = None,
     overwrite: Overwrite = False,

@@ -26,6 +26,7 @@ from llm4dsr.errors import ConfigError
 
 POLICIES = ("percentile", "probability", "precision", "rate")
 VALIDATION = "validation"  # only in a run
+NO_CAP: Final = 2**31 - 1
 FALSE_FLAG_RATE, MISSED_NOISE_RATE = CONTROLLED = ("false-flag-rate", "missed-noise-rate")  # only in a run
 STAND_IN: Final = "probability"  # for VALIDATION, without a recommender
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import polars as pl
 
@@ -22,6 +24,8 @@ def target_users(train: Windows, test: Windows, n_items: int) -> IntArray:
 
 def popularity_groups(users: IntArray) -> IntArray:
     """Return [W] the group of each target, from 0, fewest users first; targets with equal users share a group."""
+    if not len(users):
+        return np.empty(0, dtype=np.int64)
     edges = np.unique(np.quantile(users, np.linspace(0, 1, GROUPS + 1)[1:-1], method="lower"))
     return np.unique(np.searchsorted(edges, users, side="left"), return_inverse=True)[1]
 
@@ -42,7 +46,8 @@ def ndcg_by_target(results: pl.DataFrame, users: IntArray, k: int) -> pl.DataFra
     -------
     DataFrame
         One line per row and group: `row`; `least_users` and `most_users` of its targets; `windows`; mean `ndcg` over
-        seeds; `gain_percent` over the original, and `gain_half_width` of its 95 % interval over users.
+        seeds; `gain_percent` over the original, and `gain_half_width` of its 95 % interval over users, both NaN if the
+        original has 0.
     """
     group, lines = popularity_groups(users), []
     of_window = {
@@ -53,7 +58,8 @@ def ndcg_by_target(results: pl.DataFrame, users: IntArray, k: int) -> pl.DataFra
         codes = results.filter(pl.col("row") == name)["users"].to_list()[0]
         for at in (group == g for g in range(int(group.max(initial=-1)) + 1)):
             gain, half, _ = clustered_difference(ndcg[at], of_window[ORIGINAL][at], np.asarray(codes)[at])
-            percent = 100 / max(float(of_window[ORIGINAL][at].mean()), 1e-12)
+            base = float(of_window[ORIGINAL][at].mean())
+            percent = 100 / base if base > 0 else math.nan  # a gain over nothing has no percentage
             lines.append({
                 "row": name, "least_users": int(users[at].min()), "most_users": int(users[at].max()),
                 "windows": int(at.sum()), "ndcg": float(ndcg[at].mean()), "gain_percent": percent * gain,

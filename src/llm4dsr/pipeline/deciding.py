@@ -130,9 +130,14 @@ def _facts(
 
 
 def overruled(
-    found: Iterable[tuple[str, pl.DataFrame, dict[str, Any]]], scores: dict[str, pl.DataFrame], reviewed: pl.DataFrame
+    found: Iterable[tuple[str, pl.DataFrame, dict[str, Any]]],
+    scores: dict[str, pl.DataFrame],
+    reviewed: pl.DataFrame,
+    catalogue: Catalogue,
 ) -> Iterator[tuple[str, pl.DataFrame, dict[str, Any]]]:
     """Yield what `flag_splits` yields, with reviewed interactions flagged as they were answered.
+
+    One interaction of each window stays, the least suspicious one.
 
     Parameters
     ----------
@@ -141,14 +146,17 @@ def overruled(
     scores : dict of str to DataFrame
         Table of scores of each split.
     reviewed : DataFrame
-        `split, window_id, position, is_noise`.
+        `split, window_id, position, is_noise`, and optional `replacement_item_id`.
+    catalogue : Catalogue
+        The items.
 
     Raises
     ------
     DataError
-        As `labeled_scores` does.
+        As `labeled_scores` and `check_replacements` do.
     """
     labeled_scores(reviewed, scores)
+    check_replacements(reviewed, catalogue)
     noise = pl.col(c.IS_NOISE).cast(pl.Float64) > 0
     for name, flagged, told in found:
         of_split = reviewed.filter(pl.col(c.SPLIT) == name).select(
@@ -157,14 +165,15 @@ def overruled(
         flags = flagged.select(c.WINDOW, c.POSITION).with_columns(flagged=True)
         table = scores[name].join(flags, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
         table = table.join(of_split, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
-        table = table.filter(pl.coalesce(c.IS_NOISE, "flagged").fill_null(False)).drop(c.IS_NOISE, "flagged")
-        yield name, table, told | {"flagged": len(table), "reviewed": len(of_split)}
+        is_flagged = pl.coalesce(c.IS_NOISE, "flagged").fill_null(False)
+        whole = (is_flagged.all() & (pl.col(c.RANK) == pl.len())).over(c.WINDOW)
+        table = table.filter(is_flagged & ~whole).drop(c.IS_NOISE, "flagged")
+        facts = _facts(scores[name], table, told["policy"], told["eta"], told["cap"])
+        yield name, table, told | facts | {"reviewed": len(of_split)}
 
 
-def replaced_as_reviewed(
-    suggestions: pl.DataFrame, reviewed: pl.DataFrame, split: str, catalogue: Catalogue
-) -> pl.DataFrame:
-    """Return suggestions of a split with the items that a reviewer chose.
+def check_replacements(reviewed: pl.DataFrame, catalogue: Catalogue) -> pl.DataFrame:
+    """Return the reviewed interactions for which an item was chosen: `split, window_id, position`, `id` and `name`.
 
     Raises
     ------
@@ -172,16 +181,22 @@ def replaced_as_reviewed(
         If such an item is not in the catalogue.
     """
     if c.REPLACEMENT not in reviewed.columns:
-        return suggestions
-    chosen = reviewed.filter((pl.col(c.SPLIT) == split) & pl.col(c.REPLACEMENT).is_not_null())
-    of_text = pl.DataFrame(
-        {c.REPLACEMENT: catalogue.ids.cast(pl.String), "id": catalogue.ids, "name": catalogue.original_titles}
-    )
-    chosen = chosen.with_columns(pl.col(c.REPLACEMENT).cast(pl.String)).join(of_text, on=c.REPLACEMENT, how="left")
+        reviewed = reviewed.with_columns(pl.lit(None, dtype=pl.String).alias(c.REPLACEMENT))
+    chosen = reviewed.filter(pl.col(c.REPLACEMENT).is_not_null()).with_columns(pl.col(c.REPLACEMENT).cast(pl.String))
+    names = pl.DataFrame({"id": catalogue.ids, "name": catalogue.original_titles})
+    names = names.with_columns(pl.col("id").cast(pl.String).alias(c.REPLACEMENT))
+    chosen = chosen.join(names, on=c.REPLACEMENT, how="left", maintain_order="left")
     if chosen["name"].null_count():
         unknown = chosen.filter(pl.col("name").is_null())[c.REPLACEMENT][0]
         raise DataError(f"The reviewed interactions name the item {unknown!r}, which is not in the catalogue.")
-    keys = chosen.select(pl.col(c.WINDOW, c.POSITION).cast(pl.Int64), "id", "name")
+    return chosen.select(c.SPLIT, pl.col(c.WINDOW, c.POSITION).cast(pl.Int64), "id", "name")
+
+
+def replaced_as_reviewed(
+    suggestions: pl.DataFrame, reviewed: pl.DataFrame, split: str, catalogue: Catalogue
+) -> pl.DataFrame:
+    """Return suggestions of a split with the items that a reviewer chose. Raises DataError as `check_replacements`."""
+    keys = check_replacements(reviewed, catalogue).filter(pl.col(c.SPLIT) == split).drop(c.SPLIT)
     joined = suggestions.join(keys, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
     is_chosen = pl.col("name").is_not_null()
     values = {

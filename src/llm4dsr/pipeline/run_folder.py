@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.device import use_threads
 from llm4dsr.core.hashing import versions
@@ -31,6 +32,7 @@ from llm4dsr.core.io import as_output_error, sync_folder, write_text
 from llm4dsr.core.manifest import DamageError, file_hash, read_manifest, read_sealed, write_manifest, write_sealed
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.data.dataset import Dataset
+from llm4dsr.denoise.decide import NO_CAP, configured_rule
 from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.pipeline.inputs import Inputs, check_inputs, origin, warn_of_versions
 
@@ -177,6 +179,12 @@ class RunFolder:
     def facts(self, stage: str) -> dict[str, Any]:
         """Return the facts of a stage on the run card; empty if it was not made."""
         return dict(self.card().get("stages", {}).get(stage, {}))
+
+    def cap(self, split: str) -> int:
+        """Most flagged interactions in a window that the decision allowed."""
+        facts = self.facts("decide").get(split, {})
+        cap = facts.get("cap", configured_rule(self.config.decide, split == c.TRAIN)[2])
+        return NO_CAP if cap is None else int(cap)
 
     def verified(self, stage: str) -> Path:
         """Return the folder of a complete stage, after checking each of its files.

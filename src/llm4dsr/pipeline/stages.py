@@ -205,11 +205,12 @@ class Run(RunFolder):
                 facts |= {} if best["action"] == c.KEEP else chosen
                 policy, eta = "rate", best["correction_rate"]
             found = flag_splits(self.config, self.scores(), self.maps(), policy, eta, cap, labels)
-            for name, flagged, told in found if reviewed is None else overruled(found, self.scores(), reviewed):
+            if reviewed is not None:
+                found = overruled(found, self.scores(), reviewed, self.data().catalogue)
+                write_parquet(reviewed, out / REVIEWED)
+            for name, flagged, told in found:
                 write_parquet(flagged, out / f"{name}.parquet")
                 facts[name] = told
-            if reviewed is not None:
-                write_parquet(reviewed, out / REVIEWED)
 
     def try_candidates(self, goal: str, cap: int | None, progress: Progress | None) -> pl.DataFrame:
         """Compare corrections on validation; parts are left where suggest and evaluate look for them."""
@@ -227,10 +228,10 @@ class Run(RunFolder):
     def suggest(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         """Suggest a replacement for each flagged interaction and write suggestions/."""
         with self.stage("suggest", overwrite) as (out, facts):
-            reviewed = self.verified("decide") / REVIEWED
+            path, catalogue = self.verified("decide") / REVIEWED, self.data().catalogue
             for name, found in self.suggested(self.decisions(), progress, self.work("suggest")):
-                if reviewed.is_file():
-                    found = replaced_as_reviewed(found, pl.read_parquet(reviewed), name, self.data().catalogue)
+                if path.is_file():
+                    found = replaced_as_reviewed(found, pl.read_parquet(path), name, catalogue)
                 write_parquet(found, out / f"{name}.parquet")
                 facts[name] = dict(found[c.GROUNDING].value_counts().iter_rows())
 
@@ -387,10 +388,7 @@ class Run(RunFolder):
             yield name, denoiser.suggest(windows, decisions[name], progress, name != c.TRAIN, work, earlier)
 
     def in_time(self) -> Iterator[tuple[str, Windows, Windows | None]]:
-        """Yield (name, windows, windows that are counted as time goes on) of each split.
-
-        Test knows what validation was.
-        """
+        """Yield (name, windows, windows counted as time goes on) of each split; test knows what validation was."""
         splits = self.data().splits
         for name in c.SPLITS:
             yield name, splits[name], splits[c.VALID] if name == c.TEST else None

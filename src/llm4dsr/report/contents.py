@@ -17,6 +17,8 @@ from llm4dsr.pipeline import BY_TARGET, Run
 BINS = 100  # of the noise probability, from 0 to 1
 TIMES = 12  # parts of the windows, in order of time
 POPULARITY = (1, 3, 10, 30, 100, 300, 1000)  # users from which a group of items begins
+POSITIONS = (*range(1, 12), 21, 51, 101)  # from which a group of positions begins
+POSITION_NAMES = [*(str(p) for p in POSITIONS[:10]), "11 to 20", "21 to 50", "51 to 100", "over 100"]
 CATEGORIES = 20  # most categories that are shown
 TOP = 20  # users and items that are listed
 EDITS = 1_000  # most edits that the page carries
@@ -135,7 +137,10 @@ def rates(facts: pl.DataFrame) -> dict[str, pl.DataFrame]:
     popularity = pl.col("users").cut(
         [b - 0.5 for b in POPULARITY], labels=["none", *(f"{b} or more" for b in POPULARITY)], left_closed=True
     )
-    groups = {"position": pl.col("from_end"), "popularity": popularity}
+    position = pl.col("from_end").cut(
+        [b - 0.5 for b in POSITIONS], labels=["none", *POSITION_NAMES], left_closed=True
+    )  # fmt: skip
+    groups = {"position": position, "popularity": popularity}
     if facts.filter(pl.col(c.TIME) >= 0)[c.TIME].n_unique() > 1:
         timed = facts.filter(pl.col(c.TIME) >= 0)
         edges = np.unique(np.quantile(timed[c.TIME].to_numpy(), np.linspace(0, 1, TIMES + 1)[:-1], method="lower"))
@@ -181,7 +186,8 @@ def edits(run: Run) -> pl.DataFrame:
     tables = [t.with_columns(pl.lit(name).alias(c.SPLIT)) for name, t in run.edits().items()]
     columns = [c.SPLIT, c.WINDOW, c.USER, c.POSITION, c.ITEM, c.TITLE, c.NOISE_PROBABILITY, c.ACTION, c.SUGGESTED,
                c.SUGGESTED_TITLE, c.SUGGESTION_PROBABILITY]  # fmt: skip
-    joined = pl.concat([t.select(columns) for t in tables])
+    ids = pl.col(c.WINDOW, c.USER, c.ITEM, c.SUGGESTED).cast(pl.String)  # JavaScript rounds large numbers
+    joined = pl.concat([t.select(columns).with_columns(ids) for t in tables])
     return joined.sort(c.NOISE_PROBABILITY, descending=True, maintain_order=True).head(EDITS)
 
 

@@ -14,7 +14,6 @@ from markupsafe import Markup
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_output_error, write_text
 from llm4dsr.core.progress import Progress
-from llm4dsr.denoise.decide import configured_rule
 from llm4dsr.evaluate.rows import ORIGINAL
 from llm4dsr.pipeline import REPORT, STAGES, Run
 from llm4dsr.recommenders import NAMES
@@ -79,7 +78,7 @@ def _values(run: Run, count: int, progress: Progress | None) -> dict[str, Any]:
     files = resources.files("llm4dsr.report") / "templates"
     shown = examples(run, count, progress)
     payload = {
-        "histogram": {n: contents.histogram(scores[n], _cap(run, n)) for n in c.SPLITS},
+        "histogram": {n: contents.histogram(scores[n], run.cap(n)) for n in c.SPLITS},
         "examples": shown,
         "edits": None if edited is None else {"columns": edited.columns, "rows": [list(r) for r in edited.iter_rows()]},
     }
@@ -110,12 +109,6 @@ LABELS = {
 }
 
 
-def _cap(run: Run, split: str) -> int:
-    """The cap in force, as the decision noted it."""
-    told = run.facts("decide").get(split, {})
-    return int(told.get("cap") or configured_rule(run.config.decide, split == c.TRAIN)[2])
-
-
 def _gain(run: Run) -> dict[str, Any] | None:
     """Tables and charts of what the recommender gained; None if it was not evaluated."""
     if not run.done("evaluate"):
@@ -144,7 +137,7 @@ def _gain(run: Run) -> dict[str, Any] | None:
 def _detection(run: Run, facts: dict[str, pl.DataFrame]) -> dict[str, Any]:
     """How precise flags are: as stated, and as the known truth has it."""
     test = facts[c.TEST]
-    curve = contents.expected_precision(test, _cap(run, c.TEST))
+    curve = contents.expected_precision(test, run.cap(c.TEST))
     out: dict[str, Any] = {
         "curve": curve.to_dicts(), "chart": Markup(charts.precision(curve, float(test["flagged"].mean() or 0))),  # type: ignore[arg-type]
         "recall_chart": "", "reliability_chart": "", "reliability": [], "measured": {},

@@ -56,7 +56,7 @@ def _changed(run: Run) -> tuple[str, list[str]]:
     none_helps = bool(tried) and tried[0]["chosen"]
     lines = []
     if none_helps:
-        lines.append("No correction ranked validation better than none by more than chance, so nothing is corrected.")
+        lines.append("No correction ranked validation better than none by more than chance.")
     if not run.done("correct"):
         return "not yet", [*lines, f"To correct:  llm4dsr correct --run {run.folder.name}"]
     counts: dict[str, int] = {}
@@ -130,6 +130,10 @@ def _precision(run: Run, flagged: pl.DataFrame) -> tuple[str, list[str]]:
     rate_low, rate_high = score.get("noise_rate_interval") or train.get("noise_rate_interval") or (math.nan, math.nan)
     if math.isnan(rate_low):
         return "unknown", [f"Probabilities are not calibrated: {train.get('calibration', 'the reason is unknown')}."]
+    if rate_high == 0:
+        return "unknown", [
+            "The model does not distinguish injected noise from the rest: its probabilities say nothing."
+        ]
     if not len(flagged):
         return "–", [f"By the estimate, {rate_low:.1%} to {rate_high:.1%} of the interactions are noise."]
     stated, low, high = (float(flagged[name].mean()) for name in c.PROBABILITIES)  # type: ignore[arg-type]

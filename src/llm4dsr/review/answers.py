@@ -1,6 +1,7 @@
 """Answers of a review: an append-only file in the run folder, and the labels that it holds.
 
-An answer is on disk before the page shows the next question. Undoing appends a line, so nothing is ever lost.
+An answer is on disk before the page shows the next question. Undoing appends a line, so nothing is ever lost. Answers
+outlive the decisions that they were about: which of them are a random sample is told by `session.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import polars as pl
+from filelock import FileLock, Timeout
 
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_output_error
@@ -37,8 +39,6 @@ class Answer:
         The interaction.
     answer : str
         One of VERDICTS.
-    sampled : bool
-        It was asked as part of the random sample, so it counts for the estimate of precision.
     replacement : str or None
         Id of the item that belongs there instead, as text; None: the suggestion stands.
     """
@@ -47,7 +47,6 @@ class Answer:
     window_id: int
     position: int
     answer: str
-    sampled: bool = False
     replacement: str | None = None
 
     @property
@@ -57,7 +56,7 @@ class Answer:
 
 
 class Answers:
-    """The answers to questions about one run.
+    """The answers to questions about one run. One process at a time holds them, until `close`.
 
     Parameters
     ----------
@@ -69,15 +68,48 @@ class Answers:
     Raises
     ------
     OutputError
-        If the file holds answers about other windows, or cannot be read.
+        If another process reviews this run, or the file holds answers about other windows or cannot be read.
     """
 
     def __init__(self, folder: Path, windows: str) -> None:
         self.path, self._windows = folder / FOLDER / FILE, windows
         self._given: list[list[Answer]] = []  # groups of answers; one group is undone at once
-        for line in self._lines():
+        with as_output_error(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path.parent / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise OutputError(f"{folder} is being reviewed by another process. Use its page, or stop it.") from None
+        try:
+            self._read(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes review the run."""
+        self._lock.release()
+
+    def _read(self, folder: Path) -> None:
+        """Read the file, and cut off what a crash left of a last line."""
+        with as_output_error(self.path):
+            content = self.path.read_bytes() if self.path.is_file() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            log.warning("The last line of %s is incomplete; that answer is asked again.", self.path)
+            with as_output_error(self.path), self.path.open("r+b") as file:
+                file.truncate(whole)
+        for number, text in enumerate(content[:whole].splitlines(), 1):
+            try:
+                line = json.loads(text)
+                answers = [Answer(**a) for a in line.get("answers", [])]
+            except (ValueError, TypeError, AttributeError):
+                raise OutputError(
+                    f"Line {number} of {self.path} is damaged. Remove it, or move the file away."
+                ) from None
             if "windows" in line:
-                if line["windows"] != windows:
+                if line["windows"] != self._windows:
                     raise OutputError(
                         f"{self.path} has answers about other windows than those of {folder}. Move it away to begin "
                         "anew."
@@ -85,27 +117,7 @@ class Answers:
             elif "undo" in line:
                 del self._given[-1:]
             else:
-                self._given.append([Answer(**a) for a in line["answers"]])
-
-    def _lines(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
-            return []
-        with as_output_error(self.path):
-            texts = self.path.read_text(encoding="utf-8").splitlines()
-        out: list[dict[str, Any]] = []
-        for number, text in enumerate(texts, 1):
-            try:
-                line = json.loads(text)
-                [Answer(**a) for a in line.get("answers", [])]
-            except (ValueError, TypeError, AttributeError):
-                if number < len(texts):
-                    raise OutputError(
-                        f"Line {number} of {self.path} is damaged. Remove it, or move the file away."
-                    ) from None
-                log.warning("The last line of %s is incomplete; that answer is asked again.", self.path)
-                continue
-            out.append(line)
-        return out
+                self._given.append(answers)
 
     def add(self, answers: list[Answer]) -> None:
         """Save answers, which are undone together. A later answer about an interaction replaces an earlier one."""
@@ -121,14 +133,10 @@ class Answers:
 
     def _append(self, line: dict[str, Any]) -> None:
         with as_output_error(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            there = self.path.read_bytes() if self.path.is_file() else b""
-            whole = there.rfind(b"\n") + 1  # without a line that was cut off by a crash
-            new = not whole
-            with self.path.open("a", encoding="utf-8") as file:
-                file.truncate(whole)
-                for entry in ([{"windows": self._windows}] if new else []) + [line]:
-                    file.write(json.dumps(entry) + "\n")
+            new = not self.path.is_file() or not self.path.stat().st_size
+            lines = ([{"windows": self._windows}] if new else []) + [line]
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write("".join(f"{json.dumps(entry)}\n" for entry in lines))
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -143,7 +151,7 @@ class Answers:
         Returns
         -------
         DataFrame
-            `split, window_id, position, is_noise`; `answer`; `sampled`; `replacement_item_id`, as text.
+            `split, window_id, position, is_noise`; `answer`; `replacement_item_id`, as text.
         """
         rows = [a for a in self.current.values() if a.answer in IS_NOISE]
         return pl.DataFrame(
@@ -153,7 +161,6 @@ class Answers:
                 c.POSITION: pl.Series([a.position for a in rows], dtype=pl.Int64),
                 c.IS_NOISE: pl.Series([IS_NOISE[a.answer] for a in rows], dtype=pl.Int64),
                 "answer": pl.Series([a.answer for a in rows], dtype=pl.String),
-                "sampled": pl.Series([a.sampled for a in rows], dtype=pl.Boolean),
-                "replacement_item_id": pl.Series([a.replacement for a in rows], dtype=pl.String),
+                c.REPLACEMENT: pl.Series([a.replacement for a in rows], dtype=pl.String),
             }
         )

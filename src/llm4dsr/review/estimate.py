@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from llm4dsr import columns as c
 from llm4dsr.core.arrays import BoolArray, IntArray
 from llm4dsr.review.questions import STRATUM
 
@@ -70,8 +71,7 @@ def stratified_precision(sizes: IntArray, stratum: IntArray, is_noise: BoolArray
 
 
 def precision_of(flags: pl.DataFrame, labels: pl.DataFrame) -> Estimate:
-    """Estimate the precision of `flags` (with their stratum) from the sampled labels among them."""
-    sampled = labels.filter("sampled") if "sampled" in labels.columns else labels
-    joined = flags.join(sampled, on=["split", "window_id", "position"], how="inner")
+    """Estimate the precision of `flags`, with their stratum, from labels of a random sample of them."""
+    joined = flags.join(labels, on=[c.SPLIT, c.WINDOW, c.POSITION], how="inner")
     sizes = np.bincount(flags[STRATUM].to_numpy()) if len(flags) else np.zeros(0, dtype=np.int64)
-    return stratified_precision(sizes, joined[STRATUM].to_numpy(), joined["is_noise"].to_numpy() > 0)
+    return stratified_precision(sizes, joined[STRATUM].to_numpy(), joined[c.IS_NOISE].to_numpy() > 0)

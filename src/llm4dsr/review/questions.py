@@ -36,6 +36,8 @@ def strata(decisions: dict[str, pl.DataFrame]) -> pl.DataFrame:
 def sample(decisions: dict[str, pl.DataFrame], count: int, seed: int) -> pl.DataFrame:
     """Draw flags at random, in turn from each stratum, so that the first few already tell something of all.
 
+    Any number of the first rows is a random sample of each stratum.
+
     Parameters
     ----------
     decisions : dict of str to DataFrame
@@ -51,10 +53,22 @@ def sample(decisions: dict[str, pl.DataFrame], count: int, seed: int) -> pl.Data
     return shuffled.with_columns(turn=turn).sort("turn", STRATUM, maintain_order=True).head(count).drop("turn")
 
 
-def ordered(scores: dict[str, pl.DataFrame], order: Order, cap: int, count: int) -> pl.DataFrame:
-    """Return interactions that may be flagged: the most suspicious first, or those nearest to a probability of 0.5."""
+def ordered(scores: dict[str, pl.DataFrame], order: Order, caps: dict[str, int], count: int) -> pl.DataFrame:
+    """Return interactions that may be flagged: the most suspicious first, or those nearest to a probability of 0.5.
+
+    Parameters
+    ----------
+    scores : dict of str to DataFrame
+        Table of scores of each split.
+    order : {"worst", "informative"}
+        Which first.
+    caps : dict of str to int
+        Most flagged interactions in a window, of each split.
+    count : int
+        Most interactions.
+    """
     tables = [
-        flaggable_rows(table, cap).drop_nans(c.NOISE_PROBABILITY).with_columns(pl.lit(name).alias(c.SPLIT))
+        flaggable_rows(table, caps[name]).drop_nans(c.NOISE_PROBABILITY).with_columns(pl.lit(name).alias(c.SPLIT))
         for name, table in scores.items()
     ]
     rows = pl.concat(tables)

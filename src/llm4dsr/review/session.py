@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import polars as pl
@@ -11,7 +13,6 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.core.manifest import file_hash
 from llm4dsr.core.progress import Progress
-from llm4dsr.denoise.decide import configured_rule
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError
 from llm4dsr.pipeline import Run
@@ -24,6 +25,7 @@ from llm4dsr.review.questions import ORDERS, Order, ordered, sample, strata
 FOUND = 20  # items that a search returns
 
 Question = dict[str, Any]
+Key = tuple[str, int, int]  # split, window_id, position
 
 
 class Review:
@@ -49,23 +51,20 @@ class Review:
         self.answers = Answers(run.folder, file_hash(run.verified("prepare") / MADE))
         self._lock, self._data = threading.Lock(), run.data()
         scores, decisions = run.scores(), run.decisions()
-        self._flags, cap = strata(decisions), configured_rule(run.config.decide, True)[2]
+        self._flags, caps = strata(decisions), {name: run.cap(name) for name in scores}
         asked: dict[Order, pl.DataFrame] = {
             "sample": sample(decisions, count, run.config.seed),
-            "worst": ordered(scores, "worst", cap, count),
-            "informative": ordered(scores, "informative", cap, count),
+            "worst": ordered(scores, "worst", caps, count),
+            "informative": ordered(scores, "informative", caps, count),
         }
         self._queues = {order: table.select(c.SPLIT, c.WINDOW, c.POSITION).rows() for order, table in asked.items()}
-        self._sampled = set(self._queues["sample"])
         self._scored = {name: set(t.select(c.WINDOW, c.POSITION).rows()) for name, t in scores.items()}
         self._questions = self._described(run, pl.concat([t.select(c.SPLIT, c.WINDOW, c.POSITION)
                                                           for t in asked.values()]).unique(), progress)  # fmt: skip
         titles = [title.lower() for title in self._data.catalogue.original_titles]
         self._titles = list(zip(titles, self._data.catalogue.ids.to_list(), strict=True))
 
-    def _described(
-        self, run: Run, asked: pl.DataFrame, progress: Progress | None
-    ) -> dict[tuple[str, int, int], Question]:
+    def _described(self, run: Run, asked: pl.DataFrame, progress: Progress | None) -> dict[Key, Question]:
         denoiser, maps, scores = Denoiser.from_pretrained(run.verified("train")), run.maps(), run.scores()
         edits = run.edits() if run.done("correct") else {}
         out = {}
@@ -129,9 +128,7 @@ class Review:
             positions = sorted(p for w, p in self._scored[split] if w == window)
         with self._lock:
             self.answers.add([
-                Answer(split, window, p, verdict, (split, window, p) in self._sampled,
-                       replacement if p == position else None)
-                for p in positions
+                Answer(split, window, p, verdict, replacement if p == position else None) for p in positions
             ])  # fmt: skip
 
     def undo(self) -> Question | None:
@@ -145,7 +142,7 @@ class Review:
         """Return how many answers there are, of which kind, and the precision that they tell."""
         with self._lock:
             given, labels = self.answers.current, self.answers.labels()
-        found = precision_of(self._flags, labels)
+        found = precision_of(self._flags, self._sampled(labels, given))
         counts = {verdict: sum(a.answer == verdict for a in given.values()) for verdict in VERDICTS}
         known = not math.isnan(found.precision)
         return {
@@ -154,6 +151,16 @@ class Review:
             "flags": len(self._flags), "sampled": found.answers,
             "precision": [found.precision, found.low, found.high] if known else None,
         }  # fmt: skip
+
+    def _sampled(self, labels: pl.DataFrame, given: Collection[Key]) -> pl.DataFrame:
+        """Labels of the random sample: of as many of its first questions as are all answered.
+
+        Whatever order the answers were given in, and whichever decisions they were about, these are a random sample of
+        the flags of today.
+        """
+        first = list(itertools.takewhile(lambda key: key in given, self._queues["sample"]))
+        schema = {name: labels.schema[name] for name in (c.SPLIT, c.WINDOW, c.POSITION)}
+        return labels.join(pl.DataFrame(first, schema=schema, orient="row"), on=list(schema), how="semi")
 
     def labels(self) -> pl.DataFrame:
         """Return all labels; see `Answers.labels`."""
