@@ -22,6 +22,7 @@ from llm4dsr.cli import data as data_commands
 from llm4dsr.cli.options import (
     Data,
     DecidePolicy,
+    DemoOut,
     Eta,
     Goal,
     Limit,
@@ -75,11 +76,7 @@ options.__doc__ = __doc__  # Typer shows the callback's text as the program's he
 
 
 @app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")] = Path("demo-run"),
-    seed: Seed = None,
-    skip_estimate: SkipEstimate = False,
-) -> None:
+def demo(out: DemoOut = Path("demo-run"), seed: Seed = None, skip_estimate: SkipEstimate = False) -> None:
     """Run everything on embedded data with the embedded model: no network, no GPU."""
     from llm4dsr.data.demo import make_demo
     from llm4dsr.pipeline import Run

@@ -14,6 +14,7 @@ Data = Annotated[
     Path, typer.Option("--data", "-d", help="Folder with items and windows, or with items and interactions.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")]
+DemoOut = Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")]
 RunFolder = Annotated[Path, typer.Option("--run", "-r", help="The run folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-f", help="Make the stage again; later stages are removed.")]
 Recipe = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML recipe: a path, or demo, laptop, paper.")]
