@@ -13,6 +13,7 @@ from llm4dsr import Denoiser
 from llm4dsr.core.cache import PartCache
 from llm4dsr.errors import LLM4DSRError, ModelError, OutputError
 from llm4dsr.pipeline import CARD, CONFIG, FOLDERS, STAGES, Run
+from llm4dsr.pipeline.run_folder import FORMAT
 
 from .harness import LONG, before, contents, demo, in_child
 
@@ -163,5 +164,5 @@ def test_a_card_of_another_format_is_told_from_damage(calm, tmp_path):
     folder = before("decide", calm, tmp_path / "run")
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps({k: v for k, v in card.items() if k != "sha256"} | {"format": 1}))
-    with pytest.raises(OutputError, match="format 1; this version reads 2"):
+    with pytest.raises(OutputError, match=f"format 1; this version reads {FORMAT}"):
         Run(folder)

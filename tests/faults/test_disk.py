@@ -15,6 +15,7 @@ import pytest
 
 from llm4dsr.errors import ConfigError, OutputError
 from llm4dsr.pipeline import CARD, FOLDERS, LOCK, Run
+from llm4dsr.pipeline.run_folder import FORMAT
 
 from .harness import CONFIG, LONG, before, contents, demo, in_child, start
 
@@ -141,7 +142,7 @@ def test_a_run_folder_of_another_format_is_refused(calm, tmp_path):
     folder = before("decide", calm, tmp_path / "run")
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps(card | {"format": 99}))
-    with pytest.raises(OutputError, match="format 99; this version reads 2"):
+    with pytest.raises(OutputError, match=f"format 99; this version reads {FORMAT}"):
         Run(folder)
 
 
