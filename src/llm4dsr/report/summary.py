@@ -115,7 +115,7 @@ def _sure(run: Run, facts: dict[str, pl.DataFrame]) -> tuple[str, list[str]]:
         also = (
             "One seed of the recommender was trained."
             if math.isnan(p)
-            else f"Over its seeds, p = {p:.3f}" + ("." if p < CERTAIN else ": other seeds may not show the gain.")
+            else f"Over seeds of the recommender, p = {p:.3f}" + ("." if p < CERTAIN else ": other seeds may not show the gain.")
         )
         lines.append(also)
     changed = {name for stage in run.card().get("stages", {}).values() for name in stage.get("changed_versions", {})}
