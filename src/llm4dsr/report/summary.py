@@ -112,12 +112,9 @@ def _sure(run: Run, facts: dict[str, pl.DataFrame]) -> tuple[str, list[str]]:
     ours = next((x for x in run.facts("evaluate").get("summary", []) if x["row"].startswith("corrected")), None)
     if ours is not None and run.config.evaluate.backbone not in SEEDLESS:
         p = ours["ndcg_p"]
-        also = (
-            "One seed of the recommender was trained."
-            if math.isnan(p)
-            else f"Over seeds of the recommender, p = {p:.3f}" + ("." if p < CERTAIN else ": other seeds may not show the gain.")
-        )
-        lines.append(also)
+        doubt = "." if p < CERTAIN else ": other seeds may not show the gain."
+        several = f"Over seeds of the recommender, p = {p:.3f}{doubt}"
+        lines.append("One seed of the recommender was trained." if math.isnan(p) else several)
     changed = {name for stage in run.card().get("stages", {}).values() for name in stage.get("changed_versions", {})}
     if changed:
         lines.append(f"Stages were made with different versions of {', '.join(sorted(changed))}.")
