@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,31 @@ def toys_path() -> Path:
     pytest.skip(
         f"no Toys data: neither {beside} nor LLM4DSR_SHARED_DATA ({given or 'not set'}) holds toys_items.parquet"
     )
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real Chromium, driven by Playwright; skips where either is missing."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    flags = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync",
+             "disable-component-update"]  # fmt: skip
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=[f"--{flag}" for flag in flags])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def is_accessible():
+    """A function that checks a page with axe-core: no serious fault, and nothing cut off at the side."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+    def check(page, width: int) -> None:
+        found = axe.Axe().run(page).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+    return check

@@ -14,7 +14,7 @@ from llm4dsr.core.cache import PartCache
 from llm4dsr.core.io import as_frame
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
-from llm4dsr.data.overlap import Origin, in_parts, merge_scores
+from llm4dsr.data.overlap import Origin, merge_scores, split_long
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows, hold_out
 from llm4dsr.denoise import correct as correcting
@@ -201,7 +201,7 @@ class Denoiser:
         if width is None:
             marked = self.config.model.item_input == "soft_token" or self.config.model.readout == "per_position"
             width = len(MARKERS) if marked else int(histories.lengths.max())
-        return in_parts(histories, width)
+        return split_long(histories, width)
 
     def decide(
         self,

@@ -1,22 +1,16 @@
 """The report in a real browser: it works without a network, follows η, and is accessible."""
 
 import csv
-import shutil
 
 import pytest
 
 from llm4dsr.config import Config
 from llm4dsr.data.demo import make_demo
-from llm4dsr.pipeline import STAGES, Run
+from llm4dsr.pipeline import Run
 from llm4dsr.report import write_report
 
-playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine", allow_module_level=True)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-         "--disable-component-update"]  # fmt: skip
+from ..tiny_run import make_run
+
 CONFIG = Config.from_dict({
     "threads": 1,
     "model": {"hidden_size": 32, "layers": 1, "vector_size": 32},
@@ -29,19 +23,9 @@ CONFIG = Config.from_dict({
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     data = make_demo(size="tiny", users=400).data
-    run = Run.create(tmp_path_factory.mktemp("browser") / "run", CONFIG)
-    for stage in STAGES:
-        run.make(stage, data)
+    run = make_run(tmp_path_factory.mktemp("browser") / "run", data, config=CONFIG)
     write_report(run, count=60)
     return run
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -66,12 +50,10 @@ def open_page(browser, run):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (360, "dark")])
-def test_it_is_accessible_on_desktop_and_phone(open_page, width, scheme):
+def test_it_is_accessible_on_desktop_and_phone(open_page, is_accessible, width, scheme):
     page = open_page(width, scheme)
     page.locator("#examples details summary").first.click()
-    found = axe.Axe().run(page).response["violations"]
-    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
-    assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing is cut off at the side
+    is_accessible(page, width)
 
 
 def test_keys_move_eta_and_the_counts_follow(open_page, run):

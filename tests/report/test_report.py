@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llm4dsr.config import Config
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.errors import OutputError
@@ -19,14 +18,9 @@ from llm4dsr.pipeline import REPORT, Run
 from llm4dsr.report import contents, write_report
 from llm4dsr.report.examples import choose
 
+from ..tiny_run import CONFIG, make_run
+
 HOSTILE = '</script><script>alert(1)</script> & "quoted" <b>title</b>'
-CONFIG = Config.from_dict({
-    "threads": 1,
-    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
-    "train": {"epochs": 1, "folds": 2},
-    "decide": {"policy": "rate", "eta": 0.1},
-    "evaluate": {"backbone": "itemknn"},
-})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +30,7 @@ def run(tmp_path_factory, tiny_demo) -> Run:
     titles = [HOSTILE, *items["title"].to_list()[1:]]
     kinds = ["games" if i % 2 else "books" for i in range(len(items))]
     catalogue = Catalogue.from_frame(items.with_columns(title=pl.Series(titles), category=pl.Series(kinds)))
-    run = Run.create(tmp_path_factory.mktemp("report") / "shop", CONFIG)
-    data = Dataset(catalogue, tiny_demo.splits)
-    for stage in ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate"):
-        run.make(stage, data)
-    return run
+    return make_run(tmp_path_factory.mktemp("report") / "shop", Dataset(catalogue, tiny_demo.splits))
 
 
 @pytest.fixture(scope="module")

@@ -15,34 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from llm4dsr.config import Config
 from llm4dsr.errors import OutputError
 from llm4dsr.pipeline import Run
 from llm4dsr.review import Review, create_app, serve_review
 
+from ..tiny_run import make_run
+
 playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 uvicorn = pytest.importorskip("uvicorn")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine", allow_module_level=True)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-         "--disable-component-update"]  # fmt: skip
-CONFIG = Config.from_dict({
-    "threads": 1,
-    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
-    "train": {"epochs": 1, "folds": 2},
-    "decide": {"policy": "rate", "eta": 0.1},
-    "evaluate": {"backbone": "itemknn"},
-})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_demo) -> Run:
-    run = Run.create(tmp_path_factory.mktemp("review") / "run", CONFIG)
-    for stage in ("prepare", "train", "score", "decide", "suggest", "correct"):
-        run.make(stage, tiny_demo)
-    return run
+    return make_run(tmp_path_factory.mktemp("review") / "run", tiny_demo, "correct")
 
 
 @pytest.fixture
@@ -109,16 +94,14 @@ def test_the_command_serves_until_it_is_interrupted(run):
 
 
 @pytest.fixture
-def page(address):
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 360, "height": 760}, color_scheme="dark")
-        problems = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        page.wait_for_selector("#question ol.strip")
-        yield page
-        browser.close()
+def page(browser, address):
+    page = browser.new_page(viewport={"width": 360, "height": 760}, color_scheme="dark")
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("#question ol.strip")
+    yield page
+    page.close()
     assert problems == []
 
 
@@ -169,8 +152,6 @@ def test_the_other_orders(page, run):
     playwright.expect(page.locator("#question .muted").first).to_contain_text(f"window {worst[2]}")
 
 
-def test_the_page_is_accessible(page):
+def test_the_page_is_accessible(page, is_accessible):
     page.locator("#question details summary").first.click()
-    found = axe.Axe().run(page).response["violations"]
-    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    is_accessible(page, 360)

@@ -2,13 +2,13 @@
 
 import json
 import math
+import shutil
 import threading
 
 import numpy as np
 import polars as pl
 import pytest
 
-from llm4dsr.config import Config
 from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.pipeline import Run
 from llm4dsr.review import Review, create_app
@@ -16,28 +16,18 @@ from llm4dsr.review.answers import Answer, Answers
 from llm4dsr.review.estimate import stratified_precision
 from llm4dsr.review.questions import ordered, sample, strata
 
+from ..tiny_run import make_run
+
 testclient = pytest.importorskip("fastapi.testclient")
-CONFIG = Config.from_dict({
-    "threads": 1,
-    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
-    "train": {"epochs": 1, "folds": 2},
-    "decide": {"policy": "rate", "eta": 0.1},
-    "evaluate": {"backbone": "itemknn"},
-})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_demo) -> Run:
-    run = Run.create(tmp_path_factory.mktemp("review") / "run", CONFIG)
-    for stage in ("prepare", "train", "score", "decide", "suggest", "correct"):
-        run.make(stage, tiny_demo)
-    return run
+    return make_run(tmp_path_factory.mktemp("review") / "run", tiny_demo, "correct")
 
 
 @pytest.fixture
 def run(finished, tmp_path) -> Run:
-    import shutil
-
     shutil.copytree(finished.folder, tmp_path / "run")
     return Run(tmp_path / "run")
 

@@ -43,7 +43,7 @@ class Origin:
         return ranges(starts[histories], np.diff(starts, append=len(self.offsets))[histories])
 
 
-def in_parts(histories: Windows, width: int) -> tuple[Windows, Origin | None]:
+def split_long(histories: Windows, width: int) -> tuple[Windows, Origin | None]:
     """Return histories as they are if none has more than `width` items, else in windows that overlap by half."""
     if histories.lengths.max(initial=0) <= width:
         return histories, None

@@ -296,22 +296,13 @@ def limit_windows(windows: Windows, n: int, seed: int) -> Windows:
     return windows.take(np.sort(np.random.default_rng(seed).choice(len(windows), n, replace=False)))
 
 
-def align(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
-    """Align a column of a table with the interactions of windows.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Rows by `window_id` and `position`.
-    windows : Windows
-        W windows with n interactions.
-    column : str or None
-        The column. None: True where there is a row.
+def locate(table: pl.DataFrame, windows: Windows) -> IntArray:
+    """Find the interactions that a table names, by `window_id` and `position`.
 
     Returns
     -------
-    array
-        [n]; NaN (or False) where the table has no row.
+    array of int
+        One index into `windows.items` per row of the table.
 
     Raises
     ------
@@ -333,7 +324,32 @@ def align(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
             f"The table names position {position} of {c.WINDOW} {window}, which has the positions 0 to "
             f"{windows.lengths[row[window]] - 1}. Give the table and the histories of the same run."
         )
-    at = windows.offsets[rows] + positions
+    return np.asarray(windows.offsets[rows] + positions)
+
+
+def align(table: pl.DataFrame, windows: Windows, column: str | None) -> Any:
+    """Align a column of a table with the interactions of windows.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Rows by `window_id` and `position`.
+    windows : Windows
+        W windows with n interactions.
+    column : str or None
+        The column. None: True where there is a row.
+
+    Returns
+    -------
+    array
+        [n]; NaN (or False) where the table has no row.
+
+    Raises
+    ------
+    DataError
+        As `locate` does.
+    """
+    at = locate(table, windows)
     if column is None:
         mask: BoolArray = np.zeros(len(windows.items), dtype=bool)
         mask[at] = True

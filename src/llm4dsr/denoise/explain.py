@@ -10,7 +10,7 @@ from llm4dsr.core.arrays import IntArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.overlap import Origin, into_windows
-from llm4dsr.data.windows import Windows, align
+from llm4dsr.data.windows import Windows, locate
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.prequential import prequential
@@ -57,10 +57,8 @@ def explain_prequentially(
         If `chosen` names a window or position that is not among the histories.
     """
     located = (into_windows(chosen, parts, origin) if origin else chosen).select(c.WINDOW, c.POSITION)
-    align(located, parts, None)  # names what is not among the histories
-    row_of = {int(w): i for i, w in enumerate(parts.window_ids)}
-    at = np.array([row_of[w] for w in located[c.WINDOW].to_list()], dtype=np.int64)
-    position = located[c.POSITION].cast(pl.Int64).to_numpy()
+    found_at = locate(located, parts)
+    at, position = parts.owners[found_at], parts.positions[found_at]
     history_of = origin.histories if origin else np.arange(len(windows))
     tables = []
     for rows, by_then, step in prequential(ensemble, windows, has_target, progress, width, earlier):
@@ -72,6 +70,9 @@ def explain_prequentially(
         none = np.empty(0, dtype=np.int64)
         tables = [_explain(ensemble, calibrator, parts.take(none), none, has_target, None)]
     joined = pl.concat(tables).sort("order", c.OTHER_POSITION).drop("order")
+    catalogue = ensemble.catalogue
+    rows, others = (catalogue.index(joined[name]) for name in (c.ITEM, c.OTHER_ITEM))
+    joined = joined.with_columns(pl.Series(c.TITLE_SIMILARITY, title_similarities(catalogue.titles, rows, others)))
     if origin is None:
         return joined
     part = joined[c.WINDOW].to_numpy()  # parts are numbered
@@ -111,7 +112,6 @@ def _explain(
             c.PROBABILITY_WITHOUT: probabilities(less, calibrator)[c.NOISE_PROBABILITY],
             c.LOG_ODDS_CHANGE: whole[row] - less,
             **_counts(ensemble, windows, position, row, other),
-            c.TITLE_SIMILARITY: title_similarities(catalogue.titles, items[row], others),
         }
     )
 

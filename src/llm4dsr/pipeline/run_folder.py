@@ -145,12 +145,13 @@ class RunFolder:
         """Return whether a stage is complete."""
         return self.path(stage).is_dir()
 
-    def need(self, *stages: str) -> None:
-        """Raise OutputError if one of these stages is not complete."""
+    def need(self, *stages: str, by: str = "") -> None:
+        """Raise OutputError if one of these stages, which the stage `by` needs, is not complete."""
         for name in stages:
             if not self.done(name):
+                why = f", which {by} needs" if by else ""
                 raise OutputError(
-                    f"{self.folder} has no {FOLDERS[name]}/ yet. Run:  llm4dsr {name} --run {self.folder}"
+                    f"{self.folder} has no {FOLDERS[name]}/ yet{why}. Run:  llm4dsr {name} --run {self.folder}"
                 )
 
     def work(self, stage: str) -> Path:
@@ -285,12 +286,7 @@ class RunFolder:
 
     def _check_earlier(self, name: str, overwrite: bool) -> None:
         """Raise OutputError or ModelError if a stage cannot start, as `stage` describes."""
-        for earlier in NEEDS[name]:
-            if not self.done(earlier):
-                raise OutputError(
-                    f"{self.folder} has no {FOLDERS[earlier]}/ yet, which {name} needs. "
-                    f"Run:  llm4dsr {earlier} --run {self.folder}"
-                )
+        self.need(*NEEDS[name], by=name)
         if self.done(name) and not overwrite:
             raise OutputError(f"{self.path(name)} exists already. Add --overwrite to make it again.")
         if name != "prepare":

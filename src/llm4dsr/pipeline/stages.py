@@ -204,9 +204,10 @@ class Run(RunFolder):
                 chosen = {"action": best["action"], "histories": best["histories"]}
                 facts |= {} if best["action"] == c.KEEP else chosen
                 policy, eta = "rate", best["correction_rate"]
-            found = flag_splits(self.config, self.scores(), self.maps(), policy, eta, cap, labels)
+            scores = self.scores()
+            found = flag_splits(self.config, scores, self.maps(), policy, eta, cap, labels)
             if reviewed is not None:
-                found = overruled(found, self.scores(), reviewed, self.data().catalogue)
+                found = overruled(found, scores, reviewed, self.data().catalogue)
                 write_parquet(reviewed, out / REVIEWED)
             for name, flagged, told in found:
                 write_parquet(flagged, out / f"{name}.parquet")

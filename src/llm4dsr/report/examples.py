@@ -39,16 +39,35 @@ def examples(run: Run, count: int, progress: Progress | None = None) -> list[Exa
         `split, window, user`, and `items`: of each `id, title, p` (noise probability), `position`, and if there is one
         its `edit`. The explained item has `why`.
     """
-    denoiser, maps, out = Denoiser.from_pretrained(run.verified("train")), run.maps(), []
     scores, decisions = run.scores(), run.decisions()
+    chosen = {name: choose(scores[name], decisions[name], max(1, count // len(c.SPLITS))) for name in scores}
+    out = [example for found in described(run, scores, chosen, progress).values() for example in found]
+    return sorted(out, key=lambda e: (-e["p"], e["split"], e["window"]))
+
+
+def described(
+    run: Run, scores: dict[str, pl.DataFrame], chosen: dict[str, pl.DataFrame], progress: Progress | None
+) -> dict[str, list[Example]]:
+    """Return examples of chosen interactions with their reasons, by split, each in the order of `chosen`.
+
+    Parameters
+    ----------
+    run : Run
+        A run with scores.
+    scores, chosen : dict of str to DataFrame
+        All scores of each split, and those of the chosen interactions.
+    progress : Progress or None
+        Called with (windows done, all windows, what is being done).
+    """
+    denoiser, maps, out = Denoiser.from_pretrained(run.verified("train")), run.maps(), {}
     edits = run.edits() if run.done("correct") else {}
     for name, windows, earlier in run.in_time():
-        chosen = choose(scores[name], decisions[name], max(1, count // len(c.SPLITS)))
-        if chosen.is_empty():
-            continue
-        reasons = denoiser.explain(windows, chosen, progress, name != c.TRAIN, maps[name], earlier)
-        out += as_examples(name, windows, denoiser.catalogue, scores[name], edits.get(name), chosen, reasons)
-    return sorted(out, key=lambda e: (-e["p"], e["split"], e["window"]))
+        if len(chosen[name]):
+            reasons = denoiser.explain(windows, chosen[name], progress, name != c.TRAIN, maps[name], earlier)
+            out[name] = as_examples(
+                name, windows, denoiser.catalogue, scores[name], edits.get(name), chosen[name], reasons
+            )
+    return out
 
 
 def choose(scores: pl.DataFrame, decisions: pl.DataFrame, count: int) -> pl.DataFrame:

@@ -81,11 +81,11 @@ def _gained(run: Run) -> tuple[str, list[str]]:
         return "not measured", ["No recommender was trained.", f"To measure:  llm4dsr evaluate --run {run.folder.name}"]
     line, base = lines[ours], lines[ORIGINAL]
     gain, half = line["ndcg_gain_percent"], line["ndcg_gain_half_width"]
-    verdict = "more than chance over test users" if abs(gain) > half else "this may be chance"
+    certainty = "more than chance over test users" if abs(gain) > half else "this may be chance"
     out = [
         f"NDCG@{k} of {name}: {base['ndcg']:.4f} on original windows, {line['ndcg']:.4f} on corrected ones "
         f"({ours.removeprefix('corrected (').removesuffix(')')}).",
-        f"95 % interval over test users: {gain - half:+.1f} % to {gain + half:+.1f} %; {verdict}.",
+        f"95 % interval over test users: {gain - half:+.1f} % to {gain + half:+.1f} %; {certainty}.",
     ]
     if not math.isnan(line["oracle_gain_fraction"]):
         out.append(f"That is {line['oracle_gain_fraction']:.0%} of what knowing the noise would gain.")

@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import polars as pl
 from filelock import FileLock, Timeout
@@ -22,8 +22,7 @@ from llm4dsr.errors import OutputError
 
 FILE = "answers.jsonl"
 FOLDER = "review"  # in the run folder
-Verdict = Literal["noise", "fits", "atypical", "skip"]
-VERDICTS: tuple[str, ...] = get_args(Verdict)
+ANSWERS = ("noise", "fits", "atypical", "skip")
 IS_NOISE = {"noise": 1, "fits": 0, "atypical": 0}  # atypical: the user's own choice, but not their taste
 
 
@@ -38,7 +37,7 @@ class Answer:
     window_id, position : int
         The interaction.
     answer : str
-        One of VERDICTS.
+        One of ANSWERS.
     replacement : str or None
         Id of the item that belongs there instead, as text; None: the suggestion stands.
     """

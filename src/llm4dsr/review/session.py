@@ -13,12 +13,11 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.core.manifest import file_hash
 from llm4dsr.core.progress import Progress
-from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError
 from llm4dsr.pipeline import Run
 from llm4dsr.pipeline.run_folder import MADE
-from llm4dsr.report.examples import as_examples
-from llm4dsr.review.answers import VERDICTS, Answer, Answers
+from llm4dsr.report.examples import described
+from llm4dsr.review.answers import ANSWERS, Answer, Answers
 from llm4dsr.review.estimate import precision_of
 from llm4dsr.review.questions import ORDERS, Order, ordered, sample, strata
 
@@ -59,25 +58,24 @@ class Review:
         }
         self._queues = {order: table.select(c.SPLIT, c.WINDOW, c.POSITION).rows() for order, table in asked.items()}
         self._scored = {name: set(t.select(c.WINDOW, c.POSITION).rows()) for name, t in scores.items()}
-        self._questions = self._described(run, pl.concat([t.select(c.SPLIT, c.WINDOW, c.POSITION)
-                                                          for t in asked.values()]).unique(), progress)  # fmt: skip
+        self._questions = self._described(run, scores, progress)
         titles = [title.lower() for title in self._data.catalogue.original_titles]
-        self._titles = list(zip(titles, self._data.catalogue.ids.to_list(), strict=True))
+        ids = self._data.catalogue.ids.cast(pl.String).to_list()
+        self._titles, self._items = list(zip(titles, ids, strict=True)), set(ids)
 
-    def _described(self, run: Run, asked: pl.DataFrame, progress: Progress | None) -> dict[Key, Question]:
-        denoiser, maps, scores = Denoiser.from_pretrained(run.verified("train")), run.maps(), run.scores()
-        edits = run.edits() if run.done("correct") else {}
-        out = {}
-        for name, windows, earlier in run.in_time():
-            keys = asked.filter(pl.col(c.SPLIT) == name).select(c.WINDOW, c.POSITION)
-            chosen = scores[name].join(keys, on=[c.WINDOW, c.POSITION], how="semi")
-            if chosen.is_empty():
-                continue
-            reasons = denoiser.explain(windows, chosen, progress, name != c.TRAIN, maps[name], earlier)
-            found = as_examples(name, windows, denoiser.catalogue, scores[name], edits.get(name), chosen, reasons)
-            for (window, position), example in zip(chosen.select(c.WINDOW, c.POSITION).rows(), found, strict=True):
-                out[name, window, position] = example | {"position": position}
-        return out
+    def _described(self, run: Run, scores: dict[str, pl.DataFrame], progress: Progress | None) -> dict[Key, Question]:
+        """The questions of all orders."""
+        keys = {key for queue in self._queues.values() for key in queue}
+        chosen = {}
+        for name, table in scores.items():
+            rows = sorted((window, position) for split, window, position in keys if split == name)
+            asked = pl.DataFrame(rows, schema={n: table.schema[n] for n in (c.WINDOW, c.POSITION)}, orient="row")
+            chosen[name] = table.join(asked, on=[c.WINDOW, c.POSITION], how="semi")
+        return {
+            (name, window, position): example | {"position": position}
+            for name, found in described(run, scores, chosen, progress).items()
+            for (window, position), example in zip(chosen[name].select(c.WINDOW, c.POSITION).rows(), found, strict=True)
+        }
 
     def next(self, order: str) -> Question | None:
         """Return the next unanswered question of an order; None if there is none left.
@@ -97,7 +95,7 @@ class Review:
         return None
 
     def answer(
-        self, split: str, window: int, position: int, verdict: str, replacement: str | None, whole_window: bool
+        self, split: str, window: int, position: int, answer: str, replacement: str | None, whole_window: bool
     ) -> None:
         """Save an answer.
 
@@ -105,8 +103,8 @@ class Review:
         ----------
         split, window, position
             The interaction.
-        verdict : str
-            One of VERDICTS.
+        answer : str
+            One of ANSWERS.
         replacement : str or None
             Id of the item that belongs there, as text.
         whole_window : bool
@@ -115,20 +113,20 @@ class Review:
         Raises
         ------
         ConfigError
-            If the verdict, the interaction or the item is unknown.
+            If the answer, the interaction or the item is unknown.
         """
-        if verdict not in VERDICTS:
-            raise ConfigError(f"The answer is {verdict!r}; expected one of {', '.join(VERDICTS)}.")
+        if answer not in ANSWERS:
+            raise ConfigError(f"The answer is {answer!r}; expected one of {', '.join(ANSWERS)}.")
         if (window, position) not in self._scored.get(split, set()):
             raise ConfigError(f"Position {position} of window {window} in {split!r} was not scored.")
-        if replacement is not None and replacement not in {str(item) for _, item in self._titles}:
+        if replacement is not None and replacement not in self._items:
             raise ConfigError(f"There is no item {replacement!r}.")
         positions = [position]
         if whole_window:
             positions = sorted(p for w, p in self._scored[split] if w == window)
         with self._lock:
             self.answers.add([
-                Answer(split, window, p, verdict, replacement if p == position else None) for p in positions
+                Answer(split, window, p, answer, replacement if p == position else None) for p in positions
             ])  # fmt: skip
 
     def undo(self) -> Question | None:
@@ -143,7 +141,7 @@ class Review:
         with self._lock:
             given, labels = self.answers.current, self.answers.labels()
         found = precision_of(self._flags, self._sampled(labels, given))
-        counts = {verdict: sum(a.answer == verdict for a in given.values()) for verdict in VERDICTS}
+        counts = {name: sum(a.answer == name for a in given.values()) for name in ANSWERS}
         known = not math.isnan(found.precision)
         return {
             "answers": len(given), "counts": counts,
@@ -172,7 +170,7 @@ class Review:
         words, out = text.lower().split(), []
         for row, (title, item) in enumerate(self._titles):
             if words and all(word in title for word in words):
-                out.append({"id": str(item), "title": self._data.catalogue.original_titles[row]})
+                out.append({"id": item, "title": self._data.catalogue.original_titles[row]})
                 if len(out) == FOUND:
                     break
         return out
