@@ -19,6 +19,7 @@ from llm4dsr import __version__
 from llm4dsr.cli import bench as bench_commands
 from llm4dsr.cli import config as config_commands
 from llm4dsr.cli import data as data_commands
+from llm4dsr.cli import results as results_commands
 from llm4dsr.cli.options import (
     Data,
     DecidePolicy,
@@ -36,6 +37,7 @@ from llm4dsr.cli.options import (
     SkipEstimate,
     read_config,
 )
+from llm4dsr.cli.results import open_run, write_page
 from llm4dsr.cli.terminal import bar, console, messages, set_up
 from llm4dsr.config import Config
 from llm4dsr.core.memory import is_out_of_memory
@@ -130,13 +132,13 @@ def prepare(
 @app.command()
 def train(run: RunFolder, overwrite: Overwrite = False, skip_estimate: SkipEstimate = False) -> None:
     """Tune the language model and calibrate it."""
-    _alone(_open(run), "train", overwrite, skip_estimate)
+    _alone(open_run(run), "train", overwrite, skip_estimate)
 
 
 @app.command()
 def score(run: RunFolder, overwrite: Overwrite = False, skip_estimate: SkipEstimate = False) -> None:
     """Score the noise probability of every interaction."""
-    _alone(_open(run), "score", overwrite, skip_estimate)
+    _alone(open_run(run), "score", overwrite, skip_estimate)
 
 
 @app.command()
@@ -148,7 +150,7 @@ def calibrate(
     from llm4dsr.core.io import read_table
 
     table = read_table(labels)
-    low, high = _open(run).calibrate(table)
+    low, high = open_run(run).calibrate(table)
     console.print(f"By {len(table):,} labels, {low:.1%} to {high:.1%} of the interactions are noise.")
 
 
@@ -173,15 +175,15 @@ def decide(
 
     table, answers = (None if path is None else read_table(path, [REPLACEMENT]) for path in (labels, reviewed))
     with bar() as progress:
-        _open(run).decide(progress, policy, eta, cap, overwrite, goal, table, answers)
-    _show_tried(_open(run))
+        open_run(run).decide(progress, policy, eta, cap, overwrite, goal, table, answers)
+    _show_tried(open_run(run))
 
 
 @app.command()
 def suggest(run: RunFolder, overwrite: Overwrite = False) -> None:
     """Suggest a replacement for each flagged interaction."""
     with bar() as progress:
-        _open(run).suggest(progress, overwrite)
+        open_run(run).suggest(progress, overwrite)
 
 
 @app.command()
@@ -201,7 +203,7 @@ def correct(
     overwrite: Overwrite = False,
 ) -> None:
     """Write corrected histories and the list of edits."""
-    _open(run).correct(action, overwrite, histories)
+    open_run(run).correct(action, overwrite, histories)
 
 
 @app.command()
@@ -212,37 +214,8 @@ def evaluate(
 ) -> None:
     """Train a recommender on original, corrected and oracle data, and compare them."""
     with bar() as progress:
-        _open(run).evaluate(progress, overwrite, seeds)
-    _show(_open(run))
-
-
-@app.command()
-def report(
-    run: RunFolder,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="HTML file to write; default: report.html in the run folder.")
-    ] = None,
-    examples: Annotated[int, typer.Option(min=3, help="Example histories, a third from each split.")] = 240,
-) -> None:
-    """Write what was found, changed and gained, and why, as one HTML file. It holds user ids and titles."""
-    _write_report(_open(run), out, examples)
-
-
-@app.command()
-def review(
-    run: RunFolder,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8765,
-    questions: Annotated[int, typer.Option(min=3, help="Most questions of each order.")] = 120,
-) -> None:
-    """Review flags one by one on a page of this machine. Answers are labels for calibrate and decide."""
-    from llm4dsr.review import Review, serve_review
-
-    with bar() as progress:
-        asked = Review(_open(run), questions, progress)
-    messages.print(
-        f"Open  http://127.0.0.1:{port}   Ctrl-C ends. Answers are kept in {run / 'review'}.", soft_wrap=True
-    )
-    serve_review(asked, port)
+        open_run(run).evaluate(progress, overwrite, seeds)
+    _show(open_run(run))
 
 
 @app.command()
@@ -265,14 +238,10 @@ def noise(
 
 app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
+for _command in (results_commands.report, results_commands.review):
+    app.command()(_command)
 app.command("bench")(bench_commands.bench)
 app.command("study")(bench_commands.study)
-
-
-def _open(folder: Path) -> Run:
-    from llm4dsr.pipeline import Run
-
-    return Run(folder)
 
 
 def _estimate(run: Run, data: Dataset, todo: list[str]) -> None:
@@ -319,16 +288,8 @@ def _stages(run: Run, data: Any, skip_estimate: bool = False) -> None:
             if name == "decide":
                 _show_tried(run)
         messages.print("[bold]report[/bold]")
-        _write_report(run)
+        write_page(run)
     _show(run)
-
-
-def _write_report(run: Run, out: Path | None = None, examples: int | None = None) -> None:
-    from llm4dsr.report import write_report
-
-    with bar() as progress:
-        path = write_report(run, out, progress=progress, **({} if examples is None else {"count": examples}))
-    console.print(f"Report: {escape(str(path))}", soft_wrap=True)
 
 
 def _show_tried(run: Run) -> None:

@@ -1,0 +1,163 @@
+"""What a denoiser has learned: fit, update, save and load."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Self
+
+from llm4dsr.config import Config
+from llm4dsr.core.cache import PartCache
+from llm4dsr.core.io import as_frame
+from llm4dsr.core.progress import Progress
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.overlap import Origin, split_long
+from llm4dsr.data.read import as_windows
+from llm4dsr.data.windows import Windows, hold_out
+from llm4dsr.denoise.calibrate import Calibrator
+from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.fit_calibration import fit_calibration
+from llm4dsr.denoise.ranking import RankingWeights
+from llm4dsr.denoise.storage import load_denoiser, save_denoiser
+from llm4dsr.errors import DataError, ModelError
+from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.prompt import MARKERS, PromptBuilder
+
+
+class Fitting:
+    """The part of `Denoiser` that learns, and that is saved and loaded. Parameters and attributes are told there."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config()
+        self.calibrator = Calibrator()
+        self.ranking_weights = RankingWeights()
+        self.curve: list[float] = []
+        self.width = 0
+        self._ensemble: Ensemble | None = None
+
+    def fit(
+        self,
+        histories: Any,
+        items: Any,
+        valid: Any = None,
+        progress: Progress | None = None,
+        work: Path | None = None,
+    ) -> Self:
+        """Tune the language model on injected noise in `histories`, then calibrate on `valid`.
+
+        No noise mask is ever read.
+
+        Parameters
+        ----------
+        histories : Windows, table or list
+            Training histories, target included. At least 10; some thousands are useful.
+        items : Catalogue or table
+            All items, with `item_id` and `title`.
+        valid : Windows, table or list, optional
+            Validation histories without targets; they are not counted. Default: a tenth of the users is held out.
+        progress : Progress, optional
+            Called with (steps done, all steps, what is being done).
+        work : Path, optional
+            Folder of checkpoints and finished parts; the same call resumes from it.
+
+        Returns
+        -------
+        Denoiser
+            Itself.
+
+        Raises
+        ------
+        DataError
+            If the histories or items cannot be used.
+        ModelError
+            If the model cannot be loaded or tuned.
+        """
+        config = self.config
+        catalogue = items if isinstance(items, Catalogue) else Catalogue.from_frame(as_frame(items, "The items"))
+        windows = as_windows(histories, catalogue)
+        if len(windows) < 10:
+            raise DataError(
+                f"{len(windows)} window(s) to learn from; at least 10 are needed, and some thousands are useful."
+            )
+        if len(catalogue) < 4:
+            raise DataError(
+                f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another."
+            )
+        validation = windows if valid is None else as_windows(valid, catalogue)
+        if valid is None:
+            windows, validation = hold_out(windows, config.seed)
+        windows, validation = self._short(windows)[0], self._short(validation)[0]
+        self.width = int(windows.lengths.max())
+        tuned, self.curve = Ensemble.fit(windows, catalogue, config, progress, work)
+        self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
+            tuned, windows, validation, progress, PartCache(work)
+        )
+        if valid is None:  # held out of the histories given, so known from now on
+            self.update_counts(validation)
+        return self
+
+    def update_counts(self, histories: Any) -> Self:
+        """Count histories newer than those of `fit`: their item pairs are known from now on. Returns itself.
+
+        Calls of `score` that are under way in other threads end with what was known before.
+        """
+        if (counts := self.ensemble.counts) is not None:
+            self._ensemble = self.ensemble.with_counts(counts.add(as_windows(histories, self.catalogue)))
+        return self
+
+    def _short(self, histories: Windows, width: int | None = None) -> tuple[Windows, Origin | None]:
+        """Histories of at most `width` items (default: what fits a prompt); longer ones as overlapping parts."""
+        if width is None:
+            marked = self.config.model.item_input == "soft_token" or self.config.model.readout == "per_position"
+            width = len(MARKERS) if marked else int(histories.lengths.max())
+        return split_long(histories, width)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save weights (safetensors), tokenizer, catalogue, counts, calibration, configuration and versions."""
+        facts = {
+            "curve": self.curve,
+            "width": self.width,
+            "calibrator": dataclasses.asdict(self.calibrator),
+            "ranking_weights": dataclasses.asdict(self.ranking_weights),
+        }
+        save_denoiser(Path(folder), self.ensemble, facts)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load a denoiser that `save_pretrained` wrote.
+
+        Raises
+        ------
+        ModelError
+            If the folder holds no denoiser, or one that this version cannot use.
+        """
+        ensemble, card = load_denoiser(Path(folder))
+        out = cls(ensemble.config)
+        out._ensemble, out.curve, out.width = ensemble, card["curve"], card["width"]
+        out.calibrator = Calibrator(**card["calibrator"])
+        out.ranking_weights = RankingWeights(**card["ranking_weights"])
+        return out
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The tuned models. Raises ModelError if there are none yet."""
+        if self._ensemble is None:
+            raise ModelError(
+                "This denoiser has not been fitted. Call fit(histories, items), or load one with from_pretrained."
+            )
+        return self._ensemble
+
+    @property
+    def model(self) -> NoiseLM:
+        """The tuned model of the first fold."""
+        return self.ensemble.models[0]
+
+    @property
+    def builder(self) -> PromptBuilder:
+        """The prompt builder, which holds the co-occurrence counts."""
+        return self.ensemble.builder
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items."""
+        return self.ensemble.catalogue
