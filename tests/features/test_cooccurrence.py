@@ -12,6 +12,7 @@ from llm4dsr.data.demo import make_demo
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows
 from llm4dsr.features import cooccurrence as cooccurrence_module
+from llm4dsr.features.collaborative import split_keys
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
 
 TRAIN, TRACK, PAINT, BRUSH, DOLL = range(5)
@@ -151,7 +152,7 @@ def test_it_is_the_same_in_small_parts(monkeypatch, cells):
              for a in some.row(w) for b in some.row(w) if a != b}  # fmt: skip
     for _, a, b in pairs:
         counts[a, b] += 1
-    left, right = cooccurrence.pairs // len(data.catalogue), cooccurrence.pairs % len(data.catalogue)
+    left, right = split_keys(cooccurrence.pairs)
     assert (counts[left, right] == cooccurrence.counts).all()
     assert counts.sum() == cooccurrence.counts.sum()
     assert cooccurrence.features(some).shape == (len(some.items), N_FEATURES)

@@ -143,6 +143,48 @@ class Catalogue:
         categories = None if self.categories is None else self.categories.filter(kept)
         return Catalogue(self.ids.filter(kept), titles, originals, categories)
 
+    def extended(self, items: Catalogue) -> Catalogue:
+        """Return a catalogue with those of `items` that this one lacks at its end.
+
+        Parameters
+        ----------
+        items : Catalogue
+            Ids are of this catalogue's type. Items that are known, with the same cleaned title, are left out.
+
+        Raises
+        ------
+        DataError
+            If the ids are of another type, or an id is known with another title.
+        """
+        if items.ids.dtype != self.ids.dtype and not (items.ids.dtype.is_integer() and self.ids.dtype.is_integer()):
+            raise DataError(
+                f"The ids of the new items are of the type {items.ids.dtype}; those of the catalogue are "
+                f"{self.ids.dtype}. Write both with one type."
+            )
+        ids = items.ids.cast(self.ids.dtype, strict=False)
+        if ids.null_count():
+            wrong = items.ids.filter(ids.is_null()).head(3).to_list()
+            raise DataError(f"The new item ids {wrong} are out of the range of the catalogue's type, {ids.dtype}.")
+        rows = pl.DataFrame({"id": ids}).join(self._rows, on="id", how="left", maintain_order="left")["row"]
+        changed = [i for i, row in enumerate(rows) if row is not None and self.titles[row] != items.titles[i]]
+        if changed:
+            known, given = self.titles[rows[changed[0]]], items.titles[changed[0]]
+            raise DataError(
+                f"{len(changed)} of the new items are known with another title, for example {c.ITEM} "
+                f"{ids[changed[0]]!r}: {known!r}, not {given!r}. Give a new item an id of its own, or leave these out; "
+                "training takes new titles."
+            )
+        new = items.filter(rows.is_null().to_numpy())
+        categories = self.categories
+        if categories is not None:
+            more = pl.Series(categories.name, [None] * len(new), dtype=categories.dtype)
+            if new.categories is not None:
+                more = new.categories.cast(categories.dtype, strict=False).alias(categories.name)
+            categories = pl.concat([categories, more])
+        ids = pl.concat([self.ids, new.ids.cast(self.ids.dtype).alias(self.ids.name)])
+        originals = [*self.original_titles, *new.original_titles]
+        return Catalogue(ids, [*self.titles, *new.titles], originals, categories)
+
     def index(self, ids: pl.Series | Sequence[Any], where: str = "a history") -> IntArray:
         """Find the rows of item ids.
 

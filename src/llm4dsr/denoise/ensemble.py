@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.core.arrays import FloatArray, IntArray, sorted_unique
@@ -30,7 +31,7 @@ from llm4dsr.denoise.stacking import Evidence, Stacker
 from llm4dsr.denoise.train import build_model, tune
 from llm4dsr.errors import DataError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
-from llm4dsr.features.title_vectors import title_vectors
+from llm4dsr.features.title_vectors import TitleEncoder, fit_title_encoder
 from llm4dsr.lm.checkpoint import Checkpoint
 from llm4dsr.lm.load import weight_files
 from llm4dsr.lm.model import NoiseLM
@@ -57,6 +58,8 @@ class Ensemble:
         Sorted hashes of all users in training.
     stacker_newer, stacker_training : Stacker or None
         For windows newer than training or of new users, and for windows of training. None: log-odds of the models.
+    encoder : TitleEncoder or None
+        Makes title vectors of new items, for soft tokens.
     """
 
     models: list[NoiseLM]
@@ -66,6 +69,7 @@ class Ensemble:
     seen: Hashes
     stacker_newer: Stacker | None = None
     stacker_training: Stacker | None = None
+    encoder: TitleEncoder | None = None
 
     @property
     def counts(self) -> CooccurrenceCounts | None:
@@ -77,6 +81,17 @@ class Ensemble:
         out = copy.copy(self)
         object.__setattr__(out, "builder", self.builder.with_counts(counts))
         return out
+
+    def with_items(self, catalogue: Catalogue) -> Ensemble:
+        """Return an ensemble that also knows the items at the end of an extended catalogue, and shares all weights."""
+        titles, counts = catalogue.titles[len(self.catalogue) :], self.counts
+        if counts is not None:
+            counts = counts.with_items(len(catalogue))
+        models, known = self.models, self.models[0].vectors
+        if known is not None and self.encoder is not None:
+            vectors = torch.cat([known, torch.from_numpy(self.encoder(titles)).to(known)])  # the same in all folds
+            models = [model.with_vectors(vectors) for model in models]
+        return replace(self, models=models, builder=self.builder.with_items(titles, counts), catalogue=catalogue)
 
     @classmethod
     def fit(
@@ -115,11 +130,11 @@ class Ensemble:
         ModelError
             If a model cannot be loaded or its loss is not a number.
         """
-        vectors = cooccurrence = None
+        encoder = vectors = cooccurrence = None
         if config.model.item_input == "soft_token":
             if progress:
                 progress(0, 1, "title vectors")
-            vectors = title_vectors(
+            encoder, vectors = fit_title_encoder(
                 catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
             )
             cooccurrence = (
@@ -152,7 +167,7 @@ class Ensemble:
                 checkpoint.key += model.fingerprint() + digest(weight_files(config.model.source))
             curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
             models.append(model)
-        return cls(models, builder, catalogue, config, sorted_unique(users)), curve
+        return cls(models, builder, catalogue, config, sorted_unique(users), encoder=encoder), curve
 
     def log_odds(
         self, windows: Windows, is_newer: bool, progress: Progress | None, doing: str, cache: PartCache

@@ -19,8 +19,9 @@ from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.stacking import HALVES, OWN_INPUTS, Stacker
 from llm4dsr.errors import ModelError, first_line
-from llm4dsr.features.collaborative import GROUPS
+from llm4dsr.features.collaborative import GROUPS, split_keys
 from llm4dsr.features.cooccurrence import N_FEATURES
+from llm4dsr.features.title_vectors import MINILM_COLUMNS
 
 ROWS_PER_BYTE = 64  # of a table of ids or counts, which hardly repeat
 MOST_TIMES, ALWAYS = 200, 2**26  # a table may unpack to so many times its size, and to so many bytes in any case
@@ -57,10 +58,19 @@ def check_parts(folder: Path, ensemble: Ensemble, card: dict[str, Any]) -> None:
     for model in ensemble.models:
         if model.vectors is not None and len(model.vectors) != items:
             _refuse(folder, f"{len(model.vectors)} title vectors for {items} items")
+    encoder = ensemble.encoder
+    if encoder is not None and encoder.terms and ensemble.models[0].vectors is not None:
+        columns = sum(weights.shape[1] for weights in encoder.weights)
+        found = ensemble.models[0].vectors.shape[1] - (MINILM_COLUMNS if "minilm" in encoder.kind else 0)
+        if columns != found:
+            _refuse(folder, f"an encoder of titles with {columns} columns for vectors with {found}")
     counts = ensemble.counts
     if counts is not None:
         if len(counts.popularity) != items:
             _refuse(folder, f"the counts of {len(counts.popularity)} items for {items} items")
+        rows = np.stack(split_keys(counts.pairs))
+        if not 0 <= rows.min(initial=0) <= rows.max(initial=0) < items:
+            _refuse(folder, f"counts of pairs of other items than its {items}")
         if counts.vectors is not None and counts.vectors.vectors.shape[:2] != (GROUPS, items):
             _refuse(folder, f"collaborative vectors of shape {counts.vectors.vectors.shape} for {items} items")
         if counts.vectors is not None and not np.isfinite(counts.vectors.vectors).all():

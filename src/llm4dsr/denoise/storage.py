@@ -19,11 +19,12 @@ from llm4dsr.denoise.saved_checks import as_damaged, check_parts, check_table
 from llm4dsr.denoise.stacking import Stacker
 from llm4dsr.errors import ModelError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.features.title_vectors import TitleEncoder
 from llm4dsr.lm.load import check_files
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
-FORMAT = 8  # of a saved denoiser; other formats are refused
+FORMAT = 9  # of a saved denoiser; other formats are refused
 NEWER, TRAINING = "newer", "training"  # windows that a stacker is for
 CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
 
@@ -36,6 +37,8 @@ def save_denoiser(folder: Path, ensemble: Ensemble, facts: dict[str, Any]) -> No
     write_parquet(pl.DataFrame({"hash": ensemble.seen}), folder / USERS)
     if ensemble.counts is not None:
         ensemble.counts.save(folder)
+    if ensemble.encoder is not None:
+        ensemble.encoder.save(folder)
     for name, stacker in ((NEWER, ensemble.stacker_newer), (TRAINING, ensemble.stacker_training)):
         if stacker is not None:
             stacker.save(folder, name)
@@ -84,15 +87,16 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
         seen = pl.read_parquet(folder / USERS, glob=False)["hash"].to_numpy()
         catalogue = Catalogue.from_frame(pl.read_parquet(folder / ITEMS, glob=False))
     models = [NoiseLM.load(place, config.model).eval() for place in _model_folders(folder, config)]
-    counted = config.model.item_input == "soft_token" and config.model.cooccurrence
+    soft = config.model.item_input == "soft_token"
     with as_damaged(folder):
-        counts = CooccurrenceCounts.load(folder) if counted else None
+        counts = CooccurrenceCounts.load(folder) if soft and config.model.cooccurrence else None
+        encoder = TitleEncoder.load(folder, config.model.title_vectors) if soft else None
     builder = PromptBuilder(models[0].tokenizer, catalogue.titles, config.model, config.train.max_tokens, counts)
     if builder.hash != card["prompt_hash"]:
         raise ModelError(f"{folder} was tuned with another prompt ({card['prompt_hash']}). Tune the model again.")
     with as_damaged(folder):
         stackers = Stacker.load(folder, NEWER), Stacker.load(folder, TRAINING)
-        ensemble = Ensemble(models, builder, catalogue, config, seen, *stackers)
+        ensemble = Ensemble(models, builder, catalogue, config, seen, *stackers, encoder)
         check_parts(folder, ensemble, card)
     return ensemble, card
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any, Self
@@ -73,7 +74,7 @@ class Fitting:
             If the model cannot be loaded or tuned.
         """
         config = self.config
-        catalogue = items if isinstance(items, Catalogue) else Catalogue.from_frame(as_frame(items, "The items"))
+        catalogue = _as_catalogue(items)
         windows = as_windows(histories, catalogue)
         if len(windows) < 10:
             raise DataError(
@@ -104,6 +105,34 @@ class Fitting:
         if (counts := self.ensemble.counts) is not None:
             self._ensemble = self.ensemble.with_counts(counts.add(as_windows(histories, self.catalogue)))
         return self
+
+    def with_items(self, items: Any) -> Self:
+        """Return a denoiser that also knows these items; this one is unchanged.
+
+        New items can be in histories, and be suggested, at once. Their titles are read; no user has them yet. Nothing
+        is tuned, and histories without a new item keep their scores. Both denoisers share all weights.
+
+        Parameters
+        ----------
+        items : Catalogue or table
+            Items with `item_id`, of the type that the catalogue has, and `title`. Those that are known already, with
+            the same title, are ignored.
+
+        Returns
+        -------
+        Denoiser
+            A new one.
+
+        Raises
+        ------
+        DataError
+            If the items cannot be used, or an id is known with another title. Training takes new titles.
+        """
+        catalogue = self.catalogue.extended(_as_catalogue(items))
+        out = copy.copy(self)
+        if len(catalogue) > len(self.catalogue):
+            out._ensemble = self.ensemble.with_items(catalogue)
+        return out
 
     def _short(self, histories: Windows, width: int | None = None) -> tuple[Windows, Origin | None]:
         """Histories of at most `width` items (default: what fits a prompt); longer ones as overlapping parts."""
@@ -161,3 +190,7 @@ class Fitting:
     def catalogue(self) -> Catalogue:
         """The items."""
         return self.ensemble.catalogue
+
+
+def _as_catalogue(items: Any) -> Catalogue:
+    return items if isinstance(items, Catalogue) else Catalogue.from_frame(as_frame(items, "The items"))

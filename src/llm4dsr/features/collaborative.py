@@ -32,10 +32,27 @@ from llm4dsr.data.windows import Windows
 GROUPS = 5  # of users; each has vectors from the users of the others
 SIZES = (32, 128)  # leading columns whose cosines are taken: coarse and fine tastes
 N_COSINES = 3 * len(SIZES)  # numbers that `CollaborativeVectors.features` gives for an interaction
+SHIFT = 2**31  # more than there can be items; their product fits 63 bits
 CELLS = 50_000  # positions whose vectors are held at once
 FILE = "collaborative.safetensors"
 
 Vectors = npt.NDArray[np.float32]
+
+
+def pair_keys(left: IntArray, right: IntArray) -> IntArray:
+    """Return one number for two items each, whichever comes first. It does not depend on the size of the catalogue.
+
+    Examples
+    --------
+    >>> split_keys(pair_keys(np.array([7, 2]), np.array([3, 9])))
+    (array([3, 2]), array([7, 9]))
+    """
+    return np.asarray(np.minimum(left, right) * SHIFT + np.maximum(left, right))
+
+
+def split_keys(keys: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the smaller and the larger catalogue row of each key of `pair_keys`."""
+    return keys // SHIFT, keys % SHIFT
 
 
 @dataclass
@@ -62,7 +79,7 @@ class CollaborativeVectors:
         Parameters
         ----------
         counts : sequence of (array of int, array of int)
-            For each group of users, the keys of its pairs (smaller row · N + larger row) and their counts.
+            For each group of users, the keys of its pairs, as `pair_keys` makes them, and their counts.
         users : array of uint64
             Hashes of the users of all groups.
         n_items : int
@@ -73,13 +90,19 @@ class CollaborativeVectors:
         import scipy.sparse as sp
 
         shape = (n_items, n_items)
-        matrices = [sp.csr_matrix((c.astype(np.float64), (k // n_items, k % n_items)), shape=shape) for k, c in counts]
+        matrices = [sp.csr_matrix((c.astype(np.float64), split_keys(k)), shape=shape) for k, c in counts]
         total = sum(matrices[1:], start=matrices[0])
         out = np.zeros((len(counts), n_items, max(SIZES)), np.float32)
         for group, own in enumerate(matrices):
             vectors = _ppmi_vectors(total - own, max(SIZES), seed)
             out[group, :, : vectors.shape[1]] = vectors
         return cls(out, sorted_unique(users))
+
+    def with_items(self, n_items: int) -> CollaborativeVectors:
+        """Return vectors for a catalogue with new items at the end; they have none."""
+        groups, known, size = self.vectors.shape
+        empty = np.zeros((groups, n_items - known, size), self.vectors.dtype)
+        return CollaborativeVectors(np.concatenate([self.vectors, empty], axis=1), self.users)
 
     def features(self, windows: Windows, unknown: BoolArray | None = None) -> Vectors:
         """Describe each interaction by its cosines with the rest of its window.

@@ -12,7 +12,7 @@ user has; no user id is stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from llm4dsr.core.device import in_parts
 from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
 from llm4dsr.core.io import write_parquet
 from llm4dsr.data.windows import Windows
-from llm4dsr.features.collaborative import GROUPS, N_COSINES, CollaborativeVectors
+from llm4dsr.features.collaborative import GROUPS, N_COSINES, CollaborativeVectors, pair_keys, split_keys
 
 N_COUNTS = 7  # numbers that `CooccurrenceCounts.features` gives for an interaction, before the cosines
 N_FEATURES = N_COUNTS + N_COSINES
@@ -41,7 +41,7 @@ class CooccurrenceCounts:
     Attributes
     ----------
     pairs : array of int
-        [P] sorted keys of pairs: smaller row · N + larger row.
+        [P] sorted keys of pairs, as `pair_keys` makes them.
     counts : array of int
         [P] users of each pair.
     popularity : array of int
@@ -101,7 +101,7 @@ class CooccurrenceCounts:
 
         def count(part: slice) -> tuple[IntArray, Hashes]:
             left, right = _pairs(windows, part)
-            key = _key(windows.items[left], windows.items[right], n_items)
+            key = pair_keys(windows.items[left], windows.items[right])
             owner, first = np.unique(_pair_hash(users[left], key), return_index=True)
             return key[first], owner
 
@@ -124,6 +124,13 @@ class CooccurrenceCounts:
             self.vectors,
         )
 
+    def with_items(self, n_items: int) -> CooccurrenceCounts:
+        """Return counts that also know new items at the end of a catalogue of now `n_items`, which no user has yet."""
+        popularity = np.zeros(n_items, np.int64)
+        popularity[: len(self.popularity)] = self.popularity
+        vectors = None if self.vectors is None else self.vectors.with_items(n_items)
+        return replace(self, popularity=popularity, vectors=vectors)
+
     def leave_one_out_counts(self, windows: Windows) -> tuple[FloatArray, FloatArray]:
         """Count the other users of each pair and item of each window.
 
@@ -143,7 +150,7 @@ class CooccurrenceCounts:
         users = user_hashes(windows.user_ids)[owners]
         pair_counts = np.zeros((len(windows), windows.width, windows.width))
         for left, right in (_pairs(windows, part) for part in _parts(windows)):
-            key = _key(rows[left], rows[right], len(self.popularity))
+            key = pair_keys(rows[left], rows[right])
             found = _among(self.pairs, key)
             key, left, right = key[found], left[found], right[found]
             count = self.counts[np.searchsorted(self.pairs, key)]
@@ -220,7 +227,7 @@ class CooccurrenceCounts:
         sizes = starts[items + 1] - starts[items]
         at = ranges(starts[items], sizes)
         row, items, other = np.repeat(row, sizes), np.repeat(items, sizes), neighbors[at]
-        key = _key(items, other, n_items)
+        key = pair_keys(items, other)
         users = user_hashes(windows.user_ids)
         count = counts[at] - _among(self.own, _pair_hash(users[row], key))
         cosine = count / np.sqrt((self.popularity[items] + 1) * (self.popularity[other] + 1))
@@ -237,7 +244,7 @@ class CooccurrenceCounts:
     def _neighbors(self) -> tuple[IntArray, IntArray, IntArray]:
         """(starts [N + 1], items, counts): the items that each item occurs with, item after item."""
         n_items = len(self.popularity)
-        left, right = self.pairs // n_items, self.pairs % n_items
+        left, right = split_keys(self.pairs)
         here, there = np.concatenate([left, right]), np.concatenate([right, left])
         order = np.argsort(here, kind="stable")
         starts = np.searchsorted(here[order], np.arange(n_items + 1))
@@ -284,11 +291,6 @@ def _pairs(windows: Windows, part: slice) -> tuple[IntArray, IntArray]:
 def _later(windows: Windows) -> IntArray:
     """[n] interactions after each in its window."""
     return np.asarray(windows.offsets[1:][windows.owners] - np.arange(len(windows.items)) - 1)
-
-
-def _key(i: IntArray, j: IntArray, n_items: int) -> IntArray:
-    """One number for two items, whichever comes first."""
-    return np.asarray(np.minimum(i, j) * n_items + np.maximum(i, j))
 
 
 def _pair_hash(users: Hashes, keys: IntArray) -> Hashes:

@@ -6,6 +6,7 @@ title vector of a suggested replacement.
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,13 @@ class NoiseLM(nn.Module):
                 self.cooccurrence = nn.Linear(N_FEATURES, hidden)
                 nn.init.normal_(self.cooccurrence.weight, std=scale)
                 nn.init.zeros_(self.cooccurrence.bias)
+
+    def with_vectors(self, vectors: Tensor | None) -> NoiseLM:
+        """Return a model with other title vectors [N, V] that shares all weights; this one is unchanged."""
+        out = copy.copy(self)
+        out._turn = self._turn  # they share the adapter too
+        out._buffers = {**self._buffers, "vectors": vectors}
+        return out
 
     @property
     def base(self) -> Any:

@@ -116,6 +116,15 @@ class PromptBuilder:
         out.cooccurrence = counts
         return out
 
+    def with_items(self, titles: Sequence[str], counts: CooccurrenceCounts | None) -> PromptBuilder:
+        """Return a builder that also knows new titles, after the others, and other counts; this one is unchanged."""
+        out = self.with_counts(counts)
+        if self.titles:
+            new = [ids + self.close for ids in self._title_tokens([*titles, NO_NOISE])]
+            out.titles = [*self.titles[:-1], *new]
+        out.no_noise = self.no_noise + len(titles)
+        return out
+
     @property
     def marked(self) -> bool:
         """Whether each item has a position marker."""

@@ -106,12 +106,16 @@ def scoring_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int |
 # -- features ----------------------------------------------------------------------------------------------------------
 
 
+def title_terms(sizes: Sizes) -> float:
+    """Return about how many character n-grams the titles have."""
+    return float(NGRAMS * sizes.items**0.75)
+
+
 def title_vector_bytes(sizes: Sizes, config: Config) -> int:
     """Return the bytes of making title vectors: the truncated SVD of character n-grams."""
     if not columns_of(config):
         return 0
-    ngrams = NGRAMS * sizes.items**0.75
-    factors = 3 * 8 * (sizes.items + ngrams) * (min(config.model.vector_size, sizes.items) + OVERSAMPLED)
+    factors = 3 * 8 * (sizes.items + title_terms(sizes)) * (min(config.model.vector_size, sizes.items) + OVERSAMPLED)
     return int(factors + 60 * 3 * sizes.characters)
 
 
@@ -280,7 +284,7 @@ def disk_of_windows(sizes: Sizes) -> int:
 
 
 def disk_of_model(sizes: Sizes, lm: LMShape, config: Config) -> int:
-    """Return the bytes of model/: weights of all folds, title vectors, counts."""
+    """Return the bytes of model/: weights of all folds, title vectors and what makes them, counts."""
     stored = lm.trainable if lm.trainable < lm.parameters else lm.parameters
     weights = BYTES[config.model.dtype] * stored + 8 * columns_of(config) * lm.hidden
     vectors = 4 * sizes.items * columns_of(config)
@@ -288,7 +292,8 @@ def disk_of_model(sizes: Sizes, lm: LMShape, config: Config) -> int:
     if counts_bytes(sizes, config):
         own = sizes.pairs + sizes.interactions[c.TRAIN]
         counts = 8 * sizes.pairs + 8 * own + 4 * GROUPS * sizes.items * max(SIZES)
-    return int(config.train.folds * (weights + vectors + 2**18) + counts + sizes.characters)
+    encoder = title_terms(sizes) * (2 * config.model.vector_size + 16) if columns_of(config) else 0
+    return int(config.train.folds * (weights + vectors + 2**18) + counts + encoder + sizes.characters)
 
 
 def checkpoint_bytes(lm: LMShape, config: Config) -> int:
