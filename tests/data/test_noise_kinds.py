@@ -141,27 +141,32 @@ def test_a_fixed_interaction_keeps_its_place(histories, seed, data):
     assert (moved == places)[fixed].all()
 
 
-@given(histories=TWO_OR_MORE, seed=st.integers(0, 2**32 - 1))
-def test_a_burst_is_a_run_from_another_user(histories, seed):
+@given(histories=TWO_OR_MORE, seed=st.integers(0, 2**32 - 1), rate=st.floats(0, 1))
+def test_bursts_are_runs_that_users_exchange(histories, seed, rate):
     lengths = np.array([len(h) for h in histories])
     places = np.arange(lengths.sum())
-    history = np.repeat(np.arange(len(lengths)), lengths)
-    users = np.arange(len(lengths)) // 2  # two histories for each user
+    users = np.repeat(np.arange(len(lengths)) // 2, lengths)  # two histories for each user
     if users.max() == 0:
-        users = np.arange(len(lengths))
-    came = corrupt(places, lengths, len(places), "burst", 1.0, seed, users=users).items
-    assert (users[history[came]] != users[history]).all()
+        users = np.repeat(np.arange(len(lengths)), lengths)
+    whose = users[np.cumsum(lengths) - 1]
+    came = corrupt(places, lengths, len(places), "burst", rate, seed, users=whose).items
+    assert sorted(came) == places.tolist()  # nothing is in two histories
+    moved = came != places
+    assert (users[came] != users)[moved].all()
 
 
 def test_runs_of_a_burst_are_short_and_follow_each_other():
-    """Each item of the other user stands where it is numbered, so a run counts upwards."""
-    places = np.arange(2_000)
-    came = corrupt(places, np.array([1_000, 1_000]), 2_000, "burst", 1.0, 0).items
-    for user in (came[:1_000], came[1_000:]):
-        lengths = np.diff(np.flatnonzero(np.diff(user, prepend=-5, append=-5) != 1))
-        size = np.gcd.reduce(lengths[1:-1])  # the first and the last one may be cut; two may happen to be neighbors
-        assert 2 <= size <= LONGEST_RUN
-        assert (lengths[1:-1] == size).mean() > 0.95
+    """Each item stands where it is numbered, so a run counts upwards."""
+    lengths = np.full(200, 50)
+    places = np.arange(lengths.sum())
+    came = corrupt(places, lengths, len(places), "burst", 0.2, 0).items
+    moved = came != places
+    assert 0.15 < moved.mean() < 0.25
+    starts = np.flatnonzero(moved & (np.diff(came, prepend=-5) != 1))
+    ends = np.flatnonzero(moved & (np.diff(came, append=-5) != 1))
+    sizes = np.bincount(ends - starts + 1)
+    assert len(sizes) - 1 <= 2 * LONGEST_RUN  # two may happen to be neighbors at both places
+    assert sizes[2 : LONGEST_RUN + 1].sum() > 0.8 * sizes.sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -254,9 +259,12 @@ def test_a_category_has_its_other_items():
     assert found[3] == found[5] == {PAD}  # of no category
 
 
-def test_a_burst_from_a_shorter_history_starts_over():
-    (first, _), _ = add_noise([np.array([0, 1, 2, 3, 4]), np.array([5, 6])], 7, 1.0, 3, "burst")
-    assert set(first) <= {5, 6}
+def test_a_run_stays_where_no_other_user_has_one_of_its_length():
+    """All runs of the second user have two items at most; those of three or more have nothing to change places with."""
+    lengths = np.array([30, 2])
+    for seed in range(20):
+        came = corrupt(np.arange(32), lengths, 32, "burst", 1.0, seed).items
+        assert (came != np.arange(32)).sum() in (0, 2, 4)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.stacking import Evidence, Stacker, evidence
+from llm4dsr.features.context import N_CONTEXT, context_features
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
 from llm4dsr.metrics import auroc
 
@@ -31,7 +32,7 @@ def drifted(seed: int) -> tuple[Evidence, Evidence]:
 
 def test_new_items_are_no_longer_taken_for_noise() -> None:
     noise, clean = drifted(0)
-    stacker = Stacker.fit(noise, clean, RATE, seed=0)
+    stacker = Stacker.fit([(noise, 1.0)], clean, RATE, seed=0)
     assert stacker is not None
     truth = np.arange(9000) < 3000
     both = Evidence.join([noise, clean])
@@ -45,7 +46,7 @@ def test_log_odds_assume_the_given_rate() -> None:
     rng = np.random.default_rng(0)
     noise = sample(n, 1, np.stack([rng.normal(size=n), rng.random(n) < 0.9], axis=1))
     clean = sample(3 * n, 2, np.stack([rng.normal(size=3 * n), rng.random(3 * n) < 0.1], axis=1))
-    stacker = Stacker.fit(noise, clean, RATE, seed=0)
+    stacker = Stacker.fit([(noise, 1.0)], clean, RATE, seed=0)
     assert stacker is not None
     seen = stacker(Evidence(np.array([[0, 1], [0, 0]], np.float32), np.zeros(2, np.int64)))
     base = np.log(RATE / (1 - RATE))
@@ -54,9 +55,9 @@ def test_log_odds_assume_the_given_rate() -> None:
 
 def test_no_user_is_scored_by_a_network_that_was_fitted_on_it() -> None:
     noise, clean = drifted(0)
-    first = Stacker.fit(noise, clean, RATE, seed=0)
+    first = Stacker.fit([(noise, 1.0)], clean, RATE, seed=0)
     changed = Evidence(np.where(noise.half[:, None] == 0, noise.values + 0.5, noise.values), noise.half)
-    second = Stacker.fit(changed, clean, RATE, seed=0)
+    second = Stacker.fit([(changed, 1.0)], clean, RATE, seed=0)
     assert first is not None
     assert second is not None
     own = clean.half == 0
@@ -64,18 +65,35 @@ def test_no_user_is_scored_by_a_network_that_was_fitted_on_it() -> None:
     assert not np.allclose(first(clean)[~own], second(clean)[~own])
 
 
+def test_a_kind_of_noise_counts_by_its_share_and_not_by_its_number() -> None:
+    """Single items have feature 1, runs feature 2. Which of the two looks more like noise depends on the shares."""
+    rng = np.random.default_rng(0)
+
+    def of(*values: float, size: int = 2000, seed: int) -> Evidence:
+        return sample(size, seed, np.column_stack([rng.normal(size=size), np.tile(values, (size, 1))]))
+
+    single, runs, clean = of(1, 0, seed=1), of(0, 1, size=8000, seed=2), of(0, 0, size=6000, seed=3)
+    clean = Evidence.join([clean, of(1, 0, size=300, seed=4), of(0, 1, size=300, seed=5)])
+    asked = Evidence(np.array([[0, 1, 0], [0, 0, 1]], np.float32), np.zeros(2, np.int64))
+    for share in (0.1, 0.9):
+        stacker = Stacker.fit([(single, 1 - share), (runs, share)], clean, RATE, seed=0)
+        assert stacker is not None
+        of_single, of_run = stacker(asked)
+        assert of_run - of_single == pytest.approx(np.log(share / (1 - share)), abs=0.5)
+
+
 def test_it_is_left_out_where_it_helps_nothing_or_has_too_little_to_learn_from() -> None:
     separate = np.stack([np.full(2000, 5.0), np.zeros(2000)], axis=1)
     noise, clean = sample(2000, 0, separate), sample(2000, 1, -separate)
-    assert Stacker.fit(noise, clean, RATE, seed=0) is None  # the log-odds alone are perfect
+    assert Stacker.fit([(noise, 1.0)], clean, RATE, seed=0) is None  # the log-odds alone are perfect
     noise, clean = drifted(0)
     few = Evidence(noise.values[:600], noise.half[:600])
-    assert Stacker.fit(few, clean, RATE, seed=0) is None
+    assert Stacker.fit([(few, 1.0)], clean, RATE, seed=0) is None
 
 
 def test_the_same_seed_gives_the_same_networks_and_they_are_saved_whole(tmp_path: Path) -> None:
     noise, clean = drifted(0)
-    first, second = (Stacker.fit(noise, clean, RATE, seed=3) for _ in range(2))
+    first, second = (Stacker.fit([(noise, 1.0)], clean, RATE, seed=3) for _ in range(2))
     assert first is not None
     assert second is not None
     assert first.fingerprint == second.fingerprint
@@ -93,8 +111,10 @@ def windows() -> Windows:
 
 def test_evidence_starts_with_the_log_odds_and_those_of_the_rest_of_the_window(windows: Windows) -> None:
     counts = CooccurrenceCounts.fit(windows, 4, seed=0)
-    found = evidence(windows, np.array([1.0, -2.0, 4.0, 3.0, 0.5]), counts)
-    assert found.shape == (5, 4 + N_FEATURES)
+    titles = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    found = evidence(windows, np.array([1.0, -2.0, 4.0, 3.0, 0.5]), counts, titles)
+    assert found.shape == (5, 4 + N_FEATURES + N_CONTEXT)
     expected = [[1, 1, 4, 3], [-2, 2.5, 4, 3], [4, -0.5, 1, 3], [3, 0.5, 0.5, 2], [0.5, 3, 3, 2]]
     np.testing.assert_allclose(found[:, :4], expected)
-    np.testing.assert_array_equal(found[:, 4:], counts.features(windows))
+    np.testing.assert_array_equal(found[:, 4 : 4 + N_FEATURES], counts.features(windows))
+    np.testing.assert_array_equal(found[:, 4 + N_FEATURES :], context_features(windows, counts, titles))

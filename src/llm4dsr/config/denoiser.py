@@ -84,7 +84,7 @@ class TaskConfig:
     """Probability that a position is replaced, where `replaced` is 0."""
     none: Fraction = 0.0
     """Fraction of windows without injected noise."""
-    bursts: Fraction = 0.05
+    bursts: Fraction = 0.1
     """Fraction of windows that get a run of another user's items instead of single items; `replaced: 0` only. Also the
     fraction of injected interactions in runs, for `score.stacking`."""
     popular: Fraction = 0.2

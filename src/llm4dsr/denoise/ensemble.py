@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from llm4dsr.config import EMBEDDED, Config
@@ -75,6 +76,13 @@ class Ensemble:
     def counts(self) -> CooccurrenceCounts | None:
         """The co-occurrence counts, if the model reads any."""
         return self.builder.cooccurrence
+
+    @cached_property
+    def titles(self) -> npt.NDArray[np.float32]:
+        """[N, V] title vectors, for soft tokens; the same in all folds."""
+        known = self.models[0].vectors
+        assert known is not None
+        return np.asarray(known.detach().float().cpu().numpy())
 
     def with_counts(self, counts: CooccurrenceCounts | None) -> Ensemble:
         """Return an ensemble that knows other counts and shares the rest, its fingerprint too."""
@@ -194,7 +202,7 @@ class Ensemble:
         ):
             if stacker is not None and counts is not None and len(rows):
                 at = windows.interactions(rows)
-                out[at] = stacker.log_odds(out[at], Evidence.of(windows.take(rows), out[at], counts))
+                out[at] = stacker.log_odds(out[at], Evidence.of(windows.take(rows), out[at], counts, self.titles))
         return out
 
     def model_log_odds(self, windows: Windows, progress: Progress | None, doing: str, cache: PartCache) -> FloatArray:

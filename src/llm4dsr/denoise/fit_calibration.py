@@ -75,14 +75,15 @@ def fit_calibration(
     for rows, by_then, step in prequential(ensemble, validation, True, progress):
         newer.add(by_then, validation.take(rows), rows, draws, rng, step, "calibrate", cache)
     rate = task_rate(config.task, windows)
-    for_newer = for_training = newer.fit_stacker(rate, config.seed)
+    for_newer = for_training = newer.fit_stacker(config.task, rate, config.seed)
     noise, unlabeled, source, owner = newer.samples(for_newer)
     half = rng.random(len(validation)) < 0.5
     pairs = [(noise, unlabeled)]
     if out_of_fold:
         training, some = ScoredWindows(), limit_windows(windows, MAX_INJECTED, config.seed)
-        training.add(ensemble, some, np.arange(len(some)), 1, rng, progress, "calibrate: training", cache)
-        for_training = training.fit_stacker(rate, config.seed)
+        training.add(ensemble, some, np.arange(len(some)), 1, rng, progress, "calibrate: training", cache,
+                     validation)  # fmt: skip
+        for_training = training.fit_stacker(config.task, rate, config.seed)
         pairs.append(training.samples(for_training)[:2])
     rates = noise_rate_intervals(pairs, config.score.atypical_share)
     before, after = calibrate.injected_noise_ece(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm4dsr.config import TaskConfig
 from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.progress import Progress, subprogress
@@ -16,7 +17,6 @@ from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.noise_injection import draw_runs, inject
 from llm4dsr.denoise.stacking import Evidence, Stacker
 
-MEAN_RUN = 3  # about the items of a run
 MAX_INJECTED = 20_000  # most windows that noise is injected into
 
 
@@ -67,8 +67,7 @@ class ScoredWindows:
     uniform, popular : list of ScoredPart
         With one item each, drawn uniformly, and in proportion to interactions, as calibration needs it.
     runs : list of ScoredPart
-        Some of them with a run of another user's items, so that about the fraction `task.bursts` of all injected
-        interactions is in runs.
+        With a run of another user's items, where they can hold one, for stacking.
     """
 
     unlabeled: list[ScoredPart] = dataclasses.field(default_factory=list)
@@ -86,6 +85,7 @@ class ScoredWindows:
         progress: Progress | None,
         doing: str,
         cache: PartCache,
+        donors: Windows | None = None,
     ) -> None:
         """Score windows with the counts of now, as they are and with injected noise.
 
@@ -103,6 +103,9 @@ class ScoredWindows:
             Draws positions and items.
         progress, doing, cache
             As in `Ensemble.log_odds`.
+        donors : Windows, optional
+            What runs of foreign items are drawn from: windows that are not counted yet. Else their items would go
+            together because of the donor alone. Default: `windows`.
         """
         is_stacked = ensemble.counts is not None and ensemble.config.score.stacking
         size = len(windows)
@@ -111,7 +114,7 @@ class ScoredWindows:
             part = progress and subprogress(progress, step * size, len(some), (2 + 2 * draws) * size)
             log_odds = ensemble.model_log_odds(some, part, doing, cache)
             counts = ensemble.counts
-            found = Evidence.of(some, log_odds, counts) if is_stacked and counts is not None else None
+            found = Evidence.of(some, log_odds, counts, ensemble.titles) if is_stacked and counts is not None else None
             return ScoredPart(some, log_odds, found, chosen, source)
 
         injectable = ensemble.injectable(windows)
@@ -123,18 +126,21 @@ class ScoredWindows:
         for draw in range(draws):
             some, chosen, source, _ = inject(windows, injectable, other, popular=True)
             self.popular.append(scored(some, chosen, rows[source], 1 + draws + draw))
-        count = round(ensemble.config.task.bursts * draws * size / MEAN_RUN) if is_stacked else 0
-        if count:
-            few = np.sort(rng.permutation(size)[:count])
-            some = windows.take(few)
-            items, chosen, _ = draw_runs(some, ensemble.catalogue, 1.0, rng)
-            self.runs.append(scored(dataclasses.replace(some, items=items), chosen, rows[few], 1 + 2 * draws))
+        if is_stacked and ensemble.config.task.bursts:
+            items, chosen, with_run = draw_runs(windows, ensemble.catalogue, 1.0, rng, donors)
+            few = np.flatnonzero(with_run)
+            some = dataclasses.replace(windows, items=items).take(few)
+            chosen = chosen[windows.interactions(few)]
+            self.runs.append(scored(some, chosen, rows[few], 1 + 2 * draws))
 
-    def fit_stacker(self, rate: float, seed: int) -> Stacker | None:
+    def fit_stacker(self, task: TaskConfig, rate: float, seed: int) -> Stacker | None:
         """Fit a stacker as `Stacker.fit` does; None where there is no evidence but the model's log-odds."""
-        noise = [p.evidence.take(p.chosen) for p in self.uniform + self.runs if p.evidence]
+        single, runs = ([p.evidence.take(p.chosen) for p in parts if p.evidence] for parts in (self.uniform, self.runs))
         unlabeled = [p.evidence for p in self.unlabeled if p.evidence]
-        return Stacker.fit(Evidence.join(noise), Evidence.join(unlabeled), rate, seed) if noise else None
+        if not single:
+            return None
+        noise = [(Evidence.join(single), 1 - task.bursts)] + ([(Evidence.join(runs), task.bursts)] if runs else [])
+        return Stacker.fit(noise, Evidence.join(unlabeled), rate, seed)
 
     def samples(self, stacker: Stacker | None) -> tuple[list[Sample], Sample, IntArray, IntArray]:
         """Return injected noise of each kind, unlabeled interactions, and the windows they come from.

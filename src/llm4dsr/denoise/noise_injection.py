@@ -155,20 +155,22 @@ def draw_noise(
 
 
 def draw_runs(
-    windows: Windows, catalogue: Catalogue, rate: float, rng: np.random.Generator
+    windows: Windows, catalogue: Catalogue, rate: float, rng: np.random.Generator, donors: Windows | None = None
 ) -> tuple[IntArray, BoolArray, BoolArray]:
     """Draw runs of another user's items.
 
     Parameters
     ----------
     windows : Windows
-        W windows with n interactions; runs are drawn from each other.
+        W windows with n interactions.
     catalogue : Catalogue
         The items.
     rate : float
         Probability that a window gets a run, where it can hold one and the other window is of another user.
     rng : Generator
         Draws.
+    donors : Windows, optional
+        What runs are drawn from. Default: `windows`.
 
     Returns
     -------
@@ -179,7 +181,7 @@ def draw_runs(
     with_run : array of bool
         [W] True where a run was drawn.
     """
-    at, foreign = _runs_of_others(windows, rate, rng)
+    at, foreign = _runs_of_others(windows, windows if donors is None else donors, rate, rng)
     rows = windows.owners[at]
     with_run: BoolArray = np.bincount(rows, minlength=len(windows)) > 0
     new = ~windows.have_title(rows, foreign, catalogue)
@@ -188,24 +190,26 @@ def draw_runs(
     return items, runs, with_run
 
 
-def _runs_of_others(windows: Windows, rate: float, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+def _runs_of_others(
+    windows: Windows, donors: Windows, rate: float, rng: np.random.Generator
+) -> tuple[IntArray, IntArray]:
     """(indices of interactions in a run, in a fraction `rate` of the windows; items of another user for them).
 
     A run has 2 to LONGEST_RUN items and less than half of the window, which else could not tell whose it is.
     """
     lengths, size = windows.lengths, len(windows)
     longest = np.minimum(LONGEST_RUN, (lengths - 1) // 2)
-    donor = rng.integers(0, size, size=size)
-    users = windows.user_ids
-    foreign_user = (users.gather(donor) != users).fill_null(True).to_numpy()
+    donor = rng.integers(0, len(donors), size=size)
+    available = donors.lengths[donor]
+    foreign_user = (donors.user_ids.gather(donor) != windows.user_ids).fill_null(True).to_numpy()
     run = np.minimum(rng.integers(2, LONGEST_RUN + 1, size=size), longest)
-    used = (rng.random(size) < rate) & (longest >= 2) & foreign_user
+    used = (rng.random(size) < rate) & (longest >= 2) & foreign_user & (available > 0)
     start = (rng.random(size) * (lengths - run + 1)).astype(np.int64)
-    begin = (rng.random(size) * np.maximum(1, lengths[donor] - run + 1)).astype(np.int64)
-    with_run = np.flatnonzero(used & (lengths[donor] > 0))
+    begin = (rng.random(size) * np.maximum(1, available - run + 1)).astype(np.int64)
+    with_run = np.flatnonzero(used)
     sizes, donor = run[with_run], np.repeat(donor[with_run], run[with_run])
-    taken = ranges(begin[with_run], sizes) % lengths[donor]
-    return ranges(windows.offsets[with_run] + start[with_run], sizes), windows.items[windows.offsets[donor] + taken]
+    taken = ranges(begin[with_run], sizes) % donors.lengths[donor]
+    return ranges(windows.offsets[with_run] + start[with_run], sizes), donors.items[donors.offsets[donor] + taken]
 
 
 def task_rate(task: TaskConfig, windows: Windows) -> float:

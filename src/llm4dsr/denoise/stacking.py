@@ -15,6 +15,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from llm4dsr.core.device import seeded
 from llm4dsr.core.hashing import digest, user_folds
 from llm4dsr.core.progress import log
 from llm4dsr.data.windows import Windows
+from llm4dsr.features.context import context_features
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.metrics import auroc
 
@@ -48,7 +50,7 @@ LIMIT = 5.0  # standard deviations beyond which an input is cut off
 Floats = npt.NDArray[np.float32]
 
 
-def evidence(windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts) -> Floats:
+def evidence(windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts, titles: Floats) -> Floats:
     """Describe each interaction by all that is known about it.
 
     Parameters
@@ -59,15 +61,19 @@ def evidence(windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts)
         [n] of the model, higher = more likely noise.
     counts : CooccurrenceCounts
         What is known before these windows.
+    titles : array of float32
+        [N, V] title vectors.
 
     Returns
     -------
     array of float32
-        [n, K] the log-odds; their mean and largest value among the other
-        items of the window; items of the window; then the features of `CooccurrenceCounts.features`.
+        [n, K] the log-odds; their mean and largest value among the other items of the window; items of the window; then
+        the features of `CooccurrenceCounts.features` and of `context_features`.
     """
     own = [_own_inputs(batch, log_odds[here]) for here, batch in windows.batches(CELLS)]
-    return np.concatenate([np.concatenate(own), counts.features(windows)], axis=1)
+    return np.concatenate(
+        [np.concatenate(own), counts.features(windows), context_features(windows, counts, titles)], axis=1
+    )
 
 
 def _own_inputs(windows: Windows, log_odds: FloatArray) -> Floats:
@@ -103,10 +109,10 @@ class Evidence:
     half: IntArray
 
     @classmethod
-    def of(cls, windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts) -> Evidence:
+    def of(cls, windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts, titles: Floats) -> Evidence:
         """Describe all interactions of windows; arguments as in `evidence`."""
         half = user_folds(windows.user_ids, HALVES)[windows.owners]
-        return cls(evidence(windows, log_odds, counts), half)
+        return cls(evidence(windows, log_odds, counts, titles), half)
 
     def take(self, chosen: BoolArray) -> Evidence:
         """Return the chosen [n] interactions."""
@@ -140,13 +146,17 @@ class Stacker:
     out_bias: Floats
 
     @classmethod
-    def fit(cls, noise: Evidence, unlabeled: Evidence, rate: float, seed: int) -> Stacker | None:
+    def fit(
+        cls, noise: Sequence[tuple[Evidence, float]], unlabeled: Evidence, rate: float, seed: int
+    ) -> Stacker | None:
         """Fit the networks.
 
         Parameters
         ----------
-        noise, unlabeled : Evidence
-            Of injected noise, and of unlabeled interactions.
+        noise : sequence of (Evidence, float)
+            Of injected noise of each kind, single items first, with the share of all noise that it stands for.
+        unlabeled : Evidence
+            Of unlabeled interactions.
         rate : float
             Noise rate, in (0, 1), that the log-odds assume; that of the models' own, so that both mean the same.
         seed : int
@@ -158,15 +168,20 @@ class Stacker:
             None if the sample is too small, or if the networks do not find injected noise better than the model alone
             does in the half that they were not fitted on.
         """
-        if min(np.bincount(noise.half, minlength=HALVES)) < MIN_INJECTED or len(set(unlabeled.half)) < HALVES:
+        single = noise[0][0]
+        if min(np.bincount(single.half, minlength=HALVES)) < MIN_INJECTED or len(set(unlabeled.half)) < HALVES:
             return None
+        injected = Evidence.join([part for part, _ in noise])
+        weights = np.concatenate([np.full(len(p.half), s * len(single.half) / max(1, len(p.half))) for p, s in noise])
         with seeded(seed):
             fitted = [
-                _fit(noise.values[noise.half != h], unlabeled.values[unlabeled.half != h], rate) for h in range(HALVES)
-            ]
+                _fit(injected.values[injected.half != h], weights[injected.half != h],
+                     unlabeled.values[unlabeled.half != h], rate)
+                for h in range(HALVES)
+            ]  # fmt: skip
         stacker = cls(*(np.stack(part) for part in zip(*fitted, strict=True)))
-        is_noise = np.arange(len(noise.half) + len(unlabeled.half)) < len(noise.half)
-        both = Evidence.join([noise, unlabeled])
+        is_noise = np.arange(len(single.half) + len(unlabeled.half)) < len(single.half)
+        both = Evidence.join([single, unlabeled])
         alone, stacked = auroc(both.values[:, 0], is_noise), auroc(stacker(both), is_noise)
         if stacked <= alone:
             log.info("Stacking was left out: AUROC of injected noise %.3f with it, %.3f without.", stacked, alone)
@@ -203,32 +218,34 @@ class Stacker:
         return cls(**load_file(path)) if path.is_file() else None
 
 
-def _fit(noise: Floats, unlabeled: Floats, rate: float) -> tuple[Floats, ...]:
-    """The arrays of `Stacker` for one half, from its [n, K] evidence."""
+def _fit(noise: Floats, weights: FloatArray, unlabeled: Floats, rate: float) -> tuple[Floats, ...]:
+    """The arrays of `Stacker` for one half, from its [n, K] evidence; the noise has weights."""
     values = np.concatenate([noise, unlabeled])
     center, scale = values.mean(axis=0), values.std(axis=0) + 1e-6
     x = torch.from_numpy(np.clip((values - center) / scale, -LIMIT, LIMIT))
-    y = torch.zeros(len(x))
-    y[: len(noise)] = 1
+    y, weight = torch.zeros(len(x)), torch.ones(len(x))
+    y[: len(noise)], weight[: len(noise)] = 1, torch.from_numpy(weights.astype(np.float32))
     size = x.shape[1]
-    weights = [
+    layers = [
         nn.Parameter(torch.randn(NETWORKS, size, HIDDEN) * (2 / size) ** 0.5),
         nn.Parameter(torch.zeros(NETWORKS, 1, HIDDEN)),
         nn.Parameter(torch.randn(NETWORKS, HIDDEN, 1) * HIDDEN**-0.5),
         nn.Parameter(torch.zeros(NETWORKS, 1, 1)),
     ]
-    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(layers, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = EPOCHS * -(-len(x) // BATCH)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(EPOCHS):
         for rows in torch.split(torch.randperm(len(x)), BATCH):
-            hidden = torch.relu(x[rows] @ weights[0] + weights[1])
-            logits = (hidden @ weights[2] + weights[3])[:, :, 0]
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, y[rows].expand_as(logits))
+            hidden = torch.relu(x[rows] @ layers[0] + layers[1])
+            logits = (hidden @ layers[2] + layers[3])[:, :, 0]
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                logits, y[rows].expand_as(logits), weight[rows].expand_as(logits)
+            )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             decay.step()
     with torch.no_grad():  # from the rate of the sample to the rate that is assumed
-        weights[-1].add_(float(np.log(rate / (1 - rate) * len(unlabeled) / len(noise))))
-    return center, scale, *(w.detach().numpy() for w in weights)
+        layers[-1].add_(float(np.log(rate / (1 - rate) * len(unlabeled) / weights.sum())))
+    return center, scale, *(w.detach().numpy() for w in layers)

@@ -139,6 +139,12 @@ class CollaborativeVectors:
             columns += [centroid[here], closest[here], np.broadcast_to(mean, centroid.shape)[here]]
         return np.stack(columns, axis=1).astype(np.float32)
 
+    def pair_cosines(self, windows: Windows, size: int) -> Vectors:
+        """Return the cosines [B, L, L] of the leading columns of all items in a batch; 0 for padding."""
+        items = self._unit_vectors[size][self._groups(windows)[:, None], windows.item_matrix]
+        x = items * windows.present[:, :, None]
+        return np.asarray(x @ x.transpose(0, 2, 1))
+
     def similarities(self, windows: Windows, context: BoolArray) -> Vectors:
         """Return the cosine [W, N] of each catalogue item with the sum of the `context` items, [n], of a window."""
         units = self._unit_vectors[max(SIZES)]

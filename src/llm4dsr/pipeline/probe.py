@@ -184,8 +184,8 @@ def _language_model(
     def score(count: int) -> None:
         some = windows.take(np.arange(count))
         found = score_windows(model, builder, some, catalogue, config)
-        if counts is not None and config.score.stacking:
-            evidence(some, found, counts)
+        if counts is not None and vectors is not None and config.score.stacking:
+            evidence(some, found, counts, vectors)
 
     def flag(count: int) -> None:
         some = windows.take(np.arange(count))

@@ -5,7 +5,7 @@
 | uniform | replaced by any other item, with equal probability              | replaced |
 | popularity | replaced by another item, in proportion to its interactions | replaced    |
 | near-miss | replaced by an item with a similar title, or of its category    | replaced |
-| burst | a run of 1 to 5 replaced by a run of another user's history    | in such a run |
+| burst | runs of 1 to 5 change places with runs of other users           | in such a run |
 | insertion | random items inserted; the history grows                        | before which one is inserted |
 | deletion | interactions removed                                            | removed |
 | shuffle | a run of 2 to 5 reordered, so that none keeps its position      | in such a run; a single one stays |
@@ -14,9 +14,10 @@ Rates are expectations: each interaction is affected with probability `rate`, al
 
 The truth is what belongs at each position: the item that stood there, or none where one was inserted. An interaction is
 noise (`noise_mask` = 1) exactly where another item stands than belongs there. So a run from another user may hold an
-item that is right by chance, which is no noise. In a shuffled run each item is noise, although the user took it at
-another time. Removed interactions leave nothing to mark: the mask is 0, and they are kept in a table of their own.
-Data folders are handled in `folder.py`.
+item that is right by chance, which is no noise. Runs are exchanged, not copied: a copy would stand in two histories,
+whose items would seem to go together because of the noise alone. In a shuffled run each item is noise, although the
+user took it at another time. Removed interactions leave nothing to mark: the mask is 0, and they are kept in a table of
+their own. Data folders are handled in `folder.py`.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def corrupt(
         if kind == "shuffle":
             moved = _reordered(items, run, rng)
         else:
-            moved = _runs_of_others(items, lengths, run, np.arange(len(lengths)) if users is None else users, rng)
+            whose = np.repeat(np.arange(len(lengths)) if users is None else users, lengths)
+            moved = _exchanged(items, run, chosen, whose, rng)
         return Noisy(np.where(chosen, moved, items), items.copy(), everything, none)
 
     chosen = rng.random(len(items)) < rate
@@ -248,25 +250,26 @@ def _reordered(items: IntArray, run: IntArray, rng: np.random.Generator) -> IntA
     return out
 
 
-def _runs_of_others(
-    items: IntArray, lengths: IntArray, run: IntArray, users: IntArray, rng: np.random.Generator
+def _exchanged(
+    items: IntArray, run: IntArray, chosen: BoolArray, users: IntArray, rng: np.random.Generator
 ) -> IntArray:
-    """[n] for each run, a run of the same length from another user's history, repeated if too short."""
-    if not len(items):
-        return items
-    history = np.repeat(np.arange(len(lengths)), lengths)
-    end = np.cumsum(lengths)
-    first, count = _first_and_count(run)
-    whose = users[history[first]]  # [runs]
-    own = np.bincount(users, weights=lengths, minlength=int(users.max()) + 1).astype(np.int64)
-    if own.max() == len(items):
+    """[n] chosen runs change places with runs of the same length of other users. users: [n].
+
+    A run stays where a single user has most of the chosen runs of its length.
+    """
+    if len(items) and users.min() == users.max():
         raise DataError("All interactions are of one user; a burst needs another user's. Use uniform.")
-    drawn = rng.integers(0, len(items) - own[whose])
-    at = drawn + (drawn >= (np.cumsum(own) - own)[whose]) * own[whose]
-    other = history[at]
-    begin = np.maximum(np.minimum(at, end[other] - count), end[other] - lengths[other])
-    step = np.arange(len(items)) - first[run]
-    out: IntArray = items[begin[run] + step % lengths[other][run]]
+    first, count = _first_and_count(run)
+    out, place = items.copy(), rng.permutation(int(users.max(initial=-1)) + 1)
+    for size in np.unique(count[run[chosen]]):
+        begin = first[(count == size) & chosen[first]]
+        begin = begin[np.lexsort((rng.random(len(begin)), place[users[begin]]))]  # user after user, in random order
+        runs_of = np.bincount(users[begin])
+        most = min(int(runs_of.max()), len(begin) - int(runs_of.max()))  # that a single user can exchange
+        of_leader = users[begin] == runs_of.argmax()
+        begin = begin[~of_leader | (np.cumsum(of_leader) <= most)] if runs_of.max() > most else begin
+        donor, step = np.roll(begin, -int(np.bincount(users[begin], minlength=1).max())), np.arange(size)
+        out[begin[:, None] + step] = items[donor[:, None] + step]
     return out
 
 
