@@ -86,7 +86,7 @@ class TaskConfig:
     """Fraction of windows without injected noise."""
     bursts: Fraction = 0.1
     """Fraction of windows that get a run of another user's items instead of single items; `replaced: 0` only. Also the
-    fraction of injected interactions in runs, for `score.stacking`."""
+    share of runs in the noise that `score.stacking` learns to find. More finds more runs and fewer single items."""
     popular: Fraction = 0.2
     """Fraction of the single items that are drawn in proportion to their interactions, not uniformly."""
     whole_prompt_loss: bool = False
