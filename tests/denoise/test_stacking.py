@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.stacking import Evidence, Stacker, evidence
+from llm4dsr.denoise.stacking import N_EVIDENCE, Evidence, Stacker, evidence
 from llm4dsr.features.context import N_CONTEXT, context_features
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
 from llm4dsr.metrics import auroc
@@ -113,7 +113,7 @@ def test_evidence_starts_with_the_log_odds_and_those_of_the_rest_of_the_window(w
     counts = CooccurrenceCounts.fit(windows, 4, seed=0)
     titles = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     found = evidence(windows, np.array([1.0, -2.0, 4.0, 3.0, 0.5]), counts, titles)
-    assert found.shape == (5, 4 + N_FEATURES + N_CONTEXT)
+    assert found.shape == (5, N_EVIDENCE)
     expected = [[1, 1, 4, 3], [-2, 2.5, 4, 3], [4, -0.5, 1, 3], [3, 0.5, 0.5, 2], [0.5, 3, 3, 2]]
     np.testing.assert_allclose(found[:, :4], expected)
     np.testing.assert_array_equal(found[:, 4 : 4 + N_FEATURES], counts.features(windows))

@@ -17,10 +17,9 @@ from safetensors import SafetensorError
 from llm4dsr.denoise.calibrate import Calibrator, NoiseKind
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.ranking import RankingWeights
-from llm4dsr.denoise.stacking import HALVES, OWN_INPUTS, Stacker
+from llm4dsr.denoise.stacking import HALVES, N_EVIDENCE, Stacker
 from llm4dsr.errors import ModelError, first_line
 from llm4dsr.features.collaborative import GROUPS, split_keys
-from llm4dsr.features.cooccurrence import N_FEATURES
 from llm4dsr.features.title_vectors import MINILM_COLUMNS
 
 ROWS_PER_BYTE = 64  # of a table of ids or counts, which hardly repeat
@@ -112,7 +111,7 @@ def _check_stacker(folder: Path, stacker: Stacker) -> None:
     shapes = {
         "center": (halves, inputs), "scale": (halves, inputs), "hidden_bias": (halves, networks, 1, hidden),
         "out_weight": (halves, networks, hidden, 1), "out_bias": (halves, networks, 1, 1),
-        "hidden_weight": (HALVES, networks, OWN_INPUTS + N_FEATURES, hidden),
+        "hidden_weight": (HALVES, networks, N_EVIDENCE, hidden),
     }  # fmt: skip
     for name, shape in shapes.items():
         found = getattr(stacker, name)

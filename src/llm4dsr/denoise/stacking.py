@@ -30,8 +30,8 @@ from llm4dsr.core.device import seeded
 from llm4dsr.core.hashing import digest, user_folds
 from llm4dsr.core.progress import log
 from llm4dsr.data.windows import Windows
-from llm4dsr.features.context import context_features
-from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.features.context import N_CONTEXT, context_features
+from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
 from llm4dsr.metrics import auroc
 
 FILE = "stacking_{}.safetensors"
@@ -44,6 +44,7 @@ BATCH = 512
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 1e-2
 OWN_INPUTS = 4  # of `evidence`, before the co-occurrence features
+N_EVIDENCE = OWN_INPUTS + N_FEATURES + N_CONTEXT  # numbers that `evidence` gives for an interaction
 CELLS = 50_000  # positions that are described at once
 LIMIT = 5.0  # standard deviations beyond which an input is cut off
 
@@ -67,7 +68,7 @@ def evidence(windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts,
     Returns
     -------
     array of float32
-        [n, K] the log-odds; their mean and largest value among the other items of the window; items of the window; then
+        [n, N_EVIDENCE] the log-odds; their mean and largest value among the other items of the window; items of the window; then
         the features of `CooccurrenceCounts.features` and of `context_features`.
     """
     own = [_own_inputs(batch, log_odds[here]) for here, batch in windows.batches(CELLS)]
