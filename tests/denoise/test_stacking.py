@@ -10,7 +10,7 @@ import pytest
 
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.stacking import N_EVIDENCE, Evidence, Stacker, evidence
-from llm4dsr.features.context import N_CONTEXT, context_features
+from llm4dsr.features.context import context_features
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
 from llm4dsr.metrics import auroc
 

@@ -68,8 +68,8 @@ def evidence(windows: Windows, log_odds: FloatArray, counts: CooccurrenceCounts,
     Returns
     -------
     array of float32
-        [n, N_EVIDENCE] the log-odds; their mean and largest value among the other items of the window; items of the window; then
-        the features of `CooccurrenceCounts.features` and of `context_features`.
+        [n, N_EVIDENCE] the log-odds; their mean and largest value among the other items of the window; items of the
+        window; then the features of `CooccurrenceCounts.features` and of `context_features`.
     """
     own = [_own_inputs(batch, log_odds[here]) for here, batch in windows.batches(CELLS)]
     return np.concatenate(
