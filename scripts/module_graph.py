@@ -18,7 +18,7 @@ BEGIN, END = "<!-- module graph -->", "<!-- end of module graph -->"
 # From the command line down, as the import contract in pyproject.toml has them
 LAYERS = (
     "cli", "bench", "review", "report", "pipeline", "denoiser", "evaluate", "recommenders", "denoise", "lm", "features",
-    "data", "intervals", "metrics", "config", "core", "columns", "errors",
+    "data", "charts", "intervals", "metrics", "config", "core", "columns", "errors",
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -11,6 +11,7 @@ from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, IntArray
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows, align
+from llm4dsr.denoise.strips import edited_histories
 from llm4dsr.denoise.suggest import Suggestions
 from llm4dsr.errors import ConfigError, DataError
 
@@ -25,10 +26,20 @@ class Corrected:
         The corrected windows. A window with fewer than two items left is removed.
     edits : DataFrame
         One row per flagged interaction: what it was, how likely noise, what was suggested, what was done.
+    original : Windows
+        The windows as they were.
+    catalogue : Catalogue
+        The items.
     """
 
     windows: Windows
     edits: pl.DataFrame
+    original: Windows = field(repr=False)
+    catalogue: Catalogue = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the most suspicious histories with their edits."""
+        return edited_histories(self.original, self.edits, self.catalogue)
 
 
 def correct(
@@ -105,7 +116,7 @@ def correct(
         kept[dropped] = PAD
         out = _without(out, at[dropped])
         out = out.take(np.flatnonzero(out.lengths >= 2))  # a window that lost its target ends in the item before
-    return Corrected(out, _edits(windows, at, probability, suggestions, kept, taken, catalogue))
+    return Corrected(out, _edits(windows, at, probability, suggestions, kept, taken, catalogue), windows, catalogue)
 
 
 def _most_probable_half(suggestions: Suggestions) -> BoolArray:

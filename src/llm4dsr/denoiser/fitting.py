@@ -11,6 +11,7 @@ from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.io import as_frame
 from llm4dsr.core.progress import Progress
+from llm4dsr.core.progress_bar import shown
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.overlap import Origin, split_long
 from llm4dsr.data.read import as_windows
@@ -20,6 +21,7 @@ from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.fit_calibration import fit_calibration
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.storage import load_denoiser, save_denoiser
+from llm4dsr.denoiser import display
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import MARKERS, PromptBuilder
@@ -34,6 +36,7 @@ class Fitting:
         self.ranking_weights = RankingWeights()
         self.curve: list[float] = []
         self.width = 0
+        self.n_windows = 0
         self._ensemble: Ensemble | None = None
 
     def fit(
@@ -41,7 +44,7 @@ class Fitting:
         histories: Any,
         items: Any,
         valid: Any = None,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         work: Path | None = None,
     ) -> Self:
         """Tune the language model on injected noise in `histories`, then calibrate on `valid`.
@@ -56,8 +59,8 @@ class Fitting:
             All items, with `item_id` and `title`.
         valid : Windows, table or list, optional
             Validation histories without targets; they are not counted. Default: a tenth of the users is held out.
-        progress : Progress, optional
-            Called with (steps done, all steps, what is being done).
+        progress : Progress or bool, optional
+            True: show bars. A callback gets (steps done, all steps, what is being done).
         work : Path, optional
             Folder of checkpoints and finished parts; the same call resumes from it.
 
@@ -89,10 +92,12 @@ class Fitting:
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
-        tuned, self.curve = Ensemble.fit(windows, catalogue, config, progress, work)
-        self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
-            tuned, windows, validation, progress, PartCache(work)
-        )
+        with shown(progress) as report:
+            tuned, self.curve = Ensemble.fit(windows, catalogue, config, report, work)
+            self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
+                tuned, windows, validation, report, PartCache(work)
+            )
+        self.n_windows = len(windows)
         if valid is None:  # held out of the histories given, so known from now on
             self.update_counts(validation)
         return self
@@ -146,6 +151,7 @@ class Fitting:
         facts = {
             "curve": self.curve,
             "width": self.width,
+            "windows": self.n_windows,
             "calibrator": dataclasses.asdict(self.calibrator),
             "ranking_weights": dataclasses.asdict(self.ranking_weights),
         }
@@ -163,9 +169,29 @@ class Fitting:
         ensemble, card = load_denoiser(Path(folder))
         out = cls(ensemble.config)
         out._ensemble, out.curve, out.width = ensemble, card["curve"], card["width"]
+        out.n_windows = card.get("windows", 0)
         out.calibrator = Calibrator(**card["calibrator"])
         out.ranking_weights = RankingWeights(**card["ranking_weights"])
         return out
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what was learned, or the configuration if nothing was yet."""
+        if self._ensemble is None:
+            return display.as_html(display.configured(self.config))
+        users = f"{len(self._ensemble.seen):,} users"
+        weights = sum(p.numel() for p in self.model.parameters())
+        return display.as_html(
+            [
+                ("State", "fitted"),
+                (
+                    "Language model",
+                    f"{self.config.model.source}, {weights:,} weights",
+                ),
+                ("Catalogue", f"{len(self.catalogue):,} items"),
+                ("Learned from", f"{self.n_windows:,} windows of {users}" if self.n_windows else users),
+                *display.calibrated(self.calibrator),
+            ]
+        )
 
     @property
     def ensemble(self) -> Ensemble:
