@@ -75,30 +75,34 @@ def _in_cell() -> Iterator[Progress]:
     from IPython.display import display
 
     steps: dict[str, _Step] = {}
-    updated = 0.0
+    under_way, updated = _Step(), 0.0
 
-    def content() -> dict[str, str]:
-        lines = [step.line() for step in steps.values()]
+    def content(all_ended: bool) -> dict[str, str]:
+        ended = [all_ended or step is not under_way for step in steps.values()]
+        lines = [step.ended_line() if end else step.line() for step, end in zip(steps.values(), ended, strict=True)]
         rows = [
-            f'<div><progress value="{step.done}" max="{max(1, step.total)}" aria-label="{html_escape(step.doing)}">'
+            f'<div><progress value="{1 if end else step.fraction:.3f}" aria-label="{html_escape(step.doing)}">'
             f"</progress> {html_escape(line)}</div>"
-            for step, line in zip(steps.values(), lines, strict=True)
+            for step, end, line in zip(steps.values(), ended, lines, strict=True)
         ]
         return {"text/plain": "\n".join(lines), "text/html": "".join(rows)}
 
-    cell = display(content(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+    cell = display(content(False), raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def report(done: int, total: int, doing: str) -> None:
-        nonlocal updated
-        steps.setdefault(_step(doing), _Step()).update(done, total, doing)
+        nonlocal under_way, updated
+        under_way = steps.setdefault(_step(doing), _Step())
+        under_way.update(done, total, doing)
         if time.monotonic() - updated > CELL_SECONDS:
             updated = time.monotonic()
-            cell.update(content(), raw=True)
+            cell.update(content(False), raw=True)
 
     try:
         yield report
-    finally:
-        cell.update(content(), raw=True)
+    except BaseException:
+        cell.update(content(False), raw=True)
+        raise
+    cell.update(content(True), raw=True)
 
 
 @contextlib.contextmanager
@@ -148,11 +152,21 @@ class _Step:
     def __init__(self) -> None:
         self.doing, self.done, self.total = "", 0, 0
         self.started, self.first = time.monotonic(), 0
+        self.updated = self.started
 
     def update(self, done: int, total: int, doing: str) -> None:
         if _step(doing) != _step(self.doing) or done < self.done:
             self.started, self.first = time.monotonic(), done
-        self.doing, self.done, self.total = doing, done, total
+        self.doing, self.done, self.total, self.updated = doing, done, total, time.monotonic()
+
+    @property
+    def fraction(self) -> float:
+        """What is done, from 0 to 1; 0 if the total is unknown."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    def ended_line(self) -> str:
+        """As in "score: 0:50"."""
+        return f"{self.doing}: {_clock(self.updated - self.started)}"
 
     def line(self) -> str:
         """As in "score: 1,200/3,000 (40%), 60.0/s, elapsed 0:20, left 0:30"."""

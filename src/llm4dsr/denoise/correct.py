@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -11,12 +11,12 @@ from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, IntArray
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows, align
-from llm4dsr.denoise.strips import edited_histories
+from llm4dsr.denoise.strips import edited_histories, summary
 from llm4dsr.denoise.suggest import Suggestions
 from llm4dsr.errors import ConfigError, DataError
 
 
-@dataclass
+@dataclass(repr=False)
 class Corrected:
     """Corrected windows and the edits that made them.
 
@@ -34,8 +34,11 @@ class Corrected:
 
     windows: Windows
     edits: pl.DataFrame
-    original: Windows = field(repr=False)
-    catalogue: Catalogue = field(repr=False)
+    original: Windows
+    catalogue: Catalogue
+
+    def __repr__(self) -> str:
+        return f"<Corrected: {summary(self.original, self.edits)}>"
 
     def _repr_html_(self) -> str:
         """For notebooks: the most suspicious histories with their edits."""

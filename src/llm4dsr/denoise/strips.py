@@ -17,6 +17,13 @@ FLAGGED = "border:2px solid #e0584e;background:#e0584e26"
 DONE = {"drop": "dropped", "downweight": "lower weight", c.KEEP: "kept"}
 
 
+def summary(windows: Windows, edits: pl.DataFrame) -> str:
+    """Return how much was changed, in words."""
+    changed = edits.filter(pl.col(c.ACTION) != c.KEEP)
+    histories = changed[c.WINDOW].n_unique()
+    return f"{len(changed):,} of {len(windows.items):,} interactions changed, in {histories:,} histories"
+
+
 def edited_histories(windows: Windows, edits: pl.DataFrame, catalogue: Catalogue) -> str:
     """Draw the most suspicious edited histories as HTML. All text is escaped.
 
@@ -29,14 +36,12 @@ def edited_histories(windows: Windows, edits: pl.DataFrame, catalogue: Catalogue
     catalogue : Catalogue
         The items.
     """
-    changed = edits.filter(pl.col(c.ACTION) != c.KEEP).height
-    said = f"{changed:,} of {len(windows.items):,} interactions changed in {edits[c.WINDOW].n_unique():,} histories."
     most = edits.sort(c.NOISE_PROBABILITY, descending=True, nulls_last=True, maintain_order=True)
     user = pl.coalesce(pl.format("user {}", c.USER), pl.format("window {}", c.WINDOW))  # windows of a user overlap
     chosen = most.unique(user, keep="first", maintain_order=True)[c.WINDOW].head(HISTORIES).to_list()
     row_of = {int(w): i for i, w in enumerate(windows.window_ids)} if chosen else {}
     strips = [_strip(windows, row_of[w], edits.filter(pl.col(c.WINDOW) == w), catalogue) for w in chosen]
-    return f'<div style="font-size:.85em;line-height:1.35"><p>{said}</p>{"".join(strips)}</div>'
+    return f'<div style="font-size:.85em;line-height:1.35"><p>{summary(windows, edits)}.</p>{"".join(strips)}</div>'
 
 
 def _strip(windows: Windows, row: int, edits: pl.DataFrame, catalogue: Catalogue) -> str:

@@ -174,6 +174,10 @@ class Fitting:
         out.ranking_weights = RankingWeights(**card["ranking_weights"])
         return out
 
+    def __repr__(self) -> str:
+        state = "not fitted" if self._ensemble is None else f"fitted, {len(self.catalogue):,} items"
+        return f"<Denoiser: {self.config.model.source}, {state}>"
+
     def _repr_html_(self) -> str:
         """For notebooks: what was learned, or the configuration if nothing was yet."""
         if self._ensemble is None:
