@@ -29,13 +29,14 @@ def as_markdown(path: Path) -> str:
 def _output(output: dict[str, Any]) -> str:
     """One output; the richest form that a page can show without scripts."""
     data = output.get("data", {})
+    opened = '<div class="output" tabindex="0" role="region" aria-label="Output">'
     if "text/html" in data:
         flat = re.sub(r"\s*\n\s*", " ", "".join(data["text/html"]))  # a blank line would end the HTML
-        return f'<div class="output">{flat}</div>'
+        return f"{opened}{flat}</div>"
     if "image/png" in data:
         content = "".join(data["image/png"]).strip()
         base64.b64decode(content, validate=False)
-        return f'<div class="output"><img alt="Output of the cell above" src="data:image/png;base64,{content}"></div>'
+        return f'{opened}<img alt="Output of the cell above" src="data:image/png;base64,{content}"></div>'
     text = "".join(data.get("text/plain", output.get("text", ""))).rstrip()
     return f"```text\n{text}\n```" if text else ""
 

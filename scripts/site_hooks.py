@@ -124,5 +124,12 @@ def on_page_content(content: str, **_: Any) -> str:
         r'<div class="wide picture" tabindex="0" role="group" aria-label="\2">\1</div>',
         content,
     )
-    opened = '<div class="wide" tabindex="0" role="region" aria-label="Table"><table>'
-    return content.replace("<table>", opened).replace("</table>", "</table></div>")
+    opened = '<div class="wide" tabindex="0" role="region" aria-label="Table">'
+    return re.sub(r"<table>.*?</table>", lambda found: f"{opened}{found[0]}</div>", content, flags=re.S)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Name what the theme leaves without a name for screen readers."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )

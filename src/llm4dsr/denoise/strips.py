@@ -12,7 +12,11 @@ from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 
 HISTORIES, ITEMS = 5, 30  # most histories, and items of one, that are shown
-CELL = "flex:0 0 9.5em;border:1px solid #8888;border-radius:6px;padding:4px 6px;overflow-wrap:anywhere"
+STRIP = "display:flex;flex-wrap:wrap;gap:5px;list-style:none;padding:0;margin:2px 0 10px"
+CELL = (
+    "width:9.5em;box-sizing:border-box;margin:0;padding:4px 6px;border:1px solid #8888;border-radius:6px;"
+    "overflow-wrap:anywhere"
+)
 FLAGGED = "border:2px solid #e0584e;background:#e0584e26"
 DONE = {"drop": "dropped", "downweight": "lower weight", c.KEEP: "kept"}
 
@@ -61,8 +65,8 @@ def _strip(windows: Windows, row: int, edits: pl.DataFrame, catalogue: Catalogue
     named = f"{'unknown user' if user is None else f'user {escape(user)}'}, window {windows.window_ids[row]}"
     shown = f", {len(cells)} of {len(items)} items" if len(cells) < len(items) else ""
     return (
-        f'<div>{named}{shown}, oldest first</div><ol tabindex="0" aria-label="History of {named}" style="display:flex;'
-        f'gap:5px;overflow-x:auto;list-style:none;padding:0;margin:2px 0 10px">{"".join(cells)}</ol>'
+        f"<div>{named}{shown}, oldest first</div>"
+        f'<ol aria-label="History of {named}" style="{STRIP}">{"".join(cells)}</ol>'
     )
 
 
