@@ -33,7 +33,7 @@ CONFIG = Config.from_dict({
     "threads": 1,
     "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
     "train": {"epochs": 1, "folds": 2},
-    "decide": {"policy": "rate", "eta": 0.1},
+    "decide": {"policy": "rate", "eta": 0.02},
     "evaluate": {"backbone": "itemknn"},
 })  # fmt: skip
 

@@ -101,7 +101,7 @@ class Chart:
 
     def _named(self, svg: str) -> str:
         """With a name for screen readers, since no table stands beside it. What an image holds has no roles."""
-        svg = re.sub(r' (?:role="graphics-|aria-roledescription=")[^"]*"', "", svg)
+        svg = re.sub(r' (?:role|aria-label|aria-roledescription)="[^"]*"', "", svg)
         return svg.replace('aria-hidden="true"', f'role="img" aria-label="{escape(self.title)}"', 1)
 
 
