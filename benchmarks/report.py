@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import time
@@ -38,17 +39,14 @@ CONFIG = Config.from_dict({
 })  # fmt: skip
 
 
-def make_run(folder: Path, users: int) -> tuple[Run, dict[str, float]]:
-    """Return a finished run, and the seconds of the stages that were made."""
+def make_run(folder: Path, users: int) -> Run:
+    """Return a finished run; stages that are there already are kept."""
     run = Run(folder) if (folder / "config.yaml").is_file() else Run.create(folder, CONFIG)
-    data, seconds = make_demo(seed=0, users=users).data, {}
+    data = make_demo(seed=0, users=users).data
     for stage in STAGES:
         if not run.done(stage):
-            started = time.perf_counter()
             run.make(stage, data)
-            seconds[stage] = time.perf_counter() - started
-            print(f"{stage}: {seconds[stage]:.1f} s", flush=True)
-    return run, seconds
+    return run
 
 
 def open_page(browser: Browser, page_file: Path) -> float:
@@ -68,7 +66,7 @@ def open_page(browser: Browser, page_file: Path) -> float:
 
 def measure(folder: Path, users: int) -> dict[str, Any]:
     """Make the run, write its report and open it."""
-    run, stages = make_run(folder, users)
+    run = make_run(folder, users)
     started = time.perf_counter()
     page_file = write_report(run)
     written = time.perf_counter() - started
@@ -83,7 +81,8 @@ def measure(folder: Path, users: int) -> dict[str, Any]:
     return {
         "windows": windows, "interactions": sum(len(w.items) for w in run.data().splits.values()),
         "flags": {name: len(table) for name, table in run.decisions().items()},
-        "report MB": page_file.stat().st_size / 1e6, "write s": written, "open s": opened, "stages s": stages,
+        "report MB": page_file.stat().st_size / 1e6, "write s": written, "open s": opened, "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "versions": versions() | {"chromium": chromium},
     }  # fmt: skip
 
@@ -105,6 +104,7 @@ def page(found: dict[str, Any]) -> str:
         f"| to write it, on one core | {found['write s']:.1f} s | |", "",
         "The page holds counts, 240 histories and the 1,000 most suspicious edits, so its size hardly depends on the "
         "number of windows.", "",
+        f"Machine: {found['cores']} CPU cores; a load of {found['load']:.0f} from this and other work.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -47,6 +47,8 @@ class Denoiser(Fitting):
         Mean tuning loss of each epoch, fold after fold.
     width : int
         Items of the longest training window. Longer histories are scored in overlapping parts.
+    n_windows : int
+        Windows that the models were tuned on; parts of long ones count each. 0 if an earlier version saved it.
 
     References
     ----------
