@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 MAX_HISTORIES: Final = 256  # of a request
 MAX_LENGTH: Final = 1_000  # items of a history
@@ -13,11 +13,20 @@ MAX_INTERACTIONS: Final = 20_000  # of a request, so that it takes seconds
 MAX_NEW_ITEMS: Final = 256  # that a request brings
 MAX_EXPLAINED: Final = 64  # flags of a request
 
-Id = StrictInt | StrictStr
+
+def _utf8(text: str) -> str:
+    """Refuse halves of surrogate pairs: JSON can name them, but no answer can hold them."""
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ValueError("half of a surrogate pair; expected text that UTF-8 can hold")
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_utf8)]
+Id = StrictInt | Text
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 REQUEST: Final[dict[str, Any]] = {
-    "histories": [{"user_id": "ann", "item_ids": [36, 152, 288, 120, 432, 72, 216, 612]}],
+    "histories": [{"user_id": "ann", "item_ids": [1389, 1016, 1629, 1557, 1421, 1674, 1340, 1128, 1081]}],
     "policy": "probability",
     "eta": 0.5,
     "action": "drop",
@@ -56,7 +65,7 @@ class NewItem(_Strict):
     """An item that the model's catalogue does not have."""
 
     item_id: Id
-    title: StrictStr = Field(min_length=1, max_length=2_000)
+    title: Text = Field(min_length=1, max_length=2_000)
 
 
 class Request(_Strict):
