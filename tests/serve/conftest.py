@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from llm4dsr import Denoiser
+from llm4dsr.pipeline import Run
 
-from ..tiny_run import CONFIG
+from ..tiny_run import make_run
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -29,9 +30,15 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="session")
-def denoiser(tiny_demo) -> Denoiser:
+def run(tmp_path_factory, tiny_demo) -> Run:
+    """A scored run. Shared by all tests, so do not change it."""
+    return make_run(tmp_path_factory.mktemp("serve") / "run", tiny_demo, "score")
+
+
+@pytest.fixture(scope="session")
+def denoiser(run) -> Denoiser:
     """Tuned on users who are among the histories below. Shared by all tests, so do not change it."""
-    return Denoiser(CONFIG).fit(tiny_demo.splits["train"], tiny_demo.catalogue)
+    return Denoiser.from_pretrained(run.path("train"))
 
 
 @pytest.fixture(scope="session")

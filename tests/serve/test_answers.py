@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llm4dsr import Denoiser
 from llm4dsr.data.windows import Windows
 from llm4dsr.report.examples import why
 from llm4dsr.serve.schema import MAX_LENGTH
@@ -157,7 +156,6 @@ def test_unknown_items_are_told_and_the_others_answered(service, histories):
     assert len(first["scores"]) == len(histories[0]["item_ids"])
 
 
-@pytest.mark.skipif(not hasattr(Denoiser, "with_items"), reason="Denoiser.with_items is not on this branch yet")
 def test_new_items_are_known_by_the_title_that_comes_with_them(service, histories, denoiser):
     titles, item_ids = denoiser.catalogue.original_titles, histories[0]["item_ids"]
     items = [{"item_id": 999_001, "title": titles[3]}, {"item_id": item_ids[0], "title": "Another title"}]

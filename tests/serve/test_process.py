@@ -20,10 +20,8 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "serve.md").re
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory, denoiser) -> Path:
-    folder = tmp_path_factory.mktemp("serve") / "my-denoiser"
-    denoiser.save_pretrained(folder)
-    return folder
+def saved(run) -> Path:
+    return run.path("train")
 
 
 @pytest.fixture(scope="module")

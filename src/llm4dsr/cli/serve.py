@@ -28,6 +28,9 @@ def serve(
     batch: Annotated[int, typer.Option(min=1, help="Histories that are computed together.")] = 64,
     queue: Annotated[int, typer.Option(min=1, help="Histories that may wait; requests beyond get 429.")] = 1_024,
     timeout: Annotated[float, typer.Option(help="Seconds until a request gets 504.")] = 10,
+    threads: Annotated[
+        int | None, typer.Option(min=0, help="CPU threads that compute; 0 = all cores. Default: as configured.")
+    ] = None,
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds from SIGTERM, when /readyz begins to fail, to closing the port.")
     ] = 1,
@@ -47,6 +50,6 @@ def serve(
                 f"[yellow]Warning:[/yellow] Whoever reaches {host} may use this service, because no token is set. Set "
                 "LLM4DSR_TOKEN or --token-file.", soft_wrap=True,
             )  # fmt: skip
-        service = Service(open_model(model), limits)
+        service = Service(open_model(model, threads), limits)
         messages.print(f"Ready at  http://{host}:{port}   Ctrl-C ends.", soft_wrap=True)
         serve_forever(service, listener)

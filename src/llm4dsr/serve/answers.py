@@ -74,7 +74,7 @@ def answer(denoiser: Denoiser, queries: Sequence[Query]) -> list[Reply]:
     out |= zip(together, _answer(denoiser, [queries[place] for place in together]), strict=True)
     for place, query in enumerate(queries):
         if query.new is not None:
-            out[place] = _answer(denoiser.with_items(query.new), [query])[0]  # type: ignore[attr-defined]
+            out[place] = _answer(denoiser.with_items(query.new), [query])[0]
     return [out[place] for place in range(len(queries))]
 
 

@@ -14,7 +14,7 @@ from llm4dsr.pipeline import Run
 from llm4dsr.pipeline.run_folder import CONFIG
 
 
-def open_model(folder: str | Path) -> Denoiser:
+def open_model(folder: str | Path, threads: int | None = None) -> Denoiser:
     """Load a denoiser.
 
     Parameters
@@ -22,6 +22,8 @@ def open_model(folder: str | Path) -> Denoiser:
     folder : str or Path
         A folder that `Denoiser.save_pretrained` wrote, or a run folder. Of a run: its model, which then knows all
         windows of the run, and the map to probabilities of the newest ones, as reviewed labels have narrowed it.
+    threads : int, optional
+        CPU threads that compute; 0: one for each core. Default: as configured.
 
     Returns
     -------
@@ -43,7 +45,7 @@ def open_model(folder: str | Path) -> Denoiser:
         raise ModelError(
             f"{folder} holds neither {CARD} nor {CONFIG}. Give a folder written by save_pretrained, or a run folder."
         )
-    use_threads(denoiser.config.threads)
+    use_threads(denoiser.config.threads if threads is None else threads)
     return denoiser
 
 
