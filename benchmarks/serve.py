@@ -32,8 +32,8 @@ from llm4dsr.core.io import write_text
 from llm4dsr.data.demo import make_demo
 
 PORT = 8473
-SEQUENTIAL, CLIENTS, REQUESTS = 2_000, 128, 100_000
-LOADS, SECONDS = (0.25, 0.5, 0.75), 15  # fractions of the throughput, and how long each is offered
+SEQUENTIAL, CLIENTS, REQUESTS = 500, 128, 100_000
+LOADS, SECONDS = (0.25, 0.5, 0.75), 10  # fractions of the throughput, and how long each is offered
 TOLERANCE = 1e-5  # of log-odds, as docs/how-to/serve.md states it
 
 
@@ -218,6 +218,7 @@ def main() -> None:
 
     before, _ = served(model, ["--batch", "1", "--wait", "0"], sequential)
     (single, many, paced), memory = served(model, [], batched)
+    load = os.getloadavg()  # above the number of cores, others were computing too
     result = {
         "one by one, batching off, one client": before.result(),
         "batching on, one client": single.result(),
@@ -226,6 +227,7 @@ def main() -> None:
         "times_as_many": round(before.wall / SEQUENTIAL * len(histories) / many.wall, 1),
         "peak_memory_mb": round(memory / 2**20),
         "cores": available_cpus(),
+        "load_average": [round(value, 1) for value in load],
         "cpu": _cpu(),
         "versions": versions() | versions("fastapi", "uvicorn", "pydantic"),
         "command": f"python {' '.join(sys.argv)}",
