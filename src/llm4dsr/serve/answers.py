@@ -202,7 +202,7 @@ class _Batch:
             flags += len(done)
             histories.append(_history(history, scores, done, _corrected(history, scores, done, weighted), None))
         body = to_json({"histories": histories}, inf_nan_mode="null")
-        return Reply(body, query.size - len(query.errors), len(query.errors), flags)
+        return Reply(body, len(query.rows) - len(query.errors), len(query.errors), flags)
 
     def _scores(self, window: int) -> list[dict[str, Any]]:
         here = slice(self.ends[window], self.ends[window + 1])

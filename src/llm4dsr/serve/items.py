@@ -14,6 +14,7 @@ from llm4dsr.errors import DataError
 from llm4dsr.serve.schema import HistoryError, Id, Request
 
 SHOWN = 10  # unknown ids that an answer repeats
+EXPLAINED = 10  # a history with explanations takes about as long as so many without
 
 
 @dataclass
@@ -37,10 +38,10 @@ class Query:
     errors: dict[int, HistoryError] = field(default_factory=dict)
     new: pl.DataFrame | None = None
 
-    @property
-    def size(self) -> int:
-        """Number of histories."""
-        return len(self.rows)
+    def work(self, width: int) -> int:
+        """How much there is to compute, in histories of at most `width` items."""
+        parts = sum(max(1, -(-len(rows) // width)) for rows in self.rows if rows is not None)
+        return max(1, parts * (EXPLAINED if self.request.explain else 1))
 
 
 class Items:

@@ -28,9 +28,10 @@ class Limits:
     wait : float
         Seconds that a request waits at most for others to be computed with; 0 = not at all.
     batch : int
-        Histories that are computed together. A request of more is computed alone.
+        Histories that are computed together. A request of more is computed alone. One that is longer than the model's
+        width counts as several, one with explanations as ten.
     queue : int
-        Histories that may wait. Requests beyond are refused with 429.
+        Histories that may wait, counted alike. Requests beyond are refused with 429.
     timeout : float
         Seconds after which a request is answered with 504. Also the time that a body may take to arrive.
     body : int

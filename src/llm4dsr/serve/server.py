@@ -30,7 +30,8 @@ def serve(service: Service, listener: socket.socket) -> None:
     listener : socket
         A bound socket. If it is of this machine alone, requests under other names are refused.
     """
-    app = create_app(service, hosts=[*LOCAL, "[::1]"] if is_loopback(listener) else ["*"])
+    address = listener.getsockname()[0]
+    app = create_app(service, hosts=[*LOCAL, address, f"[{address}]"] if is_loopback(listener) else ["*"])
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=KEEP_ALIVE,
         limit_concurrency=CONNECTIONS,

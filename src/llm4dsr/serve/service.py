@@ -39,7 +39,7 @@ class Service:
 
     def _compute(self, queries: Sequence[Query]) -> list[Reply]:
         self.metrics.batch_requests.observe(len(queries))
-        self.metrics.batch_histories.observe(sum(query.size for query in queries))
+        self.metrics.batch_histories.observe(sum(len(query.rows) for query in queries))
         return answer(self.denoiser, queries)
 
     @property
@@ -73,7 +73,7 @@ class Service:
             raise _shutting_down()
         try:
             query = self._items.look_up(request)
-            future = self._batcher.submit(query, query.size)
+            future = self._batcher.submit(query, query.work(self.denoiser.width))
         except LLM4DSRError as error:
             raise Refused(422, "invalid", str(error)) from None
         except QueueFullError:
