@@ -221,6 +221,22 @@ def test_a_request_without_known_histories_shares_its_batch(service, histories):
     assert known[0]["scores"]
 
 
+def test_work_is_counted_in_histories_of_the_width_of_the_model(denoiser):
+    """Long histories are several, explained ones ten; a request without known items is still one."""
+    from llm4dsr.serve.items import Items
+    from llm4dsr.serve.schema import Request
+
+    items, known = Items(denoiser.catalogue), denoiser.catalogue.ids[0]
+
+    def work(*lengths, **options) -> int:
+        histories = [{"item_ids": [known] * length} for length in lengths]
+        return items.look_up(Request(**asked(histories, **options))).work(10)
+
+    assert [work(0), work(1), work(10), work(11), work(5, 25)] == [1, 1, 1, 2, 4]
+    assert work(5, 25, explain=True) == 40
+    assert items.look_up(Request(**asked([{"item_ids": ["?"]}]))).work(10) == 1
+
+
 def test_answers_are_json_without_nan(service, histories):
     """NaN is no JSON, though Python reads it."""
     text = ask(service(), asked([{"item_ids": histories[0]["item_ids"][:1]}, *histories[:3]], action="replace"))[0].text
