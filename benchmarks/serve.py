@@ -85,7 +85,7 @@ class Load:
     def __init__(self, histories: list[list[int]]) -> None:
         self.histories, self.seconds = histories, np.full(len(histories), np.nan)
         self.answers: list[list[float] | None] = [None] * len(histories)
-        self.lost, self.mixed_up, self.wall = 0, 0, 0.0
+        self.lost, self.mixed_up, self.wall, self.cpu = 0, 0, 0.0, float("nan")
 
     async def one(self, client: Client, number: int, since: float | None = None) -> None:
         """Send one request. Its latency counts from when it was due."""
@@ -147,7 +147,7 @@ class Load:
             "p99_ms": round(float(np.quantile(milliseconds, 0.99)), 1),
             "lost": self.lost + sum(np.isnan(self.seconds)),
             "mixed_up": self.mixed_up,
-        }
+        } | ({} if np.isnan(self.cpu) else {"server_cpu_ms": round(1_000 * self.cpu / len(self.histories), 2)})
 
     def compare(self, denoiser: Denoiser) -> dict[str, Any]:
         """The largest difference between an answer and `Denoiser.score` of its history, and how many are too large."""
@@ -167,13 +167,13 @@ class Load:
         return {"largest_difference": float(np.nanmax(difference)), "answers_that_differ": int(wrong.sum())}
 
 
-def served(model: Path, options: list[str], run: Callable[[], Any]) -> tuple[Any, int]:
+def served(model: Path, options: list[str], run: Callable[[int], Any]) -> tuple[Any, int]:
     """Run a load against a server process, and return the result and the most memory that it held, in bytes."""
     command = [Path(sys.executable).with_name("llm4dsr"), "serve", model, "--port", str(PORT), "--threads", "1"]
     process = subprocess.Popen([*map(str, command), *options])
     try:
         asyncio.run(_ready())
-        found = run()
+        found = run(process.pid)
         status = Path(f"/proc/{process.pid}/status")
         lines = status.read_text().splitlines() if status.is_file() else []
         memory = [1_024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
@@ -204,12 +204,18 @@ def main() -> None:
     denoiser = demo_denoiser(model)
     histories = make_histories(denoiser, arguments.requests)
 
-    def sequential() -> Load:
-        return asyncio.run(Load(histories[:SEQUENTIAL]).closed(1))
+    def measured(pid: int, some: list[list[int]], clients: int) -> Load:
+        load, before = Load(some), _cpu_seconds(pid)
+        asyncio.run(load.closed(clients))
+        load.cpu = _cpu_seconds(pid) - before
+        return load
 
-    def batched() -> tuple[Load, Load, list[tuple[float, Load]]]:
-        single = asyncio.run(Load(histories[:SEQUENTIAL]).closed(1))
-        many = asyncio.run(Load(histories).closed(CLIENTS))
+    def sequential(pid: int) -> Load:
+        return measured(pid, histories[:SEQUENTIAL], 1)
+
+    def batched(pid: int) -> tuple[Load, Load, list[tuple[float, Load]]]:
+        single = measured(pid, histories[:SEQUENTIAL], 1)
+        many = measured(pid, histories, CLIENTS)
         paced = []
         for rate in (fraction * len(histories) / many.wall for fraction in LOADS):
             some = histories[: max(1, int(rate * SECONDS))]
@@ -230,10 +236,19 @@ def main() -> None:
         "load_average": [round(value, 1) for value in load],
         "cpu": _cpu(),
         "versions": versions() | versions("fastapi", "uvicorn", "pydantic"),
-        "command": f"python {' '.join(sys.argv)}",
+        "command": f"python benchmarks/serve.py --scratch DIR --out OUT --requests {len(histories)}",
     }
     write_text(arguments.out / "results.json", json.dumps(result, indent=1, default=int) + "\n")
     print(json.dumps(result, indent=1, default=int))
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process so far, however many others share the cores; NaN where that is not known."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.is_file():
+        return float("nan")
+    user, system = stat.read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu() -> str:
