@@ -119,12 +119,12 @@ class Process:
             time.sleep(0.1)
 
     def status(self, path: str) -> int | None:
-        """The status of a GET; None if the port is closed."""
+        """The status of a GET; None if the port is closed, or closes before the connection is accepted."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
             return connection.getresponse().status
-        except ConnectionRefusedError:
+        except ConnectionError:
             return None
         finally:
             connection.close()
