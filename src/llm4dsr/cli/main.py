@@ -20,6 +20,7 @@ from llm4dsr.cli import bench as bench_commands
 from llm4dsr.cli import config as config_commands
 from llm4dsr.cli import data as data_commands
 from llm4dsr.cli import results as results_commands
+from llm4dsr.cli import serve as serve_command
 from llm4dsr.cli.options import (
     Data,
     DecidePolicy,
@@ -240,6 +241,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 for _command in (results_commands.report, results_commands.review):
     app.command()(_command)
+app.command("serve")(serve_command.serve)
 app.command("bench")(bench_commands.bench)
 app.command("study")(bench_commands.study)
 
