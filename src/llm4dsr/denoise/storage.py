@@ -71,20 +71,8 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
         If the folder holds no denoiser, a damaged one, one of another format, or one that was tuned with another
         prompt.
     """
-    if not (folder / CARD).is_file():
-        raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
-    for place in sorted({path.parent for path in folder.rglob("*.json")}):
-        check_files(place)
-    with suppress(ValueError, AttributeError, RecursionError):  # damage is reported below
-        if (found := json.loads((folder / CARD).read_bytes()).get("format")) != FORMAT:
-            raise ModelError(f"{folder} has format {found}; this version reads {FORMAT}. Tune the model again.")
-    try:
-        read_manifest(folder)
-    except DamageError as error:
-        raise ModelError(f"{error}. Restore the folder from a copy, or tune the model again.") from None
+    card, config = _read_card(folder)
     with as_damaged(folder):
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        config = Config.from_dict(card["config"], str(folder / CARD))
         for table in folder.glob("*.parquet"):
             check_table(table)
         seen = pl.read_parquet(folder / USERS, glob=False)["hash"].to_numpy()
@@ -103,6 +91,29 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
         ensemble = Ensemble(models, builder, catalogue, config, seen, *stackers, encoder)
         check_parts(folder, ensemble, card)
     return ensemble, card
+
+
+def saved_config(folder: Path) -> Config:
+    """Read the options of a saved denoiser; errors as in `load_denoiser`."""
+    return _read_card(folder)[1]
+
+
+def _read_card(folder: Path) -> tuple[dict[str, Any], Config]:
+    """(the card, the options) of a folder whose format and files were checked."""
+    if not (folder / CARD).is_file():
+        raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
+    for place in sorted({path.parent for path in folder.rglob("*.json")}):
+        check_files(place)
+    with suppress(ValueError, AttributeError, RecursionError):  # damage is reported below
+        if (found := json.loads((folder / CARD).read_bytes()).get("format")) != FORMAT:
+            raise ModelError(f"{folder} has format {found}; this version reads {FORMAT}. Tune the model again.")
+    try:
+        read_manifest(folder)
+    except DamageError as error:
+        raise ModelError(f"{error}. Restore the folder from a copy, or tune the model again.") from None
+    with as_damaged(folder):
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return card, Config.from_dict(card["config"], str(folder / CARD))
 
 
 def _model_folders(folder: Path, config: Config) -> list[Path]:

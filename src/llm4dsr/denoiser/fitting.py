@@ -10,7 +10,7 @@ from typing import Any, Self
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.io import as_frame
-from llm4dsr.core.progress import Progress
+from llm4dsr.core.progress import Progress, log
 from llm4dsr.core.progress_bar import shown
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.overlap import Origin, split_long
@@ -25,6 +25,9 @@ from llm4dsr.denoiser import display
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import MARKERS, PromptBuilder
+
+MIN_TO_LEARN = 10  # windows
+MIN_TO_CALIBRATE = 200  # new validation histories; a map from fewer would be worse than the former one
 
 
 class Fitting:
@@ -46,6 +49,7 @@ class Fitting:
         valid: Any = None,
         progress: Progress | bool | None = None,
         work: Path | None = None,
+        start: Fitting | None = None,
     ) -> Self:
         """Tune the language model on injected noise in `histories`, then calibrate on `valid`.
 
@@ -63,6 +67,10 @@ class Fitting:
             True: show bars. A callback gets (steps done, all steps, what is being done).
         work : Path, optional
             Folder of checkpoints and finished parts; the same call resumes from it.
+        start : Denoiser, optional
+            A fitted denoiser, such as last week's, which stays as it is. Tuning goes on from its weights, for
+            `train.epochs` more. Items are found by their titles, so the catalogue may have grown, shrunk, or changed
+            its order. Counts and calibration are made anew. Users that it was tuned on stay out of fold.
 
         Returns
         -------
@@ -71,6 +79,8 @@ class Fitting:
 
         Raises
         ------
+        ConfigError
+            If `start` has other options of `model`, or another number of folds.
         DataError
             If the histories or items cannot be used.
         ModelError
@@ -79,9 +89,10 @@ class Fitting:
         config = self.config
         catalogue = _as_catalogue(items)
         windows = as_windows(histories, catalogue)
-        if len(windows) < 10:
+        if len(windows) < MIN_TO_LEARN:
             raise DataError(
-                f"{len(windows)} window(s) to learn from; at least 10 are needed, and some thousands are useful."
+                f"{len(windows)} window(s) to learn from; at least {MIN_TO_LEARN} are needed, and some thousands are "
+                "useful."
             )
         if len(catalogue) < 4:
             raise DataError(
@@ -93,13 +104,89 @@ class Fitting:
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
         with shown(progress) as report:
-            tuned, self.curve = Ensemble.fit(windows, catalogue, config, report, work)
+            tuned, self.curve = Ensemble.fit(
+                windows, catalogue, config, report, work, None if start is None else start.ensemble
+            )
             self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
                 tuned, windows, validation, report, PartCache(work)
             )
         self.n_windows = len(windows)
         if valid is None:  # held out of the histories given, so known from now on
             self.update_counts(validation)
+        return self
+
+    def partial_fit(
+        self,
+        histories: Any,
+        items: Any = None,
+        valid: Any = None,
+        epochs: int = 1,
+        progress: Progress | None = None,
+        work: Path | None = None,
+    ) -> Self:
+        """Learn from new histories without those of before: count them, tune further, and calibrate again.
+
+        Former histories are not stored, so they are not repeated: what is known of them are counts and weights. Users
+        keep their fold, so none is scored by a model that was tuned on them. Title vectors stay; collaborative vectors
+        too, so new items have none until the next `fit`.
+
+        Parameters
+        ----------
+        histories : Windows, table or list
+            New training histories, target included. At least 10.
+        items : Catalogue or table, optional
+            New items, as in `with_items`.
+        valid : Windows, table or list, optional
+            New validation histories without targets. Default: `histories`, scored out of fold, with what was known
+            before each. With a single fold, a tenth of the users is held out. With fewer than 200, the calibration
+            stays as it is.
+        epochs : int, default 1
+            Passes over the new histories. 0: counts and calibration alone.
+        progress, work
+            As in `fit`.
+
+        Returns
+        -------
+        Denoiser
+            Itself. Calls of `score` that are under way in other threads end with what was known before.
+
+        Raises
+        ------
+        DataError
+            If the histories or items cannot be used.
+        ModelError
+            If this denoiser is not fitted, or cannot be tuned.
+        """
+        known = self if items is None else self.with_items(items)
+        before, windows = known.ensemble, as_windows(histories, known.catalogue)
+        if len(windows) < MIN_TO_LEARN:
+            raise DataError(f"{len(windows)} window(s) to learn from; at least {MIN_TO_LEARN} are needed.")
+        held_out = valid is None and len(before.models) == 1  # it would be calibrated on what it was tuned on
+        if held_out:
+            windows, validation = hold_out(windows, self.config.seed)
+        else:
+            validation = windows if valid is None else as_windows(valid, known.catalogue)
+        windows, validation = self._short(windows)[0], self._short(validation)[0]
+        config = dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, epochs=epochs))
+        counts = None if before.counts is None else before.counts.add(windows)
+        tuned, curve = Ensemble.fit(windows, before.catalogue, config, progress, work, before, counts)
+        tuned = dataclasses.replace(
+            tuned, config=self.config, stacker_newer=before.stacker_newer, stacker_training=before.stacker_training
+        )
+        calibrator, weights = self.calibrator, self.ranking_weights
+        if len(validation) >= MIN_TO_CALIBRATE:
+            tuned, calibrator, weights = fit_calibration(
+                tuned, windows, validation, progress, PartCache(work), before.counts
+            )
+        else:
+            log.warning(
+                "The calibration stays as it is: %d validation histories; %d are needed for a new one. Give more "
+                "histories at once, or `valid`.", len(validation), MIN_TO_CALIBRATE,
+            )  # fmt: skip
+        if held_out and tuned.counts is not None:
+            tuned = tuned.with_counts(tuned.counts.add(validation))
+        self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
+        self.curve, self.width = self.curve + curve, max(self.width, int(windows.lengths.max()))
         return self
 
     def update_counts(self, histories: Any) -> Self:
