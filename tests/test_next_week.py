@@ -132,9 +132,26 @@ def test_enough_histories_calibrate_again(folds, tiny_demo, monkeypatch):
     denoiser = copied(first).partial_fit(second)
     assert denoiser.calibrator != first.calibrator
     assert denoiser.calibrator.uncalibrated == ""
+    assert denoiser.calibrator.rates == first.calibrator.rates
     assert denoiser.ensemble.counts.fingerprint == first.ensemble.counts.add(second).fingerprint
     held_out = ~np.isin(user_hashes(second.user_ids), denoiser.ensemble.seen)
     assert held_out.any() == (folds == 1)
+
+
+def test_a_fold_without_new_users_keeps_its_weights(former, tiny_demo):
+    week = halves(tiny_demo)[1]
+    week = week.take(np.flatnonzero(user_folds(week.user_ids, 2) == 0))  # scored by model 0, learned from by model 1
+    after, before = fingerprints(copied(former).partial_fit(week)), fingerprints(former)
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_validation_that_is_given_is_not_counted(former, tiny_demo, monkeypatch):
+    monkeypatch.setattr("llm4dsr.denoiser.fitting.MIN_TO_CALIBRATE", 5)
+    week, valid = halves(tiny_demo)[1], tiny_demo.splits["valid"].histories()
+    denoiser = copied(former).partial_fit(week, valid=valid)
+    assert denoiser.ensemble.counts.fingerprint == former.ensemble.counts.add(week).fingerprint
+    assert denoiser.calibrator != former.calibrator
 
 
 def test_saved_and_loaded_it_goes_on_the_same(former, tiny_demo, tmp_path):
@@ -178,6 +195,8 @@ def test_interrupted_it_resumes_to_the_same_weights(way, former, tiny_demo, tmp_
 def test_what_cannot_be_learned_from_is_refused(former, tiny_demo):
     with pytest.raises(DataError, match=r"3 window\(s\) to learn from; at least 10"):
         copied(former).partial_fit(tiny_demo.splits["train"].take(np.arange(3)))
+    with pytest.raises(ConfigError, match="partial_fit: train: epochs = -1"):
+        copied(former).partial_fit(tiny_demo.splits["train"], epochs=-1)
     with pytest.raises(ModelError, match="has not been fitted"):
         Denoiser(configured()).partial_fit(tiny_demo.splits["train"])
 

@@ -123,7 +123,8 @@ class Ensemble:
         work : Path, optional
             Folder of checkpoints; the same call resumes from them.
         start : Ensemble, optional
-            Each fold goes on from the weights of its model. The users that it has seen stay users in training.
+            Each fold goes on from the weights of its model, and keeps them where it has no user to learn from. The
+            users that it has seen stay users in training.
         counts : CooccurrenceCounts, optional
             Counts that hold the windows. Default: they are counted anew.
 
@@ -138,7 +139,7 @@ class Ensemble:
         ConfigError
             If the options do not fit `start`.
         DataError
-            If a fold has no user to learn from.
+            If a fold has no user to learn from, and no model to start from.
         ModelError
             If a model cannot be loaded or its loss is not a number.
         """
@@ -166,7 +167,7 @@ class Ensemble:
         models, curve = list[NoiseLM](), list[float]()
         for fold in range(config.train.folds):
             part = windows if config.train.folds == 1 else windows.take(np.flatnonzero(folds != fold))
-            if not len(part):
+            if not len(part) and start is None:
                 raise DataError(
                     f"With train.folds = {config.train.folds}, fold {fold + 1} has no user to learn from. Use fewer "
                     "folds or more users."
@@ -184,7 +185,8 @@ class Ensemble:
                 )
                 if config.model.source != EMBEDDED:  # the key has the name; the weights behind it may have changed
                     checkpoint.key += model.fingerprint() + digest(weight_files(config.model.source))
-            curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
+            if len(part):
+                curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
             models.append(model)
         seen = sorted_unique(users) if start is None else sorted_unique(users, start.seen)
         return cls(models, builder, catalogue, config, seen, encoder=encoder), curve

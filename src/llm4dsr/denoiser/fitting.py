@@ -121,7 +121,7 @@ class Fitting:
         items: Any = None,
         valid: Any = None,
         epochs: int = 1,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         work: Path | None = None,
     ) -> Self:
         """Learn from new histories without those of before: count them, tune further, and calibrate again.
@@ -139,7 +139,7 @@ class Fitting:
         valid : Windows, table or list, optional
             New validation histories without targets. Default: `histories`, scored out of fold, with what was known
             before each. With a single fold, a tenth of the users is held out. With fewer than 200, the calibration
-            stays as it is.
+            stays as it is. The interval of the noise rate stays that of `fit` in any case, which knew more histories.
         epochs : int, default 1
             Passes over the new histories. 0: counts and calibration alone.
         progress, work
@@ -154,6 +154,8 @@ class Fitting:
         ------
         DataError
             If the histories or items cannot be used.
+        ConfigError
+            If `epochs` is below 0.
         ModelError
             If this denoiser is not fitted, or cannot be tuned.
         """
@@ -167,26 +169,31 @@ class Fitting:
         else:
             validation = windows if valid is None else as_windows(valid, known.catalogue)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
-        config = dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, epochs=epochs))
+        config = Config.from_dict({"train": {"epochs": epochs}}, "partial_fit", self.config)
         counts = None if before.counts is None else before.counts.add(windows)
-        tuned, curve = Ensemble.fit(windows, before.catalogue, config, progress, work, before, counts)
-        tuned = dataclasses.replace(
-            tuned, config=self.config, stacker_newer=before.stacker_newer, stacker_training=before.stacker_training
-        )
         calibrator, weights = self.calibrator, self.ranking_weights
-        if len(validation) >= MIN_TO_CALIBRATE:
-            tuned, calibrator, weights = fit_calibration(
-                tuned, windows, validation, progress, PartCache(work), before.counts
+        with shown(progress) as report:
+            tuned, curve = Ensemble.fit(windows, before.catalogue, config, report, work, before, counts)
+            tuned = dataclasses.replace(
+                tuned, config=self.config, stacker_newer=before.stacker_newer, stacker_training=before.stacker_training
             )
-        else:
-            log.warning(
-                "The calibration stays as it is: %d validation histories; %d are needed for a new one. Give more "
-                "histories at once, or `valid`.", len(validation), MIN_TO_CALIBRATE,
-            )  # fmt: skip
+            if len(validation) >= MIN_TO_CALIBRATE:
+                tuned, calibrator, weights = fit_calibration(
+                    tuned, windows, validation, report, PartCache(work),
+                    before.counts if valid is None and not held_out else None,
+                )  # fmt: skip
+                if self.calibrator.kinds and calibrator.kinds:  # bounded by more windows than a week has
+                    calibrator = calibrator.with_rates(self.calibrator.rates)
+            else:
+                log.warning(
+                    "The calibration stays as it is: %d validation histories; %d are needed for a new one. Give more "
+                    "histories at once, or `valid`.", len(validation), MIN_TO_CALIBRATE,
+                )  # fmt: skip
         if held_out and tuned.counts is not None:
             tuned = tuned.with_counts(tuned.counts.add(validation))
         self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
         self.curve, self.width = self.curve + curve, max(self.width, int(windows.lengths.max()))
+        self.n_windows += len(windows)
         return self
 
     def update_counts(self, histories: Any) -> Self:
