@@ -4,12 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from llm4dsr import Config, Denoiser
+from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.windows import Windows
-from llm4dsr.errors import DataError
+from llm4dsr.errors import DataError, ModelError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
-from llm4dsr.features.title_vectors import TitleEncoder, fit_title_encoder
+from llm4dsr.features.title_vectors import WEIGHTS_FILE, TitleEncoder, fit_title_encoder
 
 from .lm.test_model_sources import configured, fitted, make_checkpoint
 
@@ -163,13 +165,25 @@ def test_titles_without_letters_are_encoded_too(tiny_demo):
     np.testing.assert_allclose(encoder(titles), vectors, atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda w: w[:, :-1], "an encoder of titles with 39 columns for vectors with 40"),
+     (lambda w: w[:-1], "title weights of shape"), (lambda w: w * np.nan, "not finite")],
+)  # fmt: skip
+def test_a_saved_encoder_that_does_not_fit_is_refused(small, tmp_path, change, said):
+    small.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    save_file(weights | {"parts": np.ascontiguousarray(change(weights["parts"]))}, tmp_path / WEIGHTS_FILE)
+    write_manifest(tmp_path)
+    with pytest.raises(ModelError, match=said):
+        Denoiser.from_pretrained(tmp_path)
+
+
 def test_new_items_have_the_models_tokens(small):
     assert torch.equal(small.with_items(NEW).model.vectors[:-2], small.model.vectors)
     assert small.with_items(NEW).builder.no_noise == small.builder.no_noise + 2
 
 
 def test_default_config_is_not_needed_to_add_items():
-    from llm4dsr.errors import ModelError
-
     with pytest.raises(ModelError, match="has not been fitted"):
         Denoiser(Config()).with_items(NEW)

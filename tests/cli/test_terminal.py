@@ -1,16 +1,13 @@
 """Help, versions, configuration and progress at the command line."""
 
 import json
-import re
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 
 import llm4dsr as package
-from llm4dsr.cli import terminal
 from llm4dsr.cli.main import main
 from llm4dsr.config import Config
 
@@ -74,23 +71,3 @@ def test_short_flags(llm4dsr, tiny_demo, tmp_path):
     assert llm4dsr("prepare", *arguments)[0] == 0
     for name in ("config.yaml", "windows/train.parquet"):
         assert (short / name).read_bytes() == (long / name).read_bytes()
-
-
-def test_progress_in_lines_where_there_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.02)
-    with terminal.bar() as report:
-        for done in range(0, 200, 20):
-            report(done, 200, "score")
-            time.sleep(0.02)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines
-    for line in lines:
-        assert re.fullmatch(r"score: \d+/200 \(\d+%\), [\d.]+/(s|min), elapsed 0:00, left (0:\d\d|unknown)", line), line
-
-
-def test_a_step_that_starts_again_has_no_negative_rate():
-    step = terminal._Step()
-    step.update(90, 100, "calibrate")
-    step.update(5, 100, "calibrate")
-    assert "-" not in step.line()
-    assert step.line().startswith("calibrate: 5/100 (5%), ")

@@ -180,20 +180,6 @@ def test_the_page_opens_at_the_lowest_flagged_probability():
     assert contents.first_eta(scores([0.5]).head(0)) == 50
 
 
-def test_stated_and_true_precision_at_each_rate():
-    table = scores([0.9, 0.8, 0.1, 0.0], [1, 2, 1, 2]).with_columns(noise=pl.Series([1, 0, 0, 0]))
-    last = contents.expected_precision(table, cap=1).row(-1, named=True)
-    assert last["flagged"] == 0.5
-    assert last["stated"] == pytest.approx(0.85)
-    assert last["precision"] == 0.5
-    assert last["recall"] == 1
-
-
-def test_reliability_in_bins_of_a_tenth():
-    table = scores([0.95, 0.91, 0.05, 1.0]).with_columns(noise=pl.Series([1, 0, 0, 1]))
-    assert contents.reliability(table).rows() == [(0.05, 0.0, 1), (pytest.approx(2.86 / 3), pytest.approx(2 / 3), 3)]
-
-
 def test_examples_are_the_most_suspicious_and_some_of_all_others():
     table = scores(np.linspace(1, 0, 101).tolist())
     found = choose(table, table.filter(pl.col("window_id") == 100), 10)

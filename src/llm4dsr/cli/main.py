@@ -20,6 +20,7 @@ from llm4dsr.cli import bench as bench_commands
 from llm4dsr.cli import config as config_commands
 from llm4dsr.cli import data as data_commands
 from llm4dsr.cli import results as results_commands
+from llm4dsr.cli import serve as serve_command
 from llm4dsr.cli.options import (
     Data,
     DecidePolicy,
@@ -35,6 +36,7 @@ from llm4dsr.cli.options import (
     RunFolder,
     Seed,
     SkipEstimate,
+    Start,
     read_config,
 )
 from llm4dsr.cli.results import open_run, write_page
@@ -100,17 +102,18 @@ def run(
     eta: Eta = None,
     limit: Limit = None,
     seed: Seed = None,
+    start: Start = None,
     skip_estimate: SkipEstimate = False,
 ) -> None:
     """Run all stages, from the data to the result table. Interrupted, the same command resumes it."""
     from llm4dsr.denoise.decide import effective_policy
     from llm4dsr.pipeline import Run
 
-    chosen = read_config(config, model, limit, seed).to_dict()
+    chosen = read_config(config, model, limit, seed, start).to_dict()
     chosen["decide"] |= {"policy": effective_policy(policy, eta, chosen["decide"]["policy"])}
     chosen["decide"] |= {"goal": goal} if goal is not None else {}
     chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
-    _stages(Run.begin(out, Config.from_dict(chosen, "run"), data), data, skip_estimate)
+    _stages(Run.begin(out, Config.from_dict(chosen, "run"), data, start=start), data, skip_estimate)
 
 
 @app.command()
@@ -130,9 +133,11 @@ def prepare(
 
 
 @app.command()
-def train(run: RunFolder, overwrite: Overwrite = False, skip_estimate: SkipEstimate = False) -> None:
+def train(
+    run: RunFolder, start: Start = None, overwrite: Overwrite = False, skip_estimate: SkipEstimate = False
+) -> None:
     """Tune the language model and calibrate it."""
-    _alone(open_run(run), "train", overwrite, skip_estimate)
+    _alone(open_run(run), "train", overwrite, skip_estimate, start=start)
 
 
 @app.command()
@@ -240,6 +245,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 for _command in (results_commands.report, results_commands.review):
     app.command()(_command)
+app.command("serve")(serve_command.serve)
 app.command("bench")(bench_commands.bench)
 app.command("study")(bench_commands.study)
 
@@ -253,13 +259,13 @@ def _estimate(run: Run, data: Dataset, todo: list[str]) -> None:
         messages.print(estimate.line(), markup=False, highlight=False, soft_wrap=True)
 
 
-def _alone(run: Run, name: str, overwrite: bool, skip_estimate: bool) -> None:
+def _alone(run: Run, name: str, overwrite: bool, skip_estimate: bool, **options: Any) -> None:
     """Run one stage, after telling what it will need."""
     with run.locked():
         if run.done("prepare") and (overwrite or not run.done(name)) and not skip_estimate:
             _estimate(run, run.data(), [name])
         with bar() as progress:
-            getattr(run, name)(progress, overwrite)
+            getattr(run, name)(progress, overwrite, **options)
 
 
 def _stages(run: Run, data: Any, skip_estimate: bool = False) -> None:

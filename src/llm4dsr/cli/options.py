@@ -19,6 +19,10 @@ RunFolder = Annotated[Path, typer.Option("--run", "-r", help="The run folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-f", help="Make the stage again; later stages are removed.")]
 Recipe = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML recipe: a path, or demo, laptop, paper.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="'embedded', 'smollm2', a hub name, or a local path.")]
+Start = Annotated[
+    Path | None,
+    typer.Option("--from", help="A saved denoiser, or a run, to start tuning from; its options are the defaults."),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", "-n", min=0, help="Windows used of each split, for a quick look; 0 = all.")
 ]
@@ -44,9 +48,17 @@ Goal = Annotated[
 Eta = Annotated[float | None, typer.Option(help="The threshold η, from 0 to 1; its meaning depends on the policy.")]
 
 
-def read_config(recipe: Path | None, model: str | None, limit: int | None, seed: int | None) -> Config:
-    """The recipe, or the defaults, with what the command line overrides."""
-    config = Config.from_yaml(recipe) if recipe else Config()
+def read_config(
+    recipe: Path | None, model: str | None, limit: int | None, seed: int | None, start: Path | None = None
+) -> Config:
+    """The recipe, or the defaults, with what the command line overrides. With a start, its options are the defaults."""
+    base = None
+    if start is not None:
+        from llm4dsr.denoise.storage import saved_config
+        from llm4dsr.pipeline.inputs import start_of
+
+        base = saved_config(Path(start_of(start)["folder"]))
+    config = Config.from_yaml(recipe, base) if recipe else base or Config()
     if model is not None:
         config = replace(config, model=replace(config.model, source=model))
     config = replace(config, limit=config.limit if limit is None else limit)

@@ -56,7 +56,9 @@ class Config:
         return plain
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any] | None, where: str = "the configuration") -> "Config":
+    def from_dict(
+        cls, data: dict[str, Any] | None, where: str = "the configuration", base: "Config | None" = None
+    ) -> "Config":
         """Read options from nested dictionaries; options that are left out keep their defaults.
 
         Parameters
@@ -65,6 +67,8 @@ class Config:
             Sections and options, as in a recipe. None: all defaults.
         where : str, default "the configuration"
             The source, for messages.
+        base : Config, optional
+            Has the options that are left out. Default: all defaults.
 
         Returns
         -------
@@ -75,7 +79,7 @@ class Config:
         ConfigError
             Names the first wrong option, its value, and what is allowed.
         """
-        merged = _merge(cls().to_dict(), data or {})
+        merged = _merge((base or cls()).to_dict(), data or {})
         try:
             config: Config = _adapter().validate_python(merged)
         except ValidationError as error:
@@ -83,8 +87,10 @@ class Config:
         return config
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "Config":
+    def from_yaml(cls, path: str | Path, base: "Config | None" = None) -> "Config":
         """Read options from a YAML file, or from a packaged recipe by its name (demo, laptop, paper).
+
+        Options that are left out are those of `base`, or their defaults.
 
         Raises
         ------
@@ -101,7 +107,7 @@ class Config:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # an impossible date is a ValueError
             raise ConfigError(f"{path} is not readable YAML: {error}") from None
-        return cls.from_dict(data, str(path))
+        return cls.from_dict(data, str(path), base)
 
     def to_yaml(self) -> str:
         """All options as YAML, which `from_yaml` reads."""

@@ -1,7 +1,8 @@
 """Progress callbacks, and the package's logger.
 
 Long work takes a `Progress` and calls it with (steps done, all steps, what is being done). All steps are 0 where the
-total is unknown. How progress is shown is the caller's matter; the command line does it in `cli/terminal.py`.
+total is unknown. How progress is shown is the caller's matter: the command line shows bars, and so does `True` in
+place of a callback (`progress_bar.py`).
 """
 
 from __future__ import annotations

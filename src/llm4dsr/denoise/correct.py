@@ -11,11 +11,12 @@ from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, IntArray
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows, align
+from llm4dsr.denoise.strips import edited_histories, summary
 from llm4dsr.denoise.suggest import Suggestions
 from llm4dsr.errors import ConfigError, DataError
 
 
-@dataclass
+@dataclass(repr=False)
 class Corrected:
     """Corrected windows and the edits that made them.
 
@@ -25,10 +26,23 @@ class Corrected:
         The corrected windows. A window with fewer than two items left is removed.
     edits : DataFrame
         One row per flagged interaction: what it was, how likely noise, what was suggested, what was done.
+    original : Windows
+        The windows as they were.
+    catalogue : Catalogue
+        The items.
     """
 
     windows: Windows
     edits: pl.DataFrame
+    original: Windows
+    catalogue: Catalogue
+
+    def __repr__(self) -> str:
+        return f"<Corrected: {summary(self.original, self.edits)}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the most suspicious histories with their edits."""
+        return edited_histories(self.original, self.edits, self.catalogue)
 
 
 def correct(
@@ -105,7 +119,7 @@ def correct(
         kept[dropped] = PAD
         out = _without(out, at[dropped])
         out = out.take(np.flatnonzero(out.lengths >= 2))  # a window that lost its target ends in the item before
-    return Corrected(out, _edits(windows, at, probability, suggestions, kept, taken, catalogue))
+    return Corrected(out, _edits(windows, at, probability, suggestions, kept, taken, catalogue), windows, catalogue)
 
 
 def _most_probable_half(suggestions: Suggestions) -> BoolArray:

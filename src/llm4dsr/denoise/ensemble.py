@@ -30,6 +30,7 @@ from llm4dsr.denoise.noise_injection import Injectable
 from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.stacking import Evidence, Stacker
 from llm4dsr.denoise.train import build_model, tune
+from llm4dsr.denoise.warm_start import check_start, continued_model
 from llm4dsr.errors import DataError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.features.title_vectors import TitleEncoder, fit_title_encoder
@@ -96,8 +97,10 @@ class Ensemble:
         if counts is not None:
             counts = counts.with_items(len(catalogue))
         models, known = self.models, self.models[0].vectors
-        if known is not None and self.encoder is not None:
-            vectors = torch.cat([known, torch.from_numpy(self.encoder(titles)).to(known)])  # the same in all folds
+        if known is not None:
+            vectors = torch.cat(
+                [known, torch.from_numpy(self.title_vectors(titles)).to(known)]
+            )  # the same in all folds
             models = [model.with_vectors(vectors) for model in models]
         return replace(self, models=models, builder=self.builder.with_items(titles, counts), catalogue=catalogue)
 
@@ -109,6 +112,8 @@ class Ensemble:
         config: Config,
         progress: Progress | None = None,
         work: Path | None = None,
+        start: Ensemble | None = None,
+        counts: CooccurrenceCounts | None = None,
     ) -> tuple[Ensemble, list[float]]:
         """Tune one model per fold.
 
@@ -124,6 +129,11 @@ class Ensemble:
             Called with (steps done, all steps, what is being done).
         work : Path, optional
             Folder of checkpoints; the same call resumes from them.
+        start : Ensemble, optional
+            Each fold goes on from the weights of its model, and keeps them where it has no user to learn from. The
+            users that it has seen stay users in training.
+        counts : CooccurrenceCounts, optional
+            Counts that hold the windows. Default: they are counted anew.
 
         Returns
         -------
@@ -133,32 +143,38 @@ class Ensemble:
 
         Raises
         ------
+        ConfigError
+            If the options do not fit `start`.
         DataError
-            If a fold has no user to learn from.
+            If a fold has no user to learn from, and no model to start from.
         ModelError
             If a model cannot be loaded or its loss is not a number.
         """
-        encoder = vectors = cooccurrence = None
+        if start is not None:
+            check_start(start.config, config)
+        encoder = vectors = None
         if config.model.item_input == "soft_token":
             if progress:
                 progress(0, 1, "title vectors")
-            encoder, vectors = fit_title_encoder(
-                catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
-            )
-            cooccurrence = (
-                CooccurrenceCounts.fit(windows, len(catalogue), config.seed) if config.model.cooccurrence else None
-            )
+            if start is None:
+                encoder, vectors = fit_title_encoder(
+                    catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, config.seed
+                )
+            else:
+                encoder, vectors = start.encoder, start.title_vectors(catalogue.titles)
+            if config.model.cooccurrence and counts is None:
+                counts = CooccurrenceCounts.fit(windows, len(catalogue), config.seed)
             if progress:
                 progress(1, 1, "title vectors")
         folds, users = user_folds(windows.user_ids, config.train.folds), user_hashes(windows.user_ids)
         key = digest(
             versions(), config.seed, config.model, config.task, config.train, catalogue.titles, windows.items,
-            windows.lengths, users,
+            windows.lengths, users, *([] if start is None else [start.fingerprint, counts and counts.fingerprint]),
         )  # fmt: skip
         models, curve = list[NoiseLM](), list[float]()
         for fold in range(config.train.folds):
             part = windows if config.train.folds == 1 else windows.take(np.flatnonzero(folds != fold))
-            if not len(part):
+            if not len(part) and start is None:
                 raise DataError(
                     f"With train.folds = {config.train.folds}, fold {fold + 1} has no user to learn from. Use fewer "
                     "folds or more users."
@@ -168,14 +184,31 @@ class Ensemble:
             # Folds share neither initial weights nor noise and dropout: other users are scored by the mean of all
             # models, which is better the less their errors have in common.
             own = replace(config, seed=derived_seed(config.seed, fold))
-            model, builder = build_model(
-                own, catalogue, part, vectors, cooccurrence, own.seed, progress, checkpoint.exists
-            )
-            if config.model.source != EMBEDDED:  # the key has the name; the weights behind it may have changed
-                checkpoint.key += model.fingerprint() + digest(weight_files(config.model.source))
-            curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
+            if start is not None:
+                model, builder = continued_model(start.models[fold], own, catalogue, vectors, counts)
+            else:
+                model, builder = build_model(
+                    own, catalogue, part, vectors, counts, own.seed, progress, checkpoint.exists
+                )
+                if config.model.source != EMBEDDED:  # the key has the name; the weights behind it may have changed
+                    checkpoint.key += model.fingerprint() + digest(weight_files(config.model.source))
+            if len(part):
+                curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
             models.append(model)
-        return cls(models, builder, catalogue, config, sorted_unique(users), encoder=encoder), curve
+        seen = sorted_unique(users) if start is None else sorted_unique(users, start.seen)
+        return cls(models, builder, catalogue, config, seen, encoder=encoder), curve
+
+    def title_vectors(self, titles: list[str]) -> npt.NDArray[np.float32]:
+        """Return vectors [n, V] of titles: those of the catalogue as they are, and others in the same space."""
+        known = self.models[0].vectors
+        assert known is not None
+        assert self.encoder is not None
+        row = {title: i for i, title in enumerate(self.catalogue.titles)}
+        at = np.array([row.get(title, -1) for title in titles])
+        out = known[torch.from_numpy(np.maximum(at, 0)).to(known.device)].cpu().numpy()
+        if (at < 0).any():
+            out[at < 0] = self.encoder([titles[i] for i in np.flatnonzero(at < 0)])
+        return out
 
     def log_odds(
         self, windows: Windows, is_newer: bool, progress: Progress | None, doing: str, cache: PartCache

@@ -21,6 +21,7 @@ from llm4dsr.denoise.noise_injection import inject, task_rate
 from llm4dsr.denoise.noise_rate import noise_rate_intervals
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights, fit_ranking_weights
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
 MIN_WINDOWS = 20  # validation windows of two items below which nothing is calibrated
 MIN_UNSEEN = 200  # validation windows of unseen users that are enough to calibrate on
@@ -32,6 +33,7 @@ def fit_calibration(
     validation: Windows,
     progress: Progress | None,
     cache: PartCache,
+    counts_before: CooccurrenceCounts | None = None,
 ) -> tuple[Ensemble, Calibrator, RankingWeights]:
     """Fit the map from log-odds to probabilities, and the weights that rank suggestions.
 
@@ -47,6 +49,8 @@ def fit_calibration(
         Called with (windows done, all windows, what is being done).
     cache : PartCache
         Keeps finished parts.
+    counts_before : CooccurrenceCounts, optional
+        Counts from before validation. Default: those of the ensemble, which then does not know validation.
 
     Returns
     -------
@@ -72,7 +76,8 @@ def fit_calibration(
         validation = validation.take(new) if len(new) >= MIN_UNSEEN else validation
     rng = np.random.default_rng(config.seed + 1)
     newer, draws = ScoredWindows(), config.score.calibration_draws
-    for rows, by_then, step in prequential(ensemble, validation, True, progress):
+    then = ensemble if counts_before is None else ensemble.with_counts(counts_before)
+    for rows, by_then, step in prequential(then, validation, True, progress):
         newer.add(by_then, validation.take(rows), rows, draws, rng, step, "calibrate", cache)
     rate = task_rate(config.task, windows)
     for_newer = for_training = newer.fit_stacker(config.task, rate, config.seed)

@@ -90,6 +90,8 @@ def check_parts(folder: Path, ensemble: Ensemble, card: dict[str, Any]) -> None:
         _refuse(folder, f"the curve {card['curve']!r}")
     if not isinstance(card["width"], int) or card["width"] < 1:
         _refuse(folder, f"the width {card['width']!r}")
+    if not isinstance(card.get("windows", 0), int):
+        _refuse(folder, f"{card['windows']!r} windows")
 
 
 def _curve(folder: Path, kind: Any) -> list[Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from transformers.utils import logging as transformers_logging
 
 from llm4dsr.config import Config
 from llm4dsr.core.hashing import versions
@@ -31,8 +33,9 @@ CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
 
 def save_denoiser(folder: Path, ensemble: Ensemble, facts: dict[str, Any]) -> None:
     """Write models, catalogue, counts, and a card with configuration, versions and `facts`."""
-    for model, place in zip(ensemble.models, _model_folders(folder, ensemble.config), strict=True):
-        model.save(place)
+    with _no_bars():
+        for model, place in zip(ensemble.models, _model_folders(folder, ensemble.config), strict=True):
+            model.save(place)
     write_parquet(ensemble.catalogue.to_frame(), folder / ITEMS)
     write_parquet(pl.DataFrame({"hash": ensemble.seen}), folder / USERS)
     if ensemble.counts is not None:
@@ -68,25 +71,14 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
         If the folder holds no denoiser, a damaged one, one of another format, or one that was tuned with another
         prompt.
     """
-    if not (folder / CARD).is_file():
-        raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
-    for place in sorted({path.parent for path in folder.rglob("*.json")}):
-        check_files(place)
-    with suppress(ValueError, AttributeError, RecursionError):  # damage is reported below
-        if (found := json.loads((folder / CARD).read_bytes()).get("format")) != FORMAT:
-            raise ModelError(f"{folder} has format {found}; this version reads {FORMAT}. Tune the model again.")
-    try:
-        read_manifest(folder)
-    except DamageError as error:
-        raise ModelError(f"{error}. Restore the folder from a copy, or tune the model again.") from None
+    card, config = _read_card(folder)
     with as_damaged(folder):
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        config = Config.from_dict(card["config"], str(folder / CARD))
         for table in folder.glob("*.parquet"):
             check_table(table)
         seen = pl.read_parquet(folder / USERS, glob=False)["hash"].to_numpy()
         catalogue = Catalogue.from_frame(pl.read_parquet(folder / ITEMS, glob=False))
-    models = [NoiseLM.load(place, config.model).eval() for place in _model_folders(folder, config)]
+    with _no_bars():
+        models = [NoiseLM.load(place, config.model).eval() for place in _model_folders(folder, config)]
     soft = config.model.item_input == "soft_token"
     with as_damaged(folder):
         counts = CooccurrenceCounts.load(folder) if soft and config.model.cooccurrence else None
@@ -101,6 +93,41 @@ def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:
     return ensemble, card
 
 
+def saved_config(folder: Path) -> Config:
+    """Read the options of a saved denoiser; errors as in `load_denoiser`."""
+    return _read_card(folder)[1]
+
+
+def _read_card(folder: Path) -> tuple[dict[str, Any], Config]:
+    """(the card, the options) of a folder whose format and files were checked."""
+    if not (folder / CARD).is_file():
+        raise ModelError(f"{folder} holds no {CARD}: not a saved denoiser. Give a folder written by save_pretrained.")
+    for place in sorted({path.parent for path in folder.rglob("*.json")}):
+        check_files(place)
+    with suppress(ValueError, AttributeError, RecursionError):  # damage is reported below
+        if (found := json.loads((folder / CARD).read_bytes()).get("format")) != FORMAT:
+            raise ModelError(f"{folder} has format {found}; this version reads {FORMAT}. Tune the model again.")
+    try:
+        read_manifest(folder)
+    except DamageError as error:
+        raise ModelError(f"{error}. Restore the folder from a copy, or tune the model again.") from None
+    with as_damaged(folder):
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return card, Config.from_dict(card["config"], str(folder / CARD))
+
+
 def _model_folders(folder: Path, config: Config) -> list[Path]:
     folds = config.train.folds
     return [folder] if folds == 1 else [folder / f"fold_{k}" for k in range(folds)]
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, of which each fold would show one."""
+    before = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            transformers_logging.enable_progress_bar()

@@ -8,8 +8,10 @@ from typing import Any
 import polars as pl
 
 from llm4dsr import columns as c
+from llm4dsr.charts import Chart
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.progress import Progress
+from llm4dsr.core.progress_bar import shown
 from llm4dsr.data.overlap import merge_scores
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows
@@ -20,6 +22,7 @@ from llm4dsr.denoise.explain import explain_prequentially
 from llm4dsr.denoise.score_in_time import score_prequentially
 from llm4dsr.denoise.suggest_in_time import suggest_prequentially
 from llm4dsr.denoise.tables import flagged_rows, score_table
+from llm4dsr.denoiser import display
 from llm4dsr.denoiser.fitting import Fitting
 
 
@@ -44,6 +47,8 @@ class Denoiser(Fitting):
         Mean tuning loss of each epoch, fold after fold.
     width : int
         Items of the longest training window. Longer histories are scored in overlapping parts.
+    n_windows : int
+        Windows that the models were tuned on; parts of long ones count each. 0 if an earlier version saved it.
 
     References
     ----------
@@ -53,7 +58,7 @@ class Denoiser(Fitting):
     def score(
         self,
         histories: Any,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         has_target: bool = False,
         recalibrate: bool = False,
         work: Path | None = None,
@@ -68,8 +73,8 @@ class Denoiser(Fitting):
         histories : Windows, table or list
             Histories of any length. Those longer than the training windows are scored in overlapping parts, and their
             scores averaged.
-        progress : Progress, optional
-            Called with (windows done, all windows, what is being done).
+        progress : Progress or bool, optional
+            True: show bars. A callback gets (windows done, all windows, what is being done).
         has_target : bool, default False
             The last item of each history is an evaluation target: it is not scored. Such histories are scored in order
             of time, and counted once they are scored. Those without a timestamp come first, and are not counted.
@@ -92,7 +97,7 @@ class Denoiser(Fitting):
     def score_and_map(
         self,
         histories: Any,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         has_target: bool = False,
         recalibrate: bool = False,
         work: Path | None = None,
@@ -101,10 +106,11 @@ class Denoiser(Fitting):
         """Return the table of `score`, and the map used; `earlier` windows are counted as time goes on."""
         windows = as_windows(histories, self.catalogue)
         parts, origin = self._short(windows.histories() if has_target else windows, self.width)
-        log_odds, calibrator = score_prequentially(
-            self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, progress,
-            PartCache(work), self.width, earlier,
-        )  # fmt: skip
+        with shown(progress) as report:
+            log_odds, calibrator = score_prequentially(
+                self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, report,
+                PartCache(work), self.width, earlier,
+            )  # fmt: skip
         scores = score_table(parts, log_odds, calibrator, self.catalogue)
         return merge_scores(scores, origin).drop(c.COVER) if origin else scores, calibrator
 
@@ -148,7 +154,7 @@ class Denoiser(Fitting):
         self,
         histories: Any,
         decisions: pl.DataFrame,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         has_target: bool = False,
         work: Path | None = None,
         earlier: Windows | None = None,
@@ -178,16 +184,17 @@ class Denoiser(Fitting):
         """
         windows = as_windows(histories, self.catalogue)
         parts, origin = self._short(windows.histories() if has_target else windows, self.width)
-        return suggest_prequentially(
-            self.ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, progress,
-            PartCache(work), self.width, earlier,
-        )  # fmt: skip
+        with shown(progress) as report:
+            return suggest_prequentially(
+                self.ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, report,
+                PartCache(work), self.width, earlier,
+            )  # fmt: skip
 
     def explain(
         self,
         histories: Any,
         chosen: pl.DataFrame,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         has_target: bool = False,
         calibrator: Calibrator | None = None,
         earlier: Windows | None = None,
@@ -215,10 +222,11 @@ class Denoiser(Fitting):
         """
         windows = as_windows(histories, self.catalogue)
         parts, origin = self._short(windows.histories() if has_target else windows, self.width)
-        return explain_prequentially(
-            self.ensemble, calibrator or self.calibrator, windows, parts, origin, chosen, has_target, progress,
-            self.width, earlier,
-        )  # fmt: skip
+        with shown(progress) as report:
+            return explain_prequentially(
+                self.ensemble, calibrator or self.calibrator, windows, parts, origin, chosen, has_target, report,
+                self.width, earlier,
+            )  # fmt: skip
 
     def correct(
         self,
@@ -227,6 +235,7 @@ class Denoiser(Fitting):
         suggestions: pl.DataFrame | None = None,
         action: str | None = None,
         has_target: bool = False,
+        progress: Progress | bool | None = None,
     ) -> correcting.Corrected:
         """Correct histories; scores, decides and suggests first where that was not done.
 
@@ -240,16 +249,57 @@ class Denoiser(Fitting):
             Default: `config.correct.action`.
         has_target : bool, default False
             The last item of each history is an evaluation target: it is neither scored nor changed.
+        progress : Progress or bool, optional
+            As in `score`.
 
         Returns
         -------
         Corrected
-            `windows`, the corrected histories, and `edits`, one row per flagged interaction.
+            `windows`, the corrected histories, and `edits`, one row per flagged interaction. A notebook shows the
+            histories with their edits.
         """
         windows = as_windows(histories, self.catalogue)
         action = action or self.config.correct.action
         if decisions is None:
-            decisions = self.decide(self.score(windows, has_target=has_target), is_train=not has_target)
+            decisions = self.decide(self.score(windows, progress, has_target), is_train=not has_target)
         if suggestions is None and action in c.WITH_SUGGESTIONS:
-            suggestions = self.suggest(windows, decisions, has_target=has_target)
+            suggestions = self.suggest(windows, decisions, progress, has_target)
         return correcting.apply(windows, decisions, suggestions, self.catalogue, action, has_target)
+
+    def plot(
+        self,
+        scores: pl.DataFrame,
+        histories: Any,
+        kind: str = "history",
+        window_id: int | None = None,
+        is_train: bool = True,
+    ) -> Chart:
+        """Draw scores. A notebook shows the chart; `save` writes it to an .svg or .png file.
+
+        Parameters
+        ----------
+        scores : DataFrame
+            As `score` returns them.
+        histories : Windows, table or list
+            The scored histories.
+        kind : {"history", "precision", "precision_recall", "reliability"}
+            The noise probabilities of one history with their intervals; the stated precision at each rate of flags; or,
+            where the noise is known, precision against recall, or how often stated probabilities come true.
+        window_id : int, optional
+            The history that is drawn. Default: that with the most suspicious interaction.
+        is_train : bool, default True
+            As in `decide`, whose configured rule marks the flagged interactions.
+
+        Returns
+        -------
+        Chart
+
+        Raises
+        ------
+        ConfigError
+            If the kind is unknown.
+        DataError
+            If the noise of the histories is not known but needed, or the window is not among the scores.
+        """
+        rule = deciding.rule(self.config.decide, None, None, None, is_train)
+        return display.plot(scores, as_windows(histories, self.catalogue), self.catalogue, rule, kind, window_id)

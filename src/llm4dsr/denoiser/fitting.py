@@ -10,7 +10,8 @@ from typing import Any, Self
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.io import as_frame
-from llm4dsr.core.progress import Progress
+from llm4dsr.core.progress import Progress, log
+from llm4dsr.core.progress_bar import shown
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.overlap import Origin, split_long
 from llm4dsr.data.read import as_windows
@@ -20,9 +21,13 @@ from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.fit_calibration import fit_calibration
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.storage import load_denoiser, save_denoiser
+from llm4dsr.denoiser import display
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import MARKERS, PromptBuilder
+
+MIN_TO_LEARN = 10  # windows
+MIN_TO_CALIBRATE = 200  # new validation histories; a map from fewer would be worse than the former one
 
 
 class Fitting:
@@ -34,6 +39,7 @@ class Fitting:
         self.ranking_weights = RankingWeights()
         self.curve: list[float] = []
         self.width = 0
+        self.n_windows = 0
         self._ensemble: Ensemble | None = None
 
     def fit(
@@ -41,8 +47,9 @@ class Fitting:
         histories: Any,
         items: Any,
         valid: Any = None,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         work: Path | None = None,
+        start: Fitting | None = None,
     ) -> Self:
         """Tune the language model on injected noise in `histories`, then calibrate on `valid`.
 
@@ -56,10 +63,14 @@ class Fitting:
             All items, with `item_id` and `title`.
         valid : Windows, table or list, optional
             Validation histories without targets; they are not counted. Default: a tenth of the users is held out.
-        progress : Progress, optional
-            Called with (steps done, all steps, what is being done).
+        progress : Progress or bool, optional
+            True: show bars. A callback gets (steps done, all steps, what is being done).
         work : Path, optional
             Folder of checkpoints and finished parts; the same call resumes from it.
+        start : Denoiser, optional
+            A fitted denoiser, such as last week's, which stays as it is. Tuning goes on from its weights, for
+            `train.epochs` more. Items are found by their titles, so the catalogue may have grown, shrunk, or changed
+            its order. Counts and calibration are made anew. Users that it was tuned on stay out of fold.
 
         Returns
         -------
@@ -68,6 +79,8 @@ class Fitting:
 
         Raises
         ------
+        ConfigError
+            If `start` has other options of `model`, or another number of folds.
         DataError
             If the histories or items cannot be used.
         ModelError
@@ -76,9 +89,10 @@ class Fitting:
         config = self.config
         catalogue = _as_catalogue(items)
         windows = as_windows(histories, catalogue)
-        if len(windows) < 10:
+        if len(windows) < MIN_TO_LEARN:
             raise DataError(
-                f"{len(windows)} window(s) to learn from; at least 10 are needed, and some thousands are useful."
+                f"{len(windows)} window(s) to learn from; at least {MIN_TO_LEARN} are needed, and some thousands are "
+                "useful."
             )
         if len(catalogue) < 4:
             raise DataError(
@@ -89,12 +103,97 @@ class Fitting:
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
-        tuned, self.curve = Ensemble.fit(windows, catalogue, config, progress, work)
-        self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
-            tuned, windows, validation, progress, PartCache(work)
-        )
+        with shown(progress) as report:
+            tuned, self.curve = Ensemble.fit(
+                windows, catalogue, config, report, work, None if start is None else start.ensemble
+            )
+            self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
+                tuned, windows, validation, report, PartCache(work)
+            )
+        self.n_windows = len(windows)
         if valid is None:  # held out of the histories given, so known from now on
             self.update_counts(validation)
+        return self
+
+    def partial_fit(
+        self,
+        histories: Any,
+        items: Any = None,
+        valid: Any = None,
+        epochs: int = 1,
+        progress: Progress | bool | None = None,
+        work: Path | None = None,
+    ) -> Self:
+        """Learn from new histories without those of before: count them, tune further, and calibrate again.
+
+        Former histories are not stored, so they are not repeated: what is known of them are counts and weights. Users
+        keep their fold, so none is scored by a model that was tuned on them. Title vectors stay; collaborative vectors
+        too, so new items have none until the next `fit`.
+
+        Parameters
+        ----------
+        histories : Windows, table or list
+            New training histories, target included. At least 10.
+        items : Catalogue or table, optional
+            New items, as in `with_items`.
+        valid : Windows, table or list, optional
+            New validation histories without targets. Default: `histories`, scored out of fold, with what was known
+            before each. With a single fold, a tenth of the users is held out. With fewer than 200, the calibration
+            stays as it is. The interval of the noise rate stays that of `fit` in any case, which knew more histories.
+        epochs : int, default 1
+            Passes over the new histories. 0: counts and calibration alone.
+        progress, work
+            As in `fit`.
+
+        Returns
+        -------
+        Denoiser
+            Itself. Calls of `score` that are under way in other threads end with what was known before.
+
+        Raises
+        ------
+        DataError
+            If the histories or items cannot be used.
+        ConfigError
+            If `epochs` is below 0.
+        ModelError
+            If this denoiser is not fitted, or cannot be tuned.
+        """
+        known = self if items is None else self.with_items(items)
+        before, windows = known.ensemble, as_windows(histories, known.catalogue)
+        if len(windows) < MIN_TO_LEARN:
+            raise DataError(f"{len(windows)} window(s) to learn from; at least {MIN_TO_LEARN} are needed.")
+        held_out = valid is None and len(before.models) == 1  # it would be calibrated on what it was tuned on
+        if held_out:
+            windows, validation = hold_out(windows, self.config.seed)
+        else:
+            validation = windows if valid is None else as_windows(valid, known.catalogue)
+        windows, validation = self._short(windows)[0], self._short(validation)[0]
+        config = Config.from_dict({"train": {"epochs": epochs}}, "partial_fit", self.config)
+        counts = None if before.counts is None else before.counts.add(windows)
+        calibrator, weights = self.calibrator, self.ranking_weights
+        with shown(progress) as report:
+            tuned, curve = Ensemble.fit(windows, before.catalogue, config, report, work, before, counts)
+            tuned = dataclasses.replace(
+                tuned, config=self.config, stacker_newer=before.stacker_newer, stacker_training=before.stacker_training
+            )
+            if len(validation) >= MIN_TO_CALIBRATE:
+                tuned, calibrator, weights = fit_calibration(
+                    tuned, windows, validation, report, PartCache(work),
+                    before.counts if valid is None and not held_out else None,
+                )  # fmt: skip
+                if self.calibrator.kinds and calibrator.kinds:  # bounded by more windows than a week has
+                    calibrator = calibrator.with_rates(self.calibrator.rates)
+            else:
+                log.warning(
+                    "The calibration stays as it is: %d validation histories; %d are needed for a new one. Give more "
+                    "histories at once, or `valid`.", len(validation), MIN_TO_CALIBRATE,
+                )  # fmt: skip
+        if held_out and tuned.counts is not None:
+            tuned = tuned.with_counts(tuned.counts.add(validation))
+        self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
+        self.curve, self.width = self.curve + curve, max(self.width, int(windows.lengths.max()))
+        self.n_windows += len(windows)
         return self
 
     def update_counts(self, histories: Any) -> Self:
@@ -146,6 +245,7 @@ class Fitting:
         facts = {
             "curve": self.curve,
             "width": self.width,
+            "windows": self.n_windows,
             "calibrator": dataclasses.asdict(self.calibrator),
             "ranking_weights": dataclasses.asdict(self.ranking_weights),
         }
@@ -163,9 +263,33 @@ class Fitting:
         ensemble, card = load_denoiser(Path(folder))
         out = cls(ensemble.config)
         out._ensemble, out.curve, out.width = ensemble, card["curve"], card["width"]
+        out.n_windows = card.get("windows", 0)
         out.calibrator = Calibrator(**card["calibrator"])
         out.ranking_weights = RankingWeights(**card["ranking_weights"])
         return out
+
+    def __repr__(self) -> str:
+        state = "not fitted" if self._ensemble is None else f"fitted, {len(self.catalogue):,} items"
+        return f"<Denoiser: {self.config.model.source}, {state}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what was learned, or the configuration if nothing was yet."""
+        if self._ensemble is None:
+            return display.as_html(display.configured(self.config))
+        users = f"{len(self._ensemble.seen):,} users"
+        weights = sum(p.numel() for p in self.model.parameters())
+        return display.as_html(
+            [
+                ("State", "fitted"),
+                (
+                    "Language model",
+                    f"{self.config.model.source}, {weights:,} weights",
+                ),
+                ("Catalogue", f"{len(self.catalogue):,} items"),
+                ("Learned from", f"{self.n_windows:,} windows of {users}" if self.n_windows else users),
+                *display.calibrated(self.calibrator),
+            ]
+        )
 
     @property
     def ensemble(self) -> Ensemble:

@@ -91,6 +91,12 @@ class NoiseLM(nn.Module):
         out._buffers = {**self._buffers, "vectors": vectors}
         return out
 
+    def copied(self, vectors: Tensor | None) -> NoiseLM:
+        """Return a copy with other title vectors [N, V]; weights that are not tuned, and the tokenizer, are shared."""
+        shared = [p for p in self.parameters() if not p.requires_grad] + [self.tokenizer, self.vectors]
+        out = copy.deepcopy(self, {id(part): part for part in shared})
+        return out.with_vectors(vectors)
+
     @property
     def base(self) -> Any:
         """The transformers model itself; LoRA layers, if any, are inside it."""

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from llm4dsr.core.hashing import digest, user_hashes
-from llm4dsr.core.manifest import file_hash
+from llm4dsr.core.manifest import MANIFEST, file_hash
 from llm4dsr.core.progress import log
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.files import find_files
 from llm4dsr.data.read import read_data
 from llm4dsr.data.validate import validate
-from llm4dsr.errors import DataError, OutputError
+from llm4dsr.denoise.storage import CARD, saved_config
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.errors import DataError, ModelError, OutputError
 
+MODEL = "model"  # folder of the saved denoiser in a run folder
 Inputs = dict[str, dict[str, Any]]  # path → size, time and hash
 Check = Callable[[Dataset], object]  # what it raises stops a run before windows are written
 
@@ -32,6 +35,56 @@ def inputs_of(data: str | Path | Dataset) -> Inputs:
     if isinstance(data, Dataset):
         return {}
     return {str(path.resolve()): _described(path) for path in find_files(Path(data)).values()}
+
+
+def start_of(folder: str | Path) -> dict[str, str]:
+    """Return what tells a saved denoiser that tuning starts from: its folder, and the SHA-256 of its manifest.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A saved denoiser, or a run folder that holds one.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    folder = Path(folder)
+    if not (folder / CARD).is_file() and (folder / MODEL / CARD).is_file():
+        folder = folder / MODEL
+    saved_config(folder)  # raises what is wrong with it
+    return {"folder": str(folder.resolve()), "sha256": file_hash(folder / MANIFEST)}
+
+
+def load_start(start: str | Path | None, card: dict[str, Any]) -> tuple[Denoiser | None, dict[str, Any]]:
+    """Load the denoiser that tuning starts from.
+
+    Parameters
+    ----------
+    start : str, Path or None
+        As in `start_of`. None: the one that the run began with, if any.
+    card : dict
+        The run card.
+
+    Returns
+    -------
+    denoiser : Denoiser or None
+    facts : dict
+        What `start_of` returns, as `start`; empty without a start.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be loaded, or has changed since the run began.
+    """
+    begun: dict[str, str] = card.get("start", {})
+    if start is None and not begun:
+        return None, {}
+    found = start_of(start or begun["folder"])
+    if start is None and found != begun:
+        raise ModelError(f"{found['folder']} has changed since this run began. Restore it, or start another run.")
+    return Denoiser.from_pretrained(found["folder"]), {"start": found}
 
 
 def check_inputs(inputs: Inputs, folder: Path) -> None:

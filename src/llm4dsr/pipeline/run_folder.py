@@ -33,13 +33,15 @@ from llm4dsr.core.manifest import DamageError, file_hash, read_manifest, read_se
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.denoise.decide import NO_CAP, configured_rule
+from llm4dsr.denoise.storage import saved_config
+from llm4dsr.denoise.warm_start import check_start
 from llm4dsr.errors import ConfigError, ModelError, OutputError
-from llm4dsr.pipeline.inputs import Inputs, check_inputs, origin, warn_of_versions
+from llm4dsr.pipeline.inputs import MODEL, Inputs, check_inputs, origin, start_of, warn_of_versions
 
 STAGES = ("prepare", "train", "score", "decide", "suggest", "correct", "evaluate")
 FOLDERS = {
     "prepare": "windows",
-    "train": "model",
+    "train": MODEL,
     "score": "scores",
     "decide": "decisions",
     "suggest": "suggestions",
@@ -82,6 +84,7 @@ class RunFolder:
             config = Config.from_yaml(stored)
         self.config, self._held = config, False
         self._origin, self._inputs = "", Inputs()
+        self._start: dict[str, str] | None = None
         use_threads(config.threads)
 
     @classmethod
@@ -93,7 +96,14 @@ class RunFolder:
         return cls(folder, config)
 
     @classmethod
-    def begin(cls, folder: str | Path, config: Config, data: str | Path | Dataset, overwrite: bool = False) -> Self:
+    def begin(
+        cls,
+        folder: str | Path,
+        config: Config,
+        data: str | Path | Dataset,
+        overwrite: bool = False,
+        start: str | Path | None = None,
+    ) -> Self:
         """Start a run in a new folder, or resume the one that the same configuration and data started there.
 
         Parameters
@@ -106,31 +116,44 @@ class RunFolder:
             What `prepare` reads.
         overwrite : bool, default False
             Take a run folder with other options or data, or a finished one, to make it again from `prepare` on.
+        start : str or Path, optional
+            A saved denoiser, or a run folder that holds one, that tuning starts from.
 
         Raises
         ------
         OutputError
             If the folder holds something else, or a finished run.
         ConfigError
-            If the folder holds a run with other options or data.
+            If the folder holds a run with other options or data, or the options do not fit `start`.
+        ModelError
+            If `start` is no saved denoiser.
         """
-        folder = Path(folder)
+        folder, former = Path(folder), None if start is None else start_of(start)
+        if former is not None:
+            check_start(saved_config(Path(former["folder"])), config)
         with as_output_error(folder):
             there = {f.name for f in folder.iterdir()} if folder.is_dir() else None
         # Files of a run that was stopped before its first stage was complete
         left = {f".{FOLDERS['prepare']}.part", WORK, LOCK, HOLDER, CONFIG, CARD}
         unwritten = re.compile(rf"\.({re.escape(CONFIG)}|{re.escape(CARD)})\.\d+\.part")
         if there is not None and all(name in left or unwritten.fullmatch(name) for name in there):
-            return cls(folder, config)
-        if there is None or CONFIG not in there:
-            return cls.create(folder, config)
-        if overwrite:
-            return cls(folder, config)
+            run = cls(folder, config)
+        elif there is None or CONFIG not in there:
+            run = cls.create(folder, config)
+        else:
+            run = cls(folder, config) if overwrite else cls._begun(folder, config, data, former)
+        run._start = former
+        return run
+
+    @classmethod
+    def _begun(cls, folder: Path, config: Config, data: str | Path | Dataset, former: dict[str, str] | None) -> Self:
+        """The unfinished run that a folder holds, if it is of this configuration; errors as in `begin`."""
         run = cls(folder)
         begun, given = run.card().get("data"), origin(data)
-        if run.config != config or begun != given:
+        if run.config != config or begun != given or run.card().get("start") != former:
             raise ConfigError(
-                f"{folder} holds a run with other options or data ({begun}). Repeat its command to resume it, choose "
+                f"{folder} holds a run with other options or data ({begun}), or that started from another "
+                "model. Repeat its command to resume it, choose "
                 "another --out, or replace it with:  llm4dsr prepare … --overwrite"
             )
         if all(run.done(name) for name in STAGES):
@@ -354,6 +377,8 @@ class RunFolder:
     def _write_card(self, name: str, facts: dict[str, Any]) -> None:
         """Write the run card with the facts of a stage; facts of later stages are removed."""
         card = {} if name == "prepare" else self.card()
+        if name == "prepare" and self._start is not None:
+            card["start"] = self._start
         card |= {
             "format": FORMAT,
             "data": self._origin or card.get("data"),

@@ -34,7 +34,7 @@ from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.pipeline.deciding import REVIEWED, check_labels, flag_splits, overruled, replaced_as_reviewed
-from llm4dsr.pipeline.inputs import Check, inputs_of, origin, read_checked
+from llm4dsr.pipeline.inputs import Check, inputs_of, load_start, origin, read_checked
 from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
@@ -95,15 +95,14 @@ class Run(RunFolder):
             facts |= {"items": len(loaded.catalogue), "dropped": loaded.report}
             facts["windows"] = {k: len(w) for k, w in loaded.splits.items()}
 
-    def train(self, progress: Progress | None = None, overwrite: bool = False) -> None:
-        """Tune the language model on training windows, calibrate it on validation, and write model/."""
+    def train(self, progress: Progress | None = None, overwrite: bool = False, start: Path | None = None) -> None:
+        """Tune the language model, from the saved denoiser `start` if given; calibrate on validation; write model/."""
         with self.stage("train", overwrite) as (out, facts):
-            data = self.data()
-            denoiser = Denoiser(self.config).fit(
-                data.splits[c.TRAIN], data.catalogue, data.splits[c.VALID].histories(), progress, self.work("train")
-            )
+            data, (former, told) = self.data(), load_start(start, self.card())
+            train, valid = data.splits[c.TRAIN], data.splits[c.VALID].histories()
+            denoiser = Denoiser(self.config).fit(train, data.catalogue, valid, progress, self.work("train"), former)
             denoiser.save_pretrained(out)
-            facts |= {
+            facts |= told | {
                 "loss": denoiser.curve,
                 "prompt_hash": denoiser.builder.hash,
                 "calibration": denoiser.calibrator.uncalibrated or self.config.score.calibration,

@@ -62,41 +62,6 @@ def first_eta(decisions: pl.DataFrame) -> int:
     return 50 if lowest is None else max(1, min(BINS - 1, int(float(lowest) * BINS)))  # type: ignore[arg-type]
 
 
-def expected_precision(scores: pl.DataFrame, cap: int, points: int = 60) -> pl.DataFrame:
-    """Return what the flags would promise at each rate: `flagged, stated, low, high`, fractions in [0, 1].
-
-    With the column `noise` among the scores also `precision` and `recall`.
-    """
-    known = scores.filter(pl.col(c.LOG_ODDS).is_finite())
-    may = flaggable_rows(scores, cap).drop_nans(c.NOISE_PROBABILITY).sort(c.LOG_ODDS, descending=True)
-    if may.is_empty():
-        return pl.DataFrame(schema=dict.fromkeys(("flagged", "stated", "low", "high"), pl.Float64))
-    count = np.arange(1, len(may) + 1)
-    at = np.unique(np.geomspace(1, len(may), points).astype(np.int64)) - 1
-    at = at[count[at] >= min(20, len(may))]  # a handful of flags says nothing
-    names = dict(zip(("stated", "low", "high"), c.PROBABILITIES, strict=True))
-    table = {"flagged": count[at] / max(1, len(known))}
-    table |= {name: (np.cumsum(may[column].to_numpy()) / count)[at] for name, column in names.items()}
-    if "noise" in may.columns:
-        found = np.cumsum(may["noise"].to_numpy())
-        table |= {"precision": (found / count)[at], "recall": found[at] / max(1, int(known["noise"].sum()))}
-    return pl.DataFrame(table)
-
-
-def reliability(scores: pl.DataFrame, bins: int = 10) -> pl.DataFrame:
-    """Compare probabilities with the known truth: `stated, precision, interactions` in bins of the probability."""
-    return (
-        scores.filter(pl.col(c.NOISE_PROBABILITY).is_finite())
-        .with_columns(bin=(pl.col(c.NOISE_PROBABILITY) * bins).floor().clip(0, bins - 1))
-        .group_by("bin")
-        .agg(
-            stated=pl.col(c.NOISE_PROBABILITY).mean(), precision=pl.col("noise").mean(), interactions=pl.len()
-        )
-        .sort("bin")
-        .drop("bin")
-    )  # fmt: skip
-
-
 def with_facts(scores: pl.DataFrame, decisions: pl.DataFrame, data: Dataset, split: str) -> pl.DataFrame:
     """Join scores of a split with what the report counts by.
 

@@ -151,7 +151,7 @@ def as_examples(
             if (window, at) in edit_of:
                 item["edit"] = _edit(edit_of[window, at])
             if at == position and (window, position) in why_of:
-                item["why"] = _why(why_of[window, position])
+                item["why"] = why(why_of[window, position])
             items.append(item)
         user = windows.user_ids[row_of[window]]
         out.append({
@@ -174,8 +174,21 @@ def _edit(line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _why(reasons: pl.DataFrame) -> dict[str, Any]:
-    """What is known of the explained item and each other one, the most telling first."""
+def why(reasons: pl.DataFrame) -> dict[str, Any]:
+    """Summarize why one interaction looks like noise, or not.
+
+    Parameters
+    ----------
+    reasons : DataFrame
+        Rows of `Denoiser.explain` on one interaction; at least one.
+
+    Returns
+    -------
+    dict
+        `users`, other users of the item; `together`, how many of the `others` in the history occur with it; `alike`,
+        the other item with the most similar title, and its `similarity`; `without`, the REASONS other items without
+        which the score changes most, the most telling first. What is not known is None.
+    """
     known = reasons[c.PAIR_USERS].null_count() < len(reasons)
     top = reasons.sort(pl.col(c.LOG_ODDS_CHANGE).fill_nan(0).abs(), descending=True).head(REASONS)
     most_alike = reasons.sort(c.TITLE_SIMILARITY, descending=True).row(0, named=True)

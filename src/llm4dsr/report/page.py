@@ -11,13 +11,15 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from llm4dsr import charts
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_output_error, write_text
 from llm4dsr.core.progress import Progress
+from llm4dsr.denoise.curves import expected_precision, reliability
 from llm4dsr.evaluate.rows import ORIGINAL
 from llm4dsr.pipeline import REPORT, STAGES, Run
 from llm4dsr.recommenders import NAMES
-from llm4dsr.report import charts, contents
+from llm4dsr.report import contents
 from llm4dsr.report.examples import examples
 from llm4dsr.report.summary import summary
 
@@ -137,13 +139,13 @@ def _gain(run: Run) -> dict[str, Any] | None:
 def _detection(run: Run, facts: dict[str, pl.DataFrame]) -> dict[str, Any]:
     """How precise flags are: as stated, and as the known truth has it."""
     test = facts[c.TEST]
-    curve = contents.expected_precision(test, run.cap(c.TEST))
+    curve = expected_precision(test, run.cap(c.TEST))
     out: dict[str, Any] = {
         "curve": curve.to_dicts(), "chart": Markup(charts.precision(curve, float(test["flagged"].mean() or 0))),  # type: ignore[arg-type]
         "recall_chart": "", "reliability_chart": "", "reliability": [], "measured": {},
     }  # fmt: skip
     if "noise" in test.columns:
-        reliable = contents.reliability(test)
+        reliable = reliability(test)
         out["recall_chart"] = Markup(charts.precision_recall(curve))
         out["reliability_chart"] = Markup(charts.reliability(reliable))
         out["reliability"] = reliable.to_dicts()

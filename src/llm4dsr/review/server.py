@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from importlib import resources
 from typing import Any
 
-from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError, OutputError
+from llm4dsr.core.listening import LOCAL, LOOPBACK, bound, is_json
+from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError
 from llm4dsr.review.questions import ORDERS
 from llm4dsr.review.session import Review
 
-HOST = "127.0.0.1"
-LOCAL = [
-    HOST,
-    "localhost",
-]  # names under which the page may be asked for: no other site can reach it by a name of its own
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; connect-src 'self'"
 
 
@@ -45,7 +39,7 @@ def create_app(review: Review) -> Any:
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Any:
         # A form of another site cannot send JSON without asking first, and nothing here answers that it may
-        if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
+        if request.method == "POST" and not is_json(request.headers.get("content-type")):
             return JSONResponse({"error": "Send JSON."}, status_code=415)
         response = await call_next(request)
         response.headers["Content-Security-Policy"] = _POLICY
@@ -126,13 +120,5 @@ def serve_review(review: Review, port: int) -> None:
     app = create_app(review)
     import uvicorn
 
-    with socket.socket() as listener:
-        if os.name != "nt":  # there it would let two servers share the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-        except OSError as error:
-            raise OutputError(
-                f"Port {port} cannot be used: {error.strerror}. Choose another one, such as --port {port % 60_000 + 1}."
-            ) from None
+    with bound(LOOPBACK, port) as listener:
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
