@@ -34,7 +34,7 @@ from llm4dsr.evaluate.detection import detection_metrics
 
 WINDOWS = (5_000, 2_000, 2_000)  # of train, valid and test
 RATE, ETA = 0.1, 0.5
-KINDS = ("uniform", "popularity", "near-miss")
+KINDS = ("uniform", "popularity", "near-miss", "burst")
 SHOWN = ("auroc", "average_precision", "noise", "flagged", "precision", "stated_precision", "stated_low", "stated_high",
          "ece")  # fmt: skip
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from llm4dsr.config import TaskConfig
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.noise_injection import LONGEST_RUN, Injectable, draw_noise, draw_positions, inject, replace
+from llm4dsr.denoise.noise_injection import (
+    LONGEST_RUN,
+    Injectable,
+    draw_noise,
+    draw_positions,
+    draw_runs,
+    inject,
+    replace,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 LENGTHS = st.lists(st.integers(1, 11), min_size=1, max_size=20).map(np.array)
@@ -194,6 +202,15 @@ def test_bursts_are_runs_of_another_users_items():
     for row in with_run[:50]:
         at = np.flatnonzero(chosen & (windows.owners == row))
         assert at[-1] - at[0] == len(at) - 1  # without a gap
+
+
+def test_runs_come_from_donors_whatever_the_type_of_their_ids():
+    windows, others = two_tastes(200), Windows.from_lists([[500, 501, 502, 503, 504, 505, 506, 507, 508, 509]] * 50)
+    assert others.user_ids.dtype != windows.user_ids.dtype
+    items, runs, with_run = draw_runs(windows, WIDE.catalogue, 1.0, np.random.default_rng(0), others)
+    assert with_run.all()
+    assert (items[runs] >= 500).all()
+    np.testing.assert_array_equal(items[~runs], windows.items[~runs])
 
 
 def test_popular_items_are_drawn_by_their_interactions():

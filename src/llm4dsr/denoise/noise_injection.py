@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from llm4dsr.config import TaskConfig
 from llm4dsr.core.arrays import PAD, BoolArray, IntArray, ranges
@@ -201,7 +202,8 @@ def _runs_of_others(
     longest = np.minimum(LONGEST_RUN, (lengths - 1) // 2)
     donor = rng.integers(0, len(donors), size=size)
     available = donors.lengths[donor]
-    foreign_user = (donors.user_ids.gather(donor) != windows.user_ids).fill_null(True).to_numpy()
+    ids, donor_ids = windows.user_ids.cast(pl.String), donors.user_ids.cast(pl.String)  # of two types, perhaps
+    foreign_user = (donor_ids.gather(donor) != ids).fill_null(True).to_numpy()
     run = np.minimum(rng.integers(2, LONGEST_RUN + 1, size=size), longest)
     used = (rng.random(size) < rate) & (longest >= 2) & foreign_user & (available > 0)
     start = (rng.random(size) * (lengths - run + 1)).astype(np.int64)

@@ -26,7 +26,7 @@ from llm4dsr.lm.load import check_files
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
-FORMAT = 9  # of a saved denoiser; other formats are refused
+FORMAT = 10  # of a saved denoiser; other formats are refused
 NEWER, TRAINING = "newer", "training"  # windows that a stacker is for
 CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
 
