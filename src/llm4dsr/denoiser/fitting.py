@@ -7,12 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Self
 
+from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.io import as_frame
 from llm4dsr.core.progress import Progress
 from llm4dsr.core.progress_bar import shown
 from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.histories import Histories
 from llm4dsr.data.overlap import Origin, split_long
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows, hold_out
@@ -22,16 +24,17 @@ from llm4dsr.denoise.fit_calibration import fit_calibration
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.storage import load_denoiser, save_denoiser
 from llm4dsr.denoiser import display
+from llm4dsr.denoiser.parameters import Parameters
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import MARKERS, PromptBuilder
 
 
-class Fitting:
+class Fitting(Parameters):
     """The part of `Denoiser` that learns, and that is saved and loaded. Parameters and attributes are told there."""
 
-    def __init__(self, config: Config | None = None) -> None:
-        self.config = config or Config()
+    def __init__(self, config: Config | None = None, items: Any = None) -> None:
+        super().__init__(config, items)
         self.calibrator = Calibrator()
         self.ranking_weights = RankingWeights()
         self.curve: list[float] = []
@@ -42,7 +45,7 @@ class Fitting:
     def fit(
         self,
         histories: Any,
-        items: Any,
+        items: Any = None,
         valid: Any = None,
         progress: Progress | bool | None = None,
         work: Path | None = None,
@@ -54,9 +57,10 @@ class Fitting:
         Parameters
         ----------
         histories : Windows, table or list
-            Training histories, target included. At least 10; some thousands are useful.
+            Training histories, target included. At least 10; some thousands are useful. Also a long table
+            `user_id, item_id, timestamp`.
         items : Catalogue or table
-            All items, with `item_id` and `title`.
+            All items, with `item_id` and `title`. Default: those given to the constructor.
         valid : Windows, table or list, optional
             Validation histories without targets; they are not counted. Default: a tenth of the users is held out.
         progress : Progress or bool, optional
@@ -77,8 +81,13 @@ class Fitting:
             If the model cannot be loaded or tuned.
         """
         config = self.config
+        items = self.items if items is None else items
+        if items is None:
+            raise DataError(
+                "There are no items to learn from. Give a table with item_id and title, or Denoiser(items=…)."
+            )
         catalogue = _as_catalogue(items)
-        windows = as_windows(histories, catalogue)
+        windows = _to_learn_from(histories, catalogue)
         if len(windows) < 10:
             raise DataError(
                 f"{len(windows)} window(s) to learn from; at least 10 are needed, and some thousands are useful."
@@ -87,7 +96,7 @@ class Fitting:
             raise DataError(
                 f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another."
             )
-        validation = windows if valid is None else as_windows(valid, catalogue)
+        validation = windows if valid is None else _to_learn_from(valid, catalogue)
         if valid is None:
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
@@ -224,3 +233,11 @@ class Fitting:
 
 def _as_catalogue(items: Any) -> Catalogue:
     return items if isinstance(items, Catalogue) else Catalogue.from_frame(as_frame(items, "The items"))
+
+
+def _to_learn_from(histories: Any, catalogue: Catalogue) -> Windows:
+    """Windows of histories in any form; a table that names its windows is checked as such."""
+    names = getattr(histories, "columns", getattr(histories, "column_names", ()))
+    if isinstance(histories, Windows | list) or {c.WINDOW, c.ITEMS} <= set(names):
+        return as_windows(histories, catalogue)
+    return Histories.of(histories, catalogue, strict=True).windows
