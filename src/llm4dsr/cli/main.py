@@ -247,7 +247,7 @@ def noise(
 
 app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
-for _command in (results_commands.report, results_commands.review):
+for _command in (results_commands.report, results_commands.review, results_commands.export):
     app.command()(_command)
 app.command("serve")(serve_command.serve)
 app.command("bench")(bench_commands.bench)
