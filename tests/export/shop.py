@@ -1,10 +1,10 @@
 """A log in a shop's own columns, made from the tiny demo, and a run on it that takes seconds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
-from llm4dsr.config import Config
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.prepare import PrepareOptions, prepare
 from llm4dsr.data.sources import read_source
@@ -12,6 +12,8 @@ from llm4dsr.pipeline import STAGES, Run
 
 from ..tiny_run import CONFIG
 
+# The logistic function of log-odds: a model so small has calibrated probabilities of 0
+UNCALIBRATED = replace(CONFIG, score=replace(CONFIG.score, calibration="off"))
 COLUMNS = {"user_id": "visitor", "item_id": "sku", "timestamp": "when", "title": "name"}
 
 
@@ -52,12 +54,10 @@ def windows_of(log: Path, out: Path, **options) -> Path:
     return out
 
 
-def run_of(windows: Path, folder: Path, last: str = "correct", config: Config = CONFIG, action: str = "drop") -> Run:
-    """Run the stages up to `last`."""
-    run = Run.create(folder, config)
-    for stage in STAGES[: STAGES.index(last) + 1]:
-        if stage == "correct":
-            run.correct(action)
-        else:
-            run.make(stage, windows)
+def run_of(windows: Path, folder: Path) -> Run:
+    """Run the stages up to the correction, which drops."""
+    run = Run.create(folder, UNCALIBRATED)
+    for stage in STAGES[: STAGES.index("correct")]:
+        run.make(stage, windows)
+    run.correct("drop")
     return run
