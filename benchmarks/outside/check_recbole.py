@@ -37,8 +37,8 @@ def check(model: str, folder: Path, options: dict) -> None:
     network = get_model(model)(config, train.dataset).to("cpu")
     score, _ = get_trainer(config["MODEL_TYPE"], model)(config, network).fit(train, valid, saved=False, verbose=False)
     fields = {name: str(kind).rsplit(".", 1)[-1] for name, kind in dataset.field2type.items()}
-    print(f"{model} on {folder}: {dataset.user_num - 1} users, {dataset.item_num - 1} items, {len(train.dataset)} to learn "
-          f"from, NDCG@20 on validation {score:.4f}, fields {fields}")  # fmt: skip
+    print(f"{model} on {folder}: {dataset.user_num - 1} users, {dataset.item_num - 1} items, "
+          f"{len(train.dataset)} to learn from, NDCG@20 on validation {score:.4f}, fields {fields}")  # fmt: skip
 
 
 if __name__ == "__main__":
