@@ -35,8 +35,9 @@ def main() -> None:
         encoder = LabelEncoder([LabelEncodingRule("query_id"), LabelEncodingRule("item_id")])
         data = Dataset(feature_schema=SCHEMA, interactions=encoder.fit_transform(train), categorical_encoded=True)
         sequences = SequenceTokenizer(TENSORS, allow_collect_to_master=True).fit_transform(data)
+        longest = sequences.get_max_sequence_length()
         print(f"{name}: {len(train)} interactions to learn from and {len(newer)} newer ones, "
-              f"{data.query_count} queries, {data.item_count} items, {len(sequences)} sequences of up to {sequences.get_max_sequence_length()}, "
+              f"{data.query_count} queries, {data.item_count} items, {len(sequences)} sequences of up to {longest}, "
               f"ratings {train['rating'].min():.3f} to {train['rating'].max():.3f}")  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class Denoiser(Fitting):
         How suggestions are ranked, for soft tokens.
     curve : list of float
         Mean tuning loss of each epoch, fold after fold.
+    learned_from : dict of str to int
+        How many histories and interactions `fit` learned from, and how many validation histories.
     width : int
         Items of the longest training window. Longer histories are scored in overlapping parts.
     n_windows : int

@@ -40,6 +40,7 @@ class Fitting(Parameters):
         self.curve: list[float] = []
         self.width = 0
         self.n_windows = 0
+        self.learned_from: dict[str, int] = {}
         self._ensemble: Ensemble | None = None
 
     def fit(
@@ -101,6 +102,8 @@ class Fitting(Parameters):
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
+        self.learned_from = {"histories": len(windows), "interactions": len(windows.items),
+                             "validation_histories": len(validation)}  # fmt: skip
         with shown(progress) as report:
             tuned, self.curve = Ensemble.fit(windows, catalogue, config, report, work)
             self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
@@ -156,11 +159,18 @@ class Fitting(Parameters):
         return split_long(histories, width)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save weights (safetensors), tokenizer, catalogue, counts, calibration, configuration and versions."""
+        """Save weights (safetensors), tokenizer, catalogue, counts, calibration, configuration, versions, a model card.
+
+        The folder can be pushed to a model hub as it is; add a license to its README.md first.
+        """
         facts = {
             "curve": self.curve,
             "width": self.width,
+<<<<<<< HEAD
             "windows": self.n_windows,
+=======
+            "learned_from": self.learned_from,
+>>>>>>> 55c72aa (Write a model card with each saved denoiser)
             "calibrator": dataclasses.asdict(self.calibrator),
             "ranking_weights": dataclasses.asdict(self.ranking_weights),
         }
@@ -178,7 +188,11 @@ class Fitting(Parameters):
         ensemble, card = load_denoiser(Path(folder))
         out = cls(ensemble.config)
         out._ensemble, out.curve, out.width = ensemble, card["curve"], card["width"]
+<<<<<<< HEAD
         out.n_windows = card.get("windows", 0)
+=======
+        out.learned_from = card.get("learned_from", {})
+>>>>>>> 55c72aa (Write a model card with each saved denoiser)
         out.calibrator = Calibrator(**card["calibrator"])
         out.ranking_weights = RankingWeights(**card["ranking_weights"])
         return out
