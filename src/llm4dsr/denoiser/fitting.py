@@ -166,11 +166,8 @@ class Fitting(Parameters):
         facts = {
             "curve": self.curve,
             "width": self.width,
-<<<<<<< HEAD
             "windows": self.n_windows,
-=======
             "learned_from": self.learned_from,
->>>>>>> 55c72aa (Write a model card with each saved denoiser)
             "calibrator": dataclasses.asdict(self.calibrator),
             "ranking_weights": dataclasses.asdict(self.ranking_weights),
         }
@@ -188,11 +185,8 @@ class Fitting(Parameters):
         ensemble, card = load_denoiser(Path(folder))
         out = cls(ensemble.config)
         out._ensemble, out.curve, out.width = ensemble, card["curve"], card["width"]
-<<<<<<< HEAD
         out.n_windows = card.get("windows", 0)
-=======
         out.learned_from = card.get("learned_from", {})
->>>>>>> 55c72aa (Write a model card with each saved denoiser)
         out.calibrator = Calibrator(**card["calibrator"])
         out.ranking_weights = RankingWeights(**card["ranking_weights"])
         return out
