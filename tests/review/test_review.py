@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import threading
 
 import numpy as np
@@ -10,33 +9,12 @@ import polars as pl
 import pytest
 
 from llm4dsr.errors import ConfigError, DataError, OutputError
-from llm4dsr.pipeline import Run
-from llm4dsr.review import Review, create_app
+from llm4dsr.review import Review
 from llm4dsr.review.answers import Answer, Answers
 from llm4dsr.review.estimate import stratified_precision
 from llm4dsr.review.questions import ordered, sample, strata
 
-from ..tiny_run import make_run
-
 testclient = pytest.importorskip("fastapi.testclient")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_demo) -> Run:
-    return make_run(tmp_path_factory.mktemp("review") / "run", tiny_demo, "correct")
-
-
-@pytest.fixture
-def run(finished, tmp_path) -> Run:
-    shutil.copytree(finished.folder, tmp_path / "run")
-    return Run(tmp_path / "run")
-
-
-@pytest.fixture
-def client(run):
-    review = Review(run, 12)
-    yield testclient.TestClient(create_app(review), base_url="http://127.0.0.1:8765")
-    review.answers.close()
 
 
 def answer_of(question: dict, verdict: str, **more) -> dict:
@@ -221,46 +199,6 @@ def test_an_answer_for_the_whole_history(client, run):
     assert labels["position"].to_list() == scored["position"].sort().to_list()
     assert labels["is_noise"].sum() == 0
     assert client.post("/api/undo", json={}).json()["state"]["answers"] == 0
-
-
-def test_the_top_of_an_order_is_accepted_at_once(client, run):
-    """As many as `decide --top` would flag, also beyond the twelve questions; one undo takes all of them back."""
-    first = client.get("/api/next", params={"order": "worst"}).json()["question"]
-    found = client.post("/api/accept", json={"count": 30, "order": "worst"}).json()
-    assert found["accepted"] == 30
-    assert (found["state"]["counts"]["accepted"], found["state"]["left"]["worst"]) == (30, 0)
-    labels = pl.read_csv(client.get("/labels.csv").content)
-    assert labels["is_noise"].to_list() == [1] * 30
-    run.decide(policy="top", eta=30, overwrite=True)
-    flagged = {(n, *row) for n, t in run.decisions().items() for row in t.select("window_id", "position").rows()}
-    assert set(labels.select("split", "window_id", "position").rows()) == flagged
-    back = client.post("/api/undo", json={"order": "worst"}).json()
-    assert (back["question"], back["state"]["answers"]) == (first, 0)
-
-
-def test_what_was_accepted_without_a_look_measures_nothing(client, run):
-    """The random sample still asks about it, and neither calibration nor the guaranteed policy learns from it."""
-    asked = client.get("/api/next").json()["question"]
-    found = client.post("/api/accept", json={"count": 10_000, "order": "worst"}).json()
-    assert 100 < found["accepted"] < 10_000
-    assert found["question"] is None
-    assert client.get("/api/next").json()["question"] == asked
-    assert found["state"]["precision"] is None
-    answered = client.post("/api/answers", json=answer_of(asked, "fits")).json()["state"]
-    assert (answered["counts"]["fits"], answered["sampled"]) == (1, 1)
-    client.post("/api/undo", json={})
-    labels = pl.read_csv(client.get("/labels.csv").content, schema_overrides={"replacement_item_id": pl.String})
-    with pytest.raises(DataError, match="no labels"):
-        run.calibrate(labels)
-    run.decide(overwrite=True, reviewed=labels)
-    assert sum(map(len, run.decisions().values())) == len(labels)
-
-
-@pytest.mark.parametrize("asked", [{"order": "sample", "count": 5}, {"order": "odd", "count": 5},
-                                   {"order": "worst", "count": 0}])  # fmt: skip
-def test_the_random_sample_is_not_accepted_unseen(client, run, asked):
-    assert client.post("/api/accept", json=asked).status_code == 400
-    assert not (run.folder / "review" / "answers.jsonl").exists()
 
 
 @pytest.mark.parametrize(

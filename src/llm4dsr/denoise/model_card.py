@@ -62,7 +62,7 @@ Probabilities rest on injected noise: no label-free estimate can tell noise from
 
 ## Limits
 
-- It knows the {items:,} items of its catalogue. Others are not scored.
+- It knows the {items:,} items of its catalogue. Others are not scored, unless `with_items` adds them by their titles.
 - Bursts of noise, such as a child's whole afternoon, are hardly found.
 - Whether a recommender gains must be measured with that recommender, on original and corrected histories.
 - The folder holds all item ids and titles, and hashes of user ids and of the pairs of items that a user has. Whoever
