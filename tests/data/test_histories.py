@@ -77,6 +77,12 @@ def test_a_table_of_histories_keeps_rows_that_are_too_short(kind):
     assert [list(row) for row in weighted["weights"]] == [[1], [1, pytest.approx(0.1), 1], []]
 
 
+def test_lists_of_a_fixed_length_become_shorter():
+    given = pl.DataFrame({"item_ids": pl.Series([[10, 20], [30, 40]], dtype=pl.Array(pl.Int64, 2))})
+    got = Histories.of(given, ITEMS).corrected(edits((1, 1, "drop", None, 0.9)), "drop")
+    assert got["item_ids"].to_list() == [[10, 20], [30]]
+
+
 def test_arrays_in_a_table_stay_arrays():
     given = pd.DataFrame({"item_ids": [np.array([10, 20, 30]), np.array([40, 10])]})
     got = Histories.of(given, ITEMS).corrected(edits((0, 0, "replace", 40, 0.9)), "replace")
@@ -114,6 +120,8 @@ def test_rows_without_a_user_are_left_alone():
         (pd.DataFrame({"item_id": [1]}), "'user_id' is missing"),
         (pl.DataFrame({"item_ids": [1]}), "expected a list of item ids"),
         ({"item_ids": [[1]]}, "of type dict"),
+        ([10, 20], "A history is 10; expected a list"),
+        (["10", "20"], "A history is '10'"),
         (pl.LazyFrame({"item_ids": [[1]]}), "LazyFrame"),
         (pd.DataFrame({"user_id": [1, 1], "item_id": ["10", "20"]}), "not in the items table"),
     ],

@@ -75,6 +75,11 @@ class Histories:
         lengths = np.empty(0, np.int64)
         if isinstance(given, list | tuple):
             form, users = LISTS, None
+            odd = next(
+                (history for history in given if isinstance(history, str) or not hasattr(history, "__len__")), None
+            )
+            if odd is not None:
+                raise DataError(f"A history is {odd!r}; expected a list of item ids for each, as in [[1, 2], [3]].")
             lengths = np.array([len(history) for history in given], dtype=np.int64)
             flat = [item for history in given for item in history]
             items = pl.Series(c.ITEM, flat, dtype=catalogue.ids.dtype if flat else pl.Null, strict=False)
@@ -85,7 +90,7 @@ class Histories:
                 form, frame = HISTORIES, _columns(given, (c.ITEMS,), (c.USER,))
                 if not isinstance(frame[c.ITEMS].dtype, pl.List | pl.Array | pl.Null):
                     raise DataError(f"{c.ITEMS!r} has the type {frame[c.ITEMS].dtype}; expected a list of item ids.")
-                lists = frame[c.ITEMS].cast(pl.List(pl.Null)) if frame[c.ITEMS].dtype == pl.Null else frame[c.ITEMS]
+                lists = frame[c.ITEMS].cast(pl.List(getattr(frame[c.ITEMS].dtype, "inner", pl.Null)))
                 lengths = lists.list.len().fill_null(0).cast(pl.Int64).to_numpy()
                 items = lists.filter(pl.Series(lengths > 0)).explode().alias(c.ITEM)
                 owners, places = np.repeat(np.arange(len(lengths)), lengths), np.arange(len(items))
