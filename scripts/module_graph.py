@@ -17,8 +17,8 @@ SOURCE, PAGE = ROOT / "src" / "llm4dsr", ROOT / "ARCHITECTURE.md"
 BEGIN, END = "<!-- module graph -->", "<!-- end of module graph -->"
 # From the command line down, as the import contract in pyproject.toml has them
 LAYERS = (
-    "cli", "bench", "serve", "review", "report", "pipeline", "denoiser", "evaluate", "recommenders", "denoise", "lm",
-    "features", "data", "charts", "intervals", "metrics", "config", "core", "columns", "errors",
+    "cli", "bench", "serve", "review", "report", "export", "pipeline", "denoiser", "evaluate", "recommenders",
+    "denoise", "lm", "features", "data", "charts", "intervals", "metrics", "config", "core", "columns", "errors",
 )  # fmt: skip
 
 

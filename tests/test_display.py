@@ -51,7 +51,7 @@ def test_a_fitted_one_shows_what_it_learned(denoiser, data, tmp_path):
     catalogue, splits = data
     text = words(denoiser._repr_html_())
     assert f"{len(catalogue)} items" in text
-    assert f"{len(splits['train']):,} windows of {splits['train'].user_ids.n_unique():,} users" in text
+    assert f"{len(splits['train']):,} histories of {splits['train'].user_ids.n_unique():,} users" in text
     denoiser.save_pretrained(tmp_path)
     assert Denoiser.from_pretrained(tmp_path)._repr_html_() == denoiser._repr_html_()
 

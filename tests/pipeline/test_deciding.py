@@ -37,6 +37,32 @@ def truth(run: Run, split: str) -> pl.DataFrame:
     return scores.with_columns(split=pl.lit(split), is_noise=pl.Series(mask).cast(pl.Int8))
 
 
+def test_the_most_suspicious_of_the_whole_run_are_flagged(scored, monkeypatch):
+    """By hand: the highest log-odds of all splits together, at most two of a window."""
+    options = ["--run", str(scored.folder), "--top", "40", "--cap", "2"]
+    monkeypatch.setattr(sys, "argv", ["llm4dsr", "decide", *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    flagged = pl.concat(scored.decisions().values())
+    everything = pl.concat(scored.scores().values())
+    assert len(flagged) == 40
+    allowed = everything.filter(pl.col("rank") <= 2)
+    assert flagged["log_odds"].sort().to_list() == allowed["log_odds"].top_k(40).sort().to_list()
+    card = scored.facts("decide")
+    assert {(card[n]["policy"], card[n]["eta"], card[n]["cap"]) for n in ("train", "valid", "test")} == {("top", 40, 2)}
+    assert sum(card[n]["flagged"] for n in ("train", "valid", "test")) == 40
+
+
+@pytest.mark.parametrize("more", [["--policy", "rate"], ["--eta", "0.1"], ["--goal", "impute"]])
+def test_a_number_of_flags_needs_no_threshold(scored, monkeypatch, more, capsys):
+    monkeypatch.setattr(sys, "argv", ["llm4dsr", "decide", "--run", str(scored.folder), "--top", "40", *more])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == ConfigError.exit_code
+    assert "Leave --policy, --eta and --goal out" in capsys.readouterr().err
+
+
 def test_false_flags_are_controlled_from_the_command_line(scored, tmp_path, monkeypatch):
     """By hand from the table: the threshold is the k-th smallest score of the clean labels."""
     known = truth(scored, "train").sample(150, seed=1)
@@ -91,6 +117,7 @@ def test_labels_leave_the_scores_of_injected_noise_as_they_are(scored):
         ({"policy": "missed-noise-rate", "eta": 0.1, "cap": 3}, "Leave --cap out"),
         ({"policy": "missed-noise-rate", "eta": 1.0}, "above 0 and below 1"),
         ({"policy": "missed-noise-rate", "eta": 0.0001}, "too low for train"),
+        ({"policy": "top", "eta": 0.5}, "expected a whole number"),
         ({"policy": "false-flag-rate", "eta": 0.1}, "Give --labels"),
         ({"policy": "probability", "eta": 0.5, "labels": pl.DataFrame()}, "reads no labels. Leave --labels out"),
     ],

@@ -152,6 +152,19 @@ def test_the_other_orders(page, run):
     playwright.expect(page.locator("#question .muted").first).to_contain_text(f"window {worst[2]}")
 
 
+def test_the_top_of_the_list_is_accepted_at_once(page):
+    assert page.locator("#accept").is_disabled()  # the random sample is answered one by one
+    page.locator("#order").select_option("worst")
+    playwright.expect(page.locator("#accept")).to_be_enabled()
+    first = page.locator("#asked").inner_text()
+    page.locator("#count").fill("5")
+    page.locator("#accept").click()
+    assert "5 accepted without a look" in answered(page, 5)
+    page.keyboard.press("u")
+    answered(page, 0)
+    assert page.locator("#asked").inner_text() == first
+
+
 def test_the_page_is_accessible(page, is_accessible):
     page.locator("#question details summary").first.click()
     is_accessible(page, 360)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import threading
 
 import numpy as np
@@ -10,33 +9,12 @@ import polars as pl
 import pytest
 
 from llm4dsr.errors import ConfigError, DataError, OutputError
-from llm4dsr.pipeline import Run
-from llm4dsr.review import Review, create_app
+from llm4dsr.review import Review
 from llm4dsr.review.answers import Answer, Answers
 from llm4dsr.review.estimate import stratified_precision
 from llm4dsr.review.questions import ordered, sample, strata
 
-from ..tiny_run import make_run
-
 testclient = pytest.importorskip("fastapi.testclient")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_demo) -> Run:
-    return make_run(tmp_path_factory.mktemp("review") / "run", tiny_demo, "correct")
-
-
-@pytest.fixture
-def run(finished, tmp_path) -> Run:
-    shutil.copytree(finished.folder, tmp_path / "run")
-    return Run(tmp_path / "run")
-
-
-@pytest.fixture
-def client(run):
-    review = Review(run, 12)
-    yield testclient.TestClient(create_app(review), base_url="http://127.0.0.1:8765")
-    review.answers.close()
 
 
 def answer_of(question: dict, verdict: str, **more) -> dict:
@@ -167,10 +145,10 @@ def test_a_sample_takes_turns_between_strata(finished):
 
 def test_the_other_orders(finished):
     scores = finished.scores()
-    worst = ordered(scores, "worst", dict.fromkeys(scores, 3), 10)
+    worst = ordered(scores, "worst", dict.fromkeys(scores, 3))
     assert worst["log_odds"].is_sorted(descending=True)
     assert worst["log_odds"][0] == max(t["log_odds"].drop_nans().max() for t in scores.values())
-    unsure = ordered(scores, "informative", dict.fromkeys(scores, 3), 10)
+    unsure = ordered(scores, "informative", dict.fromkeys(scores, 3))
     assert (unsure["noise_probability"] - 0.5).abs().is_sorted()
 
 

@@ -33,6 +33,12 @@ FIXED = {
     for action, rate in (("drop", 0.05), ("drop", 0.1), ("replace", 0.05), ("replace", 0.1), ("replace", HIGH_RATE))
     for alone in ("", " in training")
 }
+# A frozen recommender: it learned from the windows as they were, and only what it is shown later is corrected
+HISTORIES_ALONE = {
+    f"llm4dsr ({action} {100 * rate:.0f} % in histories)": Candidate(rate, action)
+    for action, rate in (("drop", 0.1), ("replace", 0.1))
+}
+FIXED |= HISTORIES_ALONE
 OURS = (DEFAULT, IMPUTE, *FIXED)
 SUGGESTIONS = "llm4dsr-suggestions"  # our suggestions for decisions other than the run's
 Scores = dict[str, pl.DataFrame]  # of each split
@@ -108,7 +114,8 @@ class OurRun:
             return self.data.splits
         cap = flag_cap(GOALS[name], self.data.splits) if name in GOALS else None
         tables = self.tables(chosen.rate, self.scores, cap, with_suggestions=chosen.action != "drop")
-        return correct_splits(self.data.splits, tables, self.data.catalogue, chosen.how(self.config.correct))
+        out = correct_splits(self.data.splits, tables, self.data.catalogue, chosen.how(self.config.correct))
+        return out | {c.TRAIN: self.data.splits[c.TRAIN]} if name in HISTORIES_ALONE else out
 
     def correction(self, name: str) -> Candidate:
         """Return the correction of a row of OURS."""

@@ -43,7 +43,7 @@ from llm4dsr.cli.results import open_run, write_page
 from llm4dsr.cli.terminal import bar, console, messages, set_up
 from llm4dsr.config import Config
 from llm4dsr.core.memory import is_out_of_memory
-from llm4dsr.errors import LLM4DSRError, ModelError, plain
+from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError, plain
 
 if TYPE_CHECKING:  # what computes is imported inside the commands, so that --help is quick
     from llm4dsr.data.dataset import Dataset
@@ -166,6 +166,9 @@ def decide(
     policy: DecidePolicy = None,
     eta: Eta = None,
     cap: Annotated[int | None, typer.Option(min=0, help="Most flagged interactions in a window.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Flag the so many most suspicious interactions of the whole run.")
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Labels of a random sample, as for calibrate; for false-flag-rate.")
     ] = None,
@@ -177,7 +180,12 @@ def decide(
     """Flag interactions as noise, by η or by what recommenders gain on validation."""
     from llm4dsr.columns import REPLACEMENT
     from llm4dsr.core.io import read_table
+    from llm4dsr.denoise.decide import TOP
 
+    if top is not None:
+        if policy is not None or eta is not None or goal is not None:
+            raise ConfigError("--top says how many are flagged. Leave --policy, --eta and --goal out.")
+        policy, eta = TOP, top
     table, answers = (None if path is None else read_table(path, [REPLACEMENT]) for path in (labels, reviewed))
     with bar() as progress:
         open_run(run).decide(progress, policy, eta, cap, overwrite, goal, table, answers)
@@ -243,7 +251,7 @@ def noise(
 
 app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
-for _command in (results_commands.report, results_commands.review):
+for _command in (results_commands.report, results_commands.review, results_commands.export):
     app.command()(_command)
 app.command("serve")(serve_command.serve)
 app.command("bench")(bench_commands.bench)

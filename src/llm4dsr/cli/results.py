@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from llm4dsr.cli.options import RunFolder
+from llm4dsr.cli.options import Out, RunFolder
 from llm4dsr.cli.terminal import bar, console, messages
 
 if TYPE_CHECKING:  # what computes is imported inside the commands, so that --help is quick
@@ -40,6 +40,29 @@ def report(
 ) -> None:
     """Write what was found, changed and gained, and why, as one HTML file. It holds user ids and titles."""
     write_page(open_run(run), out, examples)
+
+
+def export(
+    run: RunFolder,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="log (as it came), recbole, recbole-splits, rectools, replay or datasets."),
+    ],
+    out: Out,
+    soft: Annotated[
+        bool, typer.Option("--soft", help="Change nothing; the weight of an interaction is 1 - its noise probability.")
+    ] = False,
+    leave_out_atypical: Annotated[
+        bool,
+        typer.Option("--leave-out-atypical", help="Leave out what a reviewer called theirs, but not their taste."),
+    ] = False,
+    log: Annotated[Path | None, typer.Option(help="Where the log is now, if it was moved.")] = None,
+) -> None:
+    """Write the corrected data for the next program: the log as it came, or the format of another library."""
+    from llm4dsr.export import ExportOptions, export_run
+
+    told = export_run(open_run(run), form, out, ExportOptions(soft, leave_out_atypical, log))
+    console.print(f"Written to {escape(str(out))}: {', '.join(f'{n:,} {what}' for what, n in told.items())}")
 
 
 def review(

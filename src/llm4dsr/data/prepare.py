@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray
 from llm4dsr.core.hashing import versions
-from llm4dsr.core.manifest import sealed_folder
+from llm4dsr.core.manifest import file_hash, sealed_folder
 from llm4dsr.core.progress import log as logger
 from llm4dsr.data.buckets import Bucket, BucketedRows
 from llm4dsr.data.catalogue import clean_titles, tidy_titles
@@ -174,10 +174,23 @@ def prepare(
             "users": {"in": users, "out": index.users_held},
             "windows": {name: index.count(name) for name in c.SPLITS},
             "options": dataclasses.asdict(options),
+            "log": _log_files(source),
             "versions": versions("llm4dsr", "numpy", "polars", "pyarrow"),
         }
         (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
+
+
+def _log_files(source: Source) -> dict[str, Any] | None:
+    """Where the log is and what its columns are called, so that `llm4dsr export` finds its rows again."""
+    if (found := source.tables) is None:
+        return None
+    return {
+        "path": str(found.log.resolve()),
+        "files": {str(part.resolve()): file_hash(part) for part in found.parts},
+        "items": str(found.items.resolve()) if found.items else None,
+        "columns": found.columns,
+    }
 
 
 def _sorted_buckets(

@@ -9,8 +9,9 @@
 
 Interactions without log-odds (NaN, a history of one item) are never flagged and not among the split's interactions.
 
-A run has three more. With `validation`, recommenders choose rate and action (evaluate/rate_selection.py). With
-`false-flag-rate` and `missed-noise-rate`, η is the highest rate of such errors (risk_control.py).
+A run has four more. With `validation`, recommenders choose rate and action (evaluate/rate_selection.py). With
+`false-flag-rate` and `missed-noise-rate`, η is the highest rate of such errors (risk_control.py). With `top`, η is a
+number: so many interactions of all splits together are flagged, most suspicious first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ POLICIES = ("percentile", "probability", "precision", "rate")
 VALIDATION = "validation"  # only in a run
 NO_CAP: Final = 2**31 - 1
 FALSE_FLAG_RATE, MISSED_NOISE_RATE = CONTROLLED = ("false-flag-rate", "missed-noise-rate")  # only in a run
+TOP: Final = "top"  # only in a run
 STAND_IN: Final = "probability"  # for VALIDATION, without a recommender
 
 
@@ -148,6 +150,11 @@ def rule(
         raise ConfigError(
             f"The policy {policy!r} needs more than a table of scores, so it is only for runs:  llm4dsr decide --run … "
             f"--policy {policy} --eta …. In Python, use llm4dsr.denoise.risk_control."
+        )
+    if policy == TOP:
+        raise ConfigError(
+            f"The policy {TOP!r} compares all splits of a run:  llm4dsr decide --run … --top …. Here choose 'rate', "
+            "with the fraction of the interactions."
         )
     if policy == VALIDATION:
         raise ConfigError(

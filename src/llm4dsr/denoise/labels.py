@@ -11,7 +11,15 @@ from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.noise_rate import likely_rates
 from llm4dsr.errors import DataError
 
+ANSWER = "answer"  # what a reviewer said; in the labels of a review
+ACCEPTED = "accepted"  # many flags were accepted as noise at once, and none was looked at
+ATYPICAL = "atypical"  # the user's own choice, but not their taste: no noise
 EXPECTED = (c.SPLIT, c.WINDOW, c.POSITION, c.IS_NOISE)
+
+
+def judged(labels: pl.DataFrame) -> pl.DataFrame:
+    """Return the labels without interactions that were accepted together: nothing is learned of rates from those."""
+    return labels if ANSWER not in labels.columns else labels.filter(pl.col(ANSWER).ne_missing(ACCEPTED))
 
 
 def labeled_scores(labels: pl.DataFrame, scores: dict[str, pl.DataFrame]) -> dict[str, tuple[FloatArray, BoolArray]]:
@@ -90,7 +98,7 @@ def rates_by_labels(
         As `labeled_scores` does, and if the scores are uncalibrated.
     """
     ratios, truth = [], []
-    for name, (log_odds, is_noise) in labeled_scores(labels, scores).items():
+    for name, (log_odds, is_noise) in labeled_scores(judged(labels), scores).items():
         if not maps[name].kinds:
             raise DataError(f"The scores of {name} are uncalibrated: {maps[name].uncalibrated}. Labels cannot help.")
         ratios.append([kind.ratio(log_odds) for kind in maps[name].kinds])

@@ -40,6 +40,9 @@ def as_damaged(folder: Path) -> Iterator[None]:
         ) from None
 
 
+LEARNED = {"histories", "interactions", "validation_histories"}  # numbers of what a denoiser learned from
+
+
 def check_table(path: Path) -> None:
     """Raise ModelError if a Parquet file says that it unpacks to many times its size, as no table of ids does."""
     size, facts = path.stat().st_size, pq.read_metadata(path)
@@ -90,8 +93,13 @@ def check_parts(folder: Path, ensemble: Ensemble, card: dict[str, Any]) -> None:
         _refuse(folder, f"the curve {card['curve']!r}")
     if not isinstance(card["width"], int) or card["width"] < 1:
         _refuse(folder, f"the width {card['width']!r}")
-    if not isinstance(card.get("windows", 0), int):
-        _refuse(folder, f"{card['windows']!r} windows")
+    learned = card["learned_from"]
+    if (
+        not isinstance(learned, dict)
+        or set(learned) != LEARNED
+        or not all(isinstance(n, int) for n in learned.values())
+    ):
+        _refuse(folder, f"numbers of what was learned from that are none: {learned!r}")
 
 
 def _curve(folder: Path, kind: Any) -> list[Any]:

@@ -13,10 +13,12 @@ from transformers.utils import logging as transformers_logging
 
 from llm4dsr.config import Config
 from llm4dsr.core.hashing import versions
-from llm4dsr.core.io import write_parquet
-from llm4dsr.core.manifest import DamageError, read_manifest, write_manifest
+from llm4dsr.core.io import sync_tree, write_parquet
+from llm4dsr.core.manifest import MANIFEST, DamageError, read_manifest, write_manifest
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.model_card import NAME as README
+from llm4dsr.denoise.model_card import model_card
 from llm4dsr.denoise.saved_checks import as_damaged, check_parts, check_table
 from llm4dsr.denoise.stacking import Stacker
 from llm4dsr.errors import ModelError
@@ -32,7 +34,10 @@ CARD, ITEMS, USERS = "denoiser.json", "items.parquet", "users.parquet"
 
 
 def save_denoiser(folder: Path, ensemble: Ensemble, facts: dict[str, Any]) -> None:
-    """Write models, catalogue, counts, and a card with configuration, versions and `facts`."""
+    """Write models, catalogue, counts, a card with configuration, versions and `facts`, and a README.md for people.
+
+    The README.md may be edited afterwards; all other files are checked before they are used.
+    """
     with _no_bars():
         for model, place in zip(ensemble.models, _model_folders(folder, ensemble.config), strict=True):
             model.save(place)
@@ -53,7 +58,10 @@ def save_denoiser(folder: Path, ensemble: Ensemble, facts: dict[str, Any]) -> No
         "versions": versions(),
     }
     (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-    write_manifest(folder)
+    (folder / README).write_text(model_card(ensemble, facts), encoding="utf-8")
+    sync_tree(folder)
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_manifest(folder, only={name for name in files if name not in (README, MANIFEST)})
 
 
 def load_denoiser(folder: Path) -> tuple[Ensemble, dict[str, Any]]:

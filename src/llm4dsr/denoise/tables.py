@@ -58,6 +58,20 @@ def flaggable_rows(scores: pl.DataFrame, cap: int) -> pl.DataFrame:
     return known.filter(pl.col(c.RANK) <= pl.min_horizontal(cap, pl.len().over(c.WINDOW).cast(pl.Int64) - 1))
 
 
+def most_suspicious(scores: dict[str, pl.DataFrame], caps: dict[str, int]) -> pl.DataFrame:
+    """Return all rows that some η would flag, of all splits together, highest log-odds first, with their split.
+
+    Parameters
+    ----------
+    scores : dict of str to DataFrame
+        Table of scores of each split.
+    caps : dict of str to int
+        Most of a window, of each split.
+    """
+    tables = [flaggable_rows(t, caps[name]).with_columns(pl.lit(name).alias(c.SPLIT)) for name, t in scores.items()]
+    return pl.concat(tables).sort(c.LOG_ODDS, descending=True, maintain_order=True)
+
+
 def suggestion_table(windows: Windows, found: Suggestions, catalogue: Catalogue) -> pl.DataFrame:
     """Make the table of suggestions, one row per flagged interaction."""
     return pl.DataFrame(

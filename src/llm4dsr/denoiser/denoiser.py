@@ -12,6 +12,7 @@ from llm4dsr.charts import Chart
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.progress import Progress
 from llm4dsr.core.progress_bar import shown
+from llm4dsr.data.histories import Histories
 from llm4dsr.data.overlap import merge_scores
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows
@@ -36,6 +37,8 @@ class Denoiser(Fitting):
     ----------
     config : Config, optional
         All options. Default: the embedded model.
+    items : Catalogue or table, optional
+        All items, with `item_id` and `title`, for a `Pipeline`. Otherwise give them to `fit`.
 
     Attributes
     ----------
@@ -45,10 +48,11 @@ class Denoiser(Fitting):
         How suggestions are ranked, for soft tokens.
     curve : list of float
         Mean tuning loss of each epoch, fold after fold.
+    learned_from : dict of str to int
+        How many histories and interactions were learned from, and how many validation histories. Parts of long ones
+        count each.
     width : int
         Items of the longest training window. Longer histories are scored in overlapping parts.
-    n_windows : int
-        Windows that the models were tuned on; parts of long ones count each. 0 if an earlier version saved it.
 
     References
     ----------
@@ -303,3 +307,67 @@ class Denoiser(Fitting):
         """
         rule = deciding.rule(self.config.decide, None, None, None, is_train)
         return display.plot(scores, as_windows(histories, self.catalogue), self.catalogue, rule, kind, window_id)
+
+    def transform(
+        self,
+        histories: Any,
+        policy: str | None = None,
+        eta: float | None = None,
+        cap: int | None = None,
+        action: str | None = None,
+    ) -> Any:
+        """Correct histories with what was learned by `fit`; nothing is learned, and no history has a target.
+
+        Parameters
+        ----------
+        histories : list, table or Windows
+            Lists of item ids, oldest first; a table with a list `item_ids` in each row, and optionally `user_id`; or a
+            long table with `user_id, item_id` in each row, and optionally `timestamp`. Tables are of pandas, Polars or
+            Arrow. Items that `fit` did not know, and histories of a single item, stay as they are.
+        policy, eta, cap
+            As in `decide`, for evaluation histories. Policies other than "probability" compare the histories that are
+            given together, so their flags depend on the batch.
+        action
+            As in `correct`.
+
+        Returns
+        -------
+        list, table or Windows
+            The same form, columns, index and order. "drop" removes items, and rows of a long table; "replace" changes
+            `item_ids` or `item_id`; "downweight" adds `weights` or `weight`, in [0, 1].
+
+        Raises
+        ------
+        DataError
+            If the histories cannot be used.
+        ConfigError
+            If the policy or action is unknown, or lists should get weights.
+        """
+        return self._transformed(histories, policy, eta, cap, action, is_train=False)
+
+    def fit_transform(self, X: Any, y: Any = None, *, items: Any = None, valid: Any = None, **how: Any) -> Any:
+        """Learn from histories, and return them corrected; with `train.folds` > 1 each is scored out of fold.
+
+        Parameters
+        ----------
+        X : list, table or Windows
+            Training histories, as in `transform`.
+        y : None
+            Ignored; scikit-learn passes it.
+        items, valid
+            As in `fit`.
+        **how
+            `policy`, `eta`, `cap` and `action`, as in `transform`; the policy is that of training histories.
+        """
+        self.fit(X, items, valid)
+        return self._transformed(X, **{"policy": None, "eta": None, "cap": None, "action": None, **how}, is_train=True)
+
+    def _transformed(
+        self, given: Any, policy: str | None, eta: float | None, cap: int | None, action: str | None, is_train: bool
+    ) -> Any:
+        found = None if isinstance(given, Windows) else Histories.of(given, self.catalogue)
+        windows = given if found is None else found.windows
+        action = action or self.config.correct.action
+        decisions = self.decide(self.score(windows), policy, eta, cap, is_train)
+        result = self.correct(windows, decisions, action=action)
+        return result.windows if found is None else found.corrected(result.edits, action)

@@ -7,12 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Self
 
+from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.io import as_frame
 from llm4dsr.core.progress import Progress, log
 from llm4dsr.core.progress_bar import shown
 from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.histories import Histories
 from llm4dsr.data.overlap import Origin, split_long
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows, hold_out
@@ -22,6 +24,7 @@ from llm4dsr.denoise.fit_calibration import fit_calibration
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.storage import load_denoiser, save_denoiser
 from llm4dsr.denoiser import display
+from llm4dsr.denoiser.parameters import Parameters
 from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import MARKERS, PromptBuilder
@@ -30,22 +33,22 @@ MIN_TO_LEARN = 10  # windows
 MIN_TO_CALIBRATE = 200  # new validation histories; a map from fewer would be worse than the former one
 
 
-class Fitting:
+class Fitting(Parameters):
     """The part of `Denoiser` that learns, and that is saved and loaded. Parameters and attributes are told there."""
 
-    def __init__(self, config: Config | None = None) -> None:
-        self.config = config or Config()
+    def __init__(self, config: Config | None = None, items: Any = None) -> None:
+        super().__init__(config, items)
         self.calibrator = Calibrator()
         self.ranking_weights = RankingWeights()
         self.curve: list[float] = []
         self.width = 0
-        self.n_windows = 0
+        self.learned_from: dict[str, int] = {}
         self._ensemble: Ensemble | None = None
 
     def fit(
         self,
         histories: Any,
-        items: Any,
+        items: Any = None,
         valid: Any = None,
         progress: Progress | bool | None = None,
         work: Path | None = None,
@@ -58,9 +61,10 @@ class Fitting:
         Parameters
         ----------
         histories : Windows, table or list
-            Training histories, target included. At least 10; some thousands are useful.
+            Training histories, target included. At least 10; some thousands are useful. Also a long table
+            `user_id, item_id, timestamp`.
         items : Catalogue or table
-            All items, with `item_id` and `title`.
+            All items, with `item_id` and `title`. Default: those given to the constructor.
         valid : Windows, table or list, optional
             Validation histories without targets; they are not counted. Default: a tenth of the users is held out.
         progress : Progress or bool, optional
@@ -87,8 +91,13 @@ class Fitting:
             If the model cannot be loaded or tuned.
         """
         config = self.config
+        items = self.items if items is None else items
+        if items is None:
+            raise DataError(
+                "There are no items to learn from. Give a table with item_id and title, or Denoiser(items=…)."
+            )
         catalogue = _as_catalogue(items)
-        windows = as_windows(histories, catalogue)
+        windows = _to_learn_from(histories, catalogue)
         if len(windows) < MIN_TO_LEARN:
             raise DataError(
                 f"{len(windows)} window(s) to learn from; at least {MIN_TO_LEARN} are needed, and some thousands are "
@@ -98,11 +107,13 @@ class Fitting:
             raise DataError(
                 f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another."
             )
-        validation = windows if valid is None else as_windows(valid, catalogue)
+        validation = windows if valid is None else _to_learn_from(valid, catalogue)
         if valid is None:
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
+        self.learned_from = {"histories": len(windows), "interactions": len(windows.items),
+                             "validation_histories": len(validation)}  # fmt: skip
         with shown(progress) as report:
             tuned, self.curve = Ensemble.fit(
                 windows, catalogue, config, report, work, None if start is None else start.ensemble
@@ -110,7 +121,6 @@ class Fitting:
             self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
                 tuned, windows, validation, report, PartCache(work)
             )
-        self.n_windows = len(windows)
         if valid is None:  # held out of the histories given, so known from now on
             self.update_counts(validation)
         return self
@@ -193,7 +203,8 @@ class Fitting:
             tuned = tuned.with_counts(tuned.counts.add(validation))
         self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
         self.curve, self.width = self.curve + curve, max(self.width, int(windows.lengths.max()))
-        self.n_windows += len(windows)
+        more = {"histories": len(windows), "interactions": len(windows.items)}
+        self.learned_from |= {name: self.learned_from[name] + count for name, count in more.items()}
         return self
 
     def update_counts(self, histories: Any) -> Self:
@@ -241,11 +252,14 @@ class Fitting:
         return split_long(histories, width)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save weights (safetensors), tokenizer, catalogue, counts, calibration, configuration and versions."""
+        """Save weights (safetensors), tokenizer, catalogue, counts, calibration, configuration, versions, a model card.
+
+        The folder can be pushed to a model hub as it is; add a license to its README.md first.
+        """
         facts = {
             "curve": self.curve,
             "width": self.width,
-            "windows": self.n_windows,
+            "learned_from": self.learned_from,
             "calibrator": dataclasses.asdict(self.calibrator),
             "ranking_weights": dataclasses.asdict(self.ranking_weights),
         }
@@ -263,7 +277,7 @@ class Fitting:
         ensemble, card = load_denoiser(Path(folder))
         out = cls(ensemble.config)
         out._ensemble, out.curve, out.width = ensemble, card["curve"], card["width"]
-        out.n_windows = card.get("windows", 0)
+        out.learned_from = card["learned_from"]
         out.calibrator = Calibrator(**card["calibrator"])
         out.ranking_weights = RankingWeights(**card["ranking_weights"])
         return out
@@ -286,7 +300,7 @@ class Fitting:
                     f"{self.config.model.source}, {weights:,} weights",
                 ),
                 ("Catalogue", f"{len(self.catalogue):,} items"),
-                ("Learned from", f"{self.n_windows:,} windows of {users}" if self.n_windows else users),
+                ("Learned from", f"{self.learned_from['histories']:,} histories of {users}"),
                 *display.calibrated(self.calibrator),
             ]
         )
@@ -318,3 +332,11 @@ class Fitting:
 
 def _as_catalogue(items: Any) -> Catalogue:
     return items if isinstance(items, Catalogue) else Catalogue.from_frame(as_frame(items, "The items"))
+
+
+def _to_learn_from(histories: Any, catalogue: Catalogue) -> Windows:
+    """Windows of histories in any form; a table that names its windows is checked as such."""
+    names = getattr(histories, "columns", getattr(histories, "column_names", ()))
+    if isinstance(histories, Windows | list) or {c.WINDOW, c.ITEMS} <= set(names):
+        return as_windows(histories, catalogue)
+    return Histories.of(histories, catalogue, strict=True).windows

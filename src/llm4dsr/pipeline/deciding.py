@@ -11,10 +11,11 @@ from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.calibrate import Calibrator
-from llm4dsr.denoise.decide import CONTROLLED, FALSE_FLAG_RATE, MISSED_NOISE_RATE
+from llm4dsr.denoise.decide import CONTROLLED, FALSE_FLAG_RATE, MISSED_NOISE_RATE, TOP, configured_rule
 from llm4dsr.denoise.decide import rule as decision_rule
-from llm4dsr.denoise.labels import labeled_scores
+from llm4dsr.denoise.labels import judged, labeled_scores
 from llm4dsr.denoise.risk_control import Threshold, control_false_flags, control_missed_noise, rows_past
+from llm4dsr.denoise.tables import most_suspicious
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, DataError
 
@@ -43,9 +44,10 @@ def flag_splits(
     maps : dict of str to Calibrator
         The map to probabilities of each split.
     policy : str
-        One of POLICIES or CONTROLLED in `denoise/decide.py`.
+        One of POLICIES, CONTROLLED or TOP in `denoise/decide.py`.
     eta : float, optional
-        The threshold η. With a policy in CONTROLLED the highest rate α, above 0 and below 1; needed there.
+        The threshold η. With a policy in CONTROLLED the highest rate α, above 0 and below 1; with TOP the number of
+        interactions of all splits; needed there.
     cap : int, optional
         Most flagged interactions in a window. Default: as configured; with a policy in CONTROLLED all but one.
     labels : DataFrame, optional
@@ -75,11 +77,27 @@ def flag_splits(
             told = {"threshold": found.value, KNOWN[policy]: found.count}
             yield name, flagged, _facts(table, flagged, policy, eta, cap) | told
         return
+    if policy == TOP:
+        yield from _top(config, scores, eta, cap)
+        return
     denoiser = Denoiser(config)  # deciding reads scores and configuration; no model is loaded
     for name, table in scores.items():
         rule = decision_rule(config.decide, policy, eta, cap, is_train=name == c.TRAIN)
         flagged = denoiser.decide(table, *rule)
         yield name, flagged, _facts(table, flagged, *rule)
+
+
+def _top(
+    config: Config, scores: dict[str, pl.DataFrame], count: float | None, cap: int | None
+) -> Iterator[tuple[str, pl.DataFrame, dict[str, Any]]]:
+    if count is None or count < 1 or count != int(count):
+        raise ConfigError(f"--top {count}: expected a whole number of interactions, from 1 on.")
+    caps = {n: configured_rule(config.decide, n == c.TRAIN)[2] if cap is None else cap for n in scores}
+    chosen = most_suspicious(scores, caps).head(int(count))
+    for name, table in scores.items():
+        rows = chosen.filter(pl.col(c.SPLIT) == name).select(c.WINDOW, c.POSITION)
+        flagged = table.join(rows, on=[c.WINDOW, c.POSITION], how="semi", maintain_order="left")
+        yield name, flagged, _facts(table, flagged, TOP, int(count), caps[name])
 
 
 def _thresholds(
@@ -95,7 +113,7 @@ def _thresholds(
     if policy == FALSE_FLAG_RATE:
         if labels is None:
             raise ConfigError(f"The policy {policy!r} needs labels of a random sample of interactions. Give --labels.")
-        return control_false_flags(scores, labels, eta)
+        return control_false_flags(scores, judged(labels), eta)
     if cap is not None:
         raise ConfigError(f"A cap would break the guarantee of the policy {policy!r}. Leave --cap out.")
     return control_missed_noise(maps, eta)

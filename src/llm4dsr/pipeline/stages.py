@@ -178,8 +178,8 @@ class Run(RunFolder):
             Called with (steps done, all steps, what is being done).
         policy, eta, cap : optional
             Given here, they override `config.decide`. With the policy `validation`, correction rates and actions are
-            tried with two recommenders, and the best on validation is used (`rate_selection.py`). With
-            `false-flag-rate` and `missed-noise-rate`, η is the highest rate of such errors (`risk_control.py`).
+            tried with two recommenders, and the best on validation is used (`rate_selection.py`). `false-flag-rate`,
+            `missed-noise-rate` and `top` read η as `denoise/decide.py` tells.
         overwrite : bool, default False
             Decide again.
         goal : {"denoise", "impute"}, optional

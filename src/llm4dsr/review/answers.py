@@ -18,12 +18,13 @@ from filelock import FileLock, Timeout
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_output_error
 from llm4dsr.core.progress import log
+from llm4dsr.denoise.labels import ACCEPTED
 from llm4dsr.errors import OutputError
 
 FILE = "answers.jsonl"
 FOLDER = "review"  # in the run folder
 ANSWERS = ("noise", "fits", "atypical", "skip")
-IS_NOISE = {"noise": 1, "fits": 0, "atypical": 0}  # atypical: the user's own choice, but not their taste
+IS_NOISE = {"noise": 1, "fits": 0, "atypical": 0, ACCEPTED: 1}  # atypical: the user's own choice, but not their taste
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Answer:
     window_id, position : int
         The interaction.
     answer : str
-        One of ANSWERS.
+        One of ANSWERS, or ACCEPTED.
     replacement : str or None
         Id of the item that belongs there instead, as text; None: the suggestion stands.
     """

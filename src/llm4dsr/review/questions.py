@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.denoise.tables import flaggable_rows
+from llm4dsr.denoise.tables import flaggable_rows, most_suspicious
 
 Order = Literal["sample", "worst", "informative"]
 ORDERS: dict[Order, str] = {
@@ -53,7 +53,7 @@ def sample(decisions: dict[str, pl.DataFrame], count: int, seed: int) -> pl.Data
     return shuffled.with_columns(turn=turn).sort("turn", STRATUM, maintain_order=True).head(count).drop("turn")
 
 
-def ordered(scores: dict[str, pl.DataFrame], order: Order, caps: dict[str, int], count: int) -> pl.DataFrame:
+def ordered(scores: dict[str, pl.DataFrame], order: Order, caps: dict[str, int]) -> pl.DataFrame:
     """Return interactions that may be flagged: the most suspicious first, or those nearest to a probability of 0.5.
 
     Parameters
@@ -64,14 +64,11 @@ def ordered(scores: dict[str, pl.DataFrame], order: Order, caps: dict[str, int],
         Which first.
     caps : dict of str to int
         Most flagged interactions in a window, of each split.
-    count : int
-        Most interactions.
     """
+    if order == "worst":
+        return most_suspicious(scores, caps)
     tables = [
         flaggable_rows(table, caps[name]).drop_nans(c.NOISE_PROBABILITY).with_columns(pl.lit(name).alias(c.SPLIT))
         for name, table in scores.items()
     ]
-    rows = pl.concat(tables)
-    if order == "worst":
-        return rows.sort(c.LOG_ODDS, descending=True, maintain_order=True).head(count)
-    return rows.sort((pl.col(c.NOISE_PROBABILITY) - 0.5).abs(), maintain_order=True).head(count)
+    return pl.concat(tables).sort((pl.col(c.NOISE_PROBABILITY) - 0.5).abs(), maintain_order=True)

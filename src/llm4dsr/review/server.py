@@ -66,6 +66,10 @@ def create_app(review: Review) -> Any:
         review.answer(split, window, position, answer, replacement, whole_window)
         return following(order)
 
+    @app.post("/api/accept")
+    def accept(count: int = Body(), order: str = Body()) -> dict[str, Any]:
+        return {"accepted": review.accept(order, count), **following(order)}
+
     @app.post("/api/undo")
     def undo(order: str = Body("sample", embed=True)) -> dict[str, Any]:
         back = review.undo()

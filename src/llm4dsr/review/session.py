@@ -13,6 +13,7 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.core.manifest import file_hash
 from llm4dsr.core.progress import Progress
+from llm4dsr.denoise.labels import ACCEPTED
 from llm4dsr.errors import ConfigError
 from llm4dsr.pipeline import Run
 from llm4dsr.pipeline.run_folder import MADE
@@ -53,10 +54,11 @@ class Review:
         self._flags, caps = strata(decisions), {name: run.cap(name) for name in scores}
         asked: dict[Order, pl.DataFrame] = {
             "sample": sample(decisions, count, run.config.seed),
-            "worst": ordered(scores, "worst", caps, count),
-            "informative": ordered(scores, "informative", caps, count),
+            "worst": ordered(scores, "worst", caps),
+            "informative": ordered(scores, "informative", caps),
         }
-        self._queues = {order: table.select(c.SPLIT, c.WINDOW, c.POSITION).rows() for order, table in asked.items()}
+        self._whole = {order: table.select(c.SPLIT, c.WINDOW, c.POSITION).rows() for order, table in asked.items()}
+        self._queues = {order: keys[:count] for order, keys in self._whole.items()}
         self._scored = {name: set(t.select(c.WINDOW, c.POSITION).rows()) for name, t in scores.items()}
         self._questions = self._described(run, scores, progress)
         titles = [title.lower() for title in self._data.catalogue.original_titles]
@@ -88,11 +90,13 @@ class Review:
         if order not in ORDERS:
             raise ConfigError(f"The order is {order!r}; expected one of {', '.join(ORDERS)}.")
         with self._lock:
-            given = self.answers.current
-            for key in self._queues[order]:  # type: ignore[index]
-                if key not in given:
-                    return self._questions[key]
-        return None
+            left = self._left(order, self._queues)
+        return self._questions[left[0]] if left else None
+
+    def _left(self, order: str, of: dict[Order, list[Key]]) -> list[Key]:
+        """Open questions. Those of the random sample are also asked where they were accepted without a look."""
+        given = _looked_at(self.answers.current) if order == "sample" else self.answers.current
+        return [key for key in of[order] if key not in given]  # type: ignore[index]
 
     def answer(
         self, split: str, window: int, position: int, answer: str, replacement: str | None, whole_window: bool
@@ -129,6 +133,40 @@ class Review:
                 Answer(split, window, p, answer, replacement if p == position else None) for p in positions
             ])  # fmt: skip
 
+    def accept(self, order: str, count: int) -> int:
+        """Accept the next interactions of an order as noise, without a look; one `undo` takes all of them back.
+
+        They may be more than the questions that are asked. Such answers overrule the model (`decide --reviewed`), but
+        say nothing of precision or of noise rates.
+
+        Parameters
+        ----------
+        order : str
+            One of ORDERS but the random sample, which measures precision.
+        count : int
+            How many, from 1 on.
+
+        Returns
+        -------
+        int
+            How many there were.
+
+        Raises
+        ------
+        ConfigError
+            If the order is unknown or the random sample, or the number is not above 0.
+        """
+        if order not in ORDERS or order == "sample":
+            allowed = ", ".join(name for name in ORDERS if name != "sample")
+            raise ConfigError(f"Questions of the order {order!r} are answered one by one; choose one of {allowed}.")
+        if count < 1:
+            raise ConfigError(f"{count} questions cannot be accepted; expected a whole number from 1 on.")
+        with self._lock:
+            accepted = [Answer(*key, ACCEPTED) for key in self._left(order, self._whole)[:count]]
+            if accepted:
+                self.answers.add(accepted)
+        return len(accepted)
+
     def undo(self) -> Question | None:
         """Take back the last answer, and return its question; None if there is none."""
         with self._lock:
@@ -140,12 +178,13 @@ class Review:
         """Return how many answers there are, of which kind, and the precision that they tell."""
         with self._lock:
             given, labels = self.answers.current, self.answers.labels()
-        found = precision_of(self._flags, self._sampled(labels, given))
-        counts = {name: sum(a.answer == name for a in given.values()) for name in ANSWERS}
+            open_questions = {order: self._left(order, self._queues) for order in self._queues}
+        found = precision_of(self._flags, self._sampled(labels, _looked_at(given)))
+        counts = {name: sum(a.answer == name for a in given.values()) for name in (*ANSWERS, ACCEPTED)}
         known = not math.isnan(found.precision)
         return {
             "answers": len(given), "counts": counts,
-            "left": {order: sum(key not in given for key in keys) for order, keys in self._queues.items()},
+            "left": {order: len(left) for order, left in open_questions.items()},
             "flags": len(self._flags), "sampled": found.answers,
             "precision": [found.precision, found.low, found.high] if known else None,
         }  # fmt: skip
@@ -174,3 +213,7 @@ class Review:
                 if len(out) == FOUND:
                     break
         return out
+
+
+def _looked_at(given: dict[Key, Answer]) -> dict[Key, Answer]:
+    return {key: answer for key, answer in given.items() if answer.answer != ACCEPTED}

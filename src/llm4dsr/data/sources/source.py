@@ -46,6 +46,28 @@ class Tally:
                 places.append(where)
 
 
+@dataclass(frozen=True)
+class LogTables:
+    """Tables of your own, so that each of their rows can be found again.
+
+    Attributes
+    ----------
+    log : Path
+        The log: a file, or a folder of part files.
+    parts : list of Path
+        Its files, in the order in which they are read.
+    items : Path or None
+        The items; None if the log has a title in each row.
+    columns : dict of str to str
+        Our names → those of the log.
+    """
+
+    log: Path
+    parts: list[Path]
+    items: Path | None
+    columns: dict[str, str]
+
+
 @dataclass
 class Source:
     """A log and its catalogue, as the publisher has them.
@@ -62,6 +84,8 @@ class Source:
         Rows that the catalogue dropped: no_title, missing_value, repeated_item, bad_line.
     others : callable
         Reads further columns of the items, which messages about unknown ids look at; None if there are none.
+    tables : LogTables or None
+        The files, if they are tables of your own. None: published data, or tables in memory.
     """
 
     name: str
@@ -70,6 +94,7 @@ class Source:
     dropped_items: dict[str, int] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     others: Callable[[], pl.DataFrame | None] = lambda: None
+    tables: LogTables | None = None
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -25,6 +25,7 @@ from llm4dsr.data.sources.lines import Schema, chunks, json_lines
 from llm4dsr.data.sources.source import (
     BATCH_ROWS,
     LOG_EXTRAS,
+    LogTables,
     Source,
     Tally,
     catalogue_of,
@@ -116,7 +117,8 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
                     for name in present
                 )
 
-    return Source(log.name, known, rows, dropped, others=lambda: _all_columns(items) if items else None)
+    files = LogTables(log, logs, items, dict(columns or {}))
+    return Source(log.name, known, rows, dropped, others=lambda: _all_columns(items) if items else None, tables=files)
 
 
 def _all_columns(items: Path) -> pl.DataFrame | None:

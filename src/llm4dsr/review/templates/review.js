@@ -33,8 +33,9 @@ function show({ question: next, state }) {
   const precision = state.precision === null
     ? "Answer some of the random sample to measure the precision of the flags."
     : `By ${state.sampled} sampled answers, ${percent(state.precision[0], 0)} of the ${state.flags.toLocaleString("en")} flags are noise (95 %: ${percent(state.precision[1], 0)} to ${percent(state.precision[2], 0)}).`;
-  const { noise, fits, atypical, skip } = state.counts;
-  byId("state").textContent = `${state.answers} answers: ${noise} noise, ${fits} belong, ${atypical} not their taste, ${skip} unclear. ${precision} ${state.left[byId("order").value]} questions left.`;
+  const { noise, fits, atypical, skip, accepted } = state.counts;
+  byId("accept").disabled = order() === "sample"; // the sample measures precision: one by one
+  byId("state").textContent = `${state.answers} answers: ${noise} noise, ${fits} belong, ${atypical} not their taste, ${skip} unclear${accepted ? `, ${accepted} accepted without a look` : ""}. ${precision} ${state.left[byId("order").value]} questions left.`;
 }
 async function act(path, body) {
   if (busy) return;
@@ -54,6 +55,7 @@ const answer = (name) => question && act("/api/answers", {
   replacement: name === "noise" ? replacement : null, whole_window: byId("whole").checked, order: order(),
 });
 buttons.forEach((button) => button.addEventListener("click", () => answer(button.dataset.answer)));
+byId("accept").addEventListener("click", () => act("/api/accept", { count: Number(byId("count").value), order: order() }));
 byId("undo").addEventListener("click", () => act("/api/undo", { order: order() }));
 byId("order").addEventListener("change", () => act(`/api/next?order=${order()}`));
 byId("title").addEventListener("input", async () => {

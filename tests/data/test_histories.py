@@ -1,0 +1,131 @@
+"""Histories in the form in which people hold them come back in the same form."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.histories import Histories
+from llm4dsr.errors import ConfigError, DataError
+
+ITEMS = Catalogue(pl.Series("item_id", [10, 20, 30, 40]), ["red ball", "blue ball", "a train", "a book"])
+LONG = {  # user 7 has 10, 20, 30 in order of time; user 5 has 40, 10; user 6 has one item
+    "note": list("abcdef"), "user_id": [5, 7, 7, 6, 7, 5], "item_id": [10, 30, 10, 20, 20, 40],
+    "timestamp": [9, 3, 1, 4, 2, 8],
+}  # fmt: skip
+
+
+def edits(*rows: tuple[int, int, str, int | None, float]) -> pl.DataFrame:
+    schema = {"window_id": pl.Int64, "position": pl.Int64, "action": pl.String, "kept_item_id": pl.Int64,
+              "noise_probability": pl.Float64}  # fmt: skip
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def test_a_long_table_is_read_user_by_user_in_order_of_time():
+    found = Histories.of(pd.DataFrame(LONG), ITEMS)
+    assert found.windows.user_ids.to_list() == [5, 7]
+    assert [ITEMS.ids.gather(found.windows.row(i)).to_list() for i in range(2)] == [[40, 10], [10, 20, 30]]
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+@pytest.mark.parametrize(
+    ("edit", "action", "item_ids", "notes"),
+    [
+        ((1, 1, "drop", None, 0.9), "drop", [10, 30, 10, 20, 40], "abcdf"),
+        ((1, 1, "replace", 40, 0.9), "replace", [10, 30, 10, 20, 40, 40], "abcdef"),
+        ((1, 1, "keep", 20, 0.9), "replace", [10, 30, 10, 20, 20, 40], "abcdef"),
+    ],
+)
+def test_a_long_table_keeps_columns_and_order(kind, edit, action, item_ids, notes):
+    given = kind(LONG)
+    got = Histories.of(given, ITEMS).corrected(edits(edit), action)
+    assert type(got) is kind
+    assert list(got.columns) == list(LONG)
+    assert list(got["item_id"]) == item_ids
+    assert "".join(got["note"]) == notes
+    assert list(given["item_id"]) == LONG["item_id"]  # what was given is unchanged
+
+
+def test_a_long_table_keeps_its_index_and_gets_weights():
+    given = pd.DataFrame(LONG, index=list("uvwxyz"))
+    got = Histories.of(given, ITEMS).corrected(edits((1, 1, "downweight", 20, 0.75)), "downweight")
+    assert got["weight"].to_dict() == {"u": 1, "v": 1, "w": 1, "x": 1, "y": 0.25, "z": 1}
+    again = Histories.of(got, ITEMS).corrected(edits((1, 1, "downweight", 20, 0.5)), "downweight")
+    assert again["weight"]["y"] == 0.125  # weights that are there are multiplied
+    dropped = Histories.of(given, ITEMS).corrected(edits((1, 1, "drop", None, 0.75)), "drop")
+    assert dropped.index.tolist() == list("uvwxz")
+
+
+def test_a_categorical_column_gets_the_new_item():
+    given = pd.DataFrame({"user_id": [1, 1, 1], "item_id": pd.Categorical(["10", "20", "30"])})
+    text = Catalogue(pl.Series("item_id", ["10", "20", "30", "40"]), ITEMS.titles)
+    got = Histories.of(given, text).corrected(
+        edits((0, 2, "replace", 40, 0.9)).cast({"kept_item_id": pl.String}), "replace"
+    )
+    assert got["item_id"].tolist() == ["10", "20", "40"]
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+def test_a_table_of_histories_keeps_rows_that_are_too_short(kind):
+    given = kind({"item_ids": [[10], [10, 20, 30], []], "note": ["a", "b", "c"], "user_id": [1, 2, 3]})
+    found = Histories.of(given, ITEMS)
+    got = found.corrected(edits((0, 0, "drop", None, 0.9), (0, 2, "replace", 40, 0.9)), "mixed")
+    assert [list(row) for row in got["item_ids"]] == [[10], [20, 40], []]
+    assert list(got.columns) == ["item_ids", "note", "user_id"]
+    weighted = found.corrected(edits((0, 1, "downweight", 20, 0.9)), "downweight")
+    assert [list(row) for row in weighted["weights"]] == [[1], [1, pytest.approx(0.1), 1], []]
+
+
+def test_lists_of_a_fixed_length_become_shorter():
+    given = pl.DataFrame({"item_ids": pl.Series([[10, 20], [30, 40]], dtype=pl.Array(pl.Int64, 2))})
+    got = Histories.of(given, ITEMS).corrected(edits((1, 1, "drop", None, 0.9)), "drop")
+    assert got["item_ids"].to_list() == [[10, 20], [30]]
+
+
+def test_arrays_in_a_table_stay_arrays():
+    given = pd.DataFrame({"item_ids": [np.array([10, 20, 30]), np.array([40, 10])]})
+    got = Histories.of(given, ITEMS).corrected(edits((0, 0, "replace", 40, 0.9)), "replace")
+    assert [type(row) for row in got["item_ids"]] == [np.ndarray] * 2
+    assert got["item_ids"][0].tolist() == [40, 20, 30]
+
+
+def test_lists_come_back_as_lists():
+    given = [[10, 20], [30], [], [40, 30, 10]]
+    got = Histories.of(given, ITEMS).corrected(edits((1, 1, "drop", None, 0.9)), "drop")
+    assert got == [[10, 20], [30], [], [40, 10]]
+    with pytest.raises(ConfigError, match="Lists hold no weights"):
+        Histories.of(given, ITEMS).corrected(edits(), "downweight")
+
+
+def test_unknown_items_stay_where_they_are(caplog):
+    found = Histories.of([[99, 10, 98, 20]], ITEMS)
+    assert "2 interaction(s) are of items that the denoiser does not know" in caplog.text
+    assert found.corrected(edits((0, 1, "drop", None, 0.9)), "drop") == [[99, 10, 98]]
+    with pytest.raises(DataError, match="not in the items table"):
+        Histories.of([[99, 10, 98, 20]], ITEMS, strict=True)
+
+
+def test_rows_without_a_user_are_left_alone():
+    given = pl.DataFrame({"user_id": [None, 1, 1, None], "item_id": [10, 20, 30, 40]})
+    found = Histories.of(given, ITEMS)
+    assert found.windows.row(0) == [1, 2]
+    assert found.corrected(edits((0, 1, "drop", None, 1.0)), "drop")["item_id"].to_list() == [10, 20, 40]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (pd.DataFrame({"user_id": [1], "sku": [1]}), "The table has the columns user_id, sku"),
+        (pd.DataFrame({"item_id": [1]}), "'user_id' is missing"),
+        (pl.DataFrame({"item_ids": [1]}), "expected a list of item ids"),
+        ({"item_ids": [[1]]}, "of type dict"),
+        ([10, 20], "A history is 10; expected a list"),
+        (["10", "20"], "A history is '10'"),
+        (pl.LazyFrame({"item_ids": [[1]]}), "LazyFrame"),
+        (pd.DataFrame({"user_id": [1, 1], "item_id": ["10", "20"]}), "not in the items table"),
+    ],
+)
+def test_other_tables_are_refused(given, message):
+    with pytest.raises(DataError, match=message):
+        Histories.of(given, ITEMS)
