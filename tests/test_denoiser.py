@@ -211,7 +211,7 @@ def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"format": 2}, "has format 2; this version reads 9"), ({"prompt_hash": "0"}, "tuned with another prompt")],
+    [({"format": 2}, "has format 2; this version reads 10"), ({"prompt_hash": "0"}, "tuned with another prompt")],
 )
 def test_a_denoiser_of_another_time_is_refused(denoiser, tmp_path, changed, said):
     denoiser.save_pretrained(tmp_path)

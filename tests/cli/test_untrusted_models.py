@@ -19,7 +19,6 @@ from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.windows import limit_windows
 from llm4dsr.denoise import stacking
 from llm4dsr.errors import DataError, ModelError
-from llm4dsr.features.cooccurrence import N_FEATURES
 from llm4dsr.lm.load import load_lm
 
 torch.set_num_threads(1)
@@ -44,7 +43,7 @@ def saved(tmp_path_factory, tiny_demo) -> Path:
     return folder
 
 
-K = stacking.OWN_INPUTS + N_FEATURES
+K = stacking.N_EVIDENCE
 STACKER = stacking.FILE.format("newer")
 LM, PROJECTOR, COLLABORATIVE = "lm/model.safetensors", "projector.safetensors", "collaborative.safetensors"
 
@@ -151,7 +150,9 @@ def test_a_card_with_odd_values(model, part, value):
     assert error.type.__module__ == "llm4dsr.errors"
 
 
-@pytest.mark.parametrize("key", ["width", "curve", "calibrator", "ranking_weights", "config", "prompt_hash"])
+@pytest.mark.parametrize(
+    "key", ["width", "curve", "learned_from", "calibrator", "ranking_weights", "config", "prompt_hash"]
+)
 @pytest.mark.parametrize("value", [None, -1, "x", [], {}])
 def test_a_card_with_an_entry_of_another_kind(model, key, value):
     card = json.loads((model / "denoiser.json").read_text())
