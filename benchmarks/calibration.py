@@ -76,8 +76,8 @@ def table(cells: list[dict[str, Any]]) -> str:
         lines.append([
             cell["dataset"], cell["kind"], f"{t['auroc']:.3f}", f"{t['average_precision']:.3f}",
             f"{t['noise']:.1%}", f"{low:.1%} to {high:.1%}", f"{t['flags']:,}",
-            f"{t['precision']:.0%} ({t['likely'][0]:.0%} to {t['likely'][1]:.0%})",
-            f"{t['stated_precision']:.0%} ({t['stated_low']:.0%} to {t['stated_high']:.0%})",
+            f"{t['precision']:.0%} ({t['likely'][0]:.0%} to {t['likely'][1]:.0%})" if t["flags"] else "–",
+            f"{t['stated_precision']:.0%} ({t['stated_low']:.0%} to {t['stated_high']:.0%})" if t["flags"] else "–",
             "–" if not t["flags"] else "yes" if holds else "no", f"{t['ece']:.3f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
