@@ -37,11 +37,11 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         If the host or port cannot be used.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"The host {host!r} cannot be used: {reason}. Give an address of this machine.") from None
-    with socket.socket(family, kind) as listener:
+    with socket.socket(family, kind, protocol) as listener:  # asyncio sends without delay over TCP that is named
         if os.name != "nt":  # there it would let two servers share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
