@@ -200,12 +200,10 @@ class Ensemble:
 
     def title_vectors(self, titles: list[str]) -> npt.NDArray[np.float32]:
         """Return vectors [n, V] of titles: those of the catalogue as they are, and others in the same space."""
-        known = self.models[0].vectors
-        assert known is not None
         assert self.encoder is not None
         row = {title: i for i, title in enumerate(self.catalogue.titles)}
         at = np.array([row.get(title, -1) for title in titles])
-        out = known[torch.from_numpy(np.maximum(at, 0)).to(known.device)].cpu().numpy()
+        out: npt.NDArray[np.float32] = self.titles[np.maximum(at, 0)]
         if (at < 0).any():
             out[at < 0] = self.encoder([titles[i] for i in np.flatnonzero(at < 0)])
         return out

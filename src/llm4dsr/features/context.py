@@ -16,7 +16,7 @@ import numpy.typing as npt
 from llm4dsr.core.arrays import FloatArray
 from llm4dsr.data.windows import Windows
 from llm4dsr.features.collaborative import SIZES
-from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.features.cooccurrence import CooccurrenceCounts, pair_cosines
 
 NEAR = 2  # positions
 LONGEST = 5  # items of a run
@@ -54,8 +54,7 @@ def context_features(windows: Windows, counts: CooccurrenceCounts, titles: Float
 
 
 def _describe(windows: Windows, counts: CooccurrenceCounts, titles: Floats) -> Floats:
-    pair_counts, item_counts = counts.leave_one_out_counts(windows)
-    cosine = pair_counts / np.sqrt((item_counts[:, :, None] + 1) * (item_counts[:, None, :] + 1))
+    cosine = pair_cosines(*counts.leave_one_out_counts(windows))
     assert counts.vectors is not None
     vectors = [counts.vectors.pair_cosines(windows, size) for size in SIZES]
     words = titles[windows.item_matrix]

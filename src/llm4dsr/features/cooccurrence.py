@@ -184,7 +184,7 @@ class CooccurrenceCounts:
             some = windows.take(np.arange(part.start, part.stop))
             pair_counts, item_counts = self.leave_one_out_counts(some)
             context = np.maximum(some.lengths - 1, 1)[:, None]
-            cosine = pair_counts / np.sqrt((item_counts[:, :, None] + 1) * (item_counts[:, None, :] + 1))
+            cosine = pair_cosines(pair_counts, item_counts)
             known = (pair_counts > 0).sum(axis=2)
             found = (
                 np.log1p(item_counts) / 2,
@@ -278,6 +278,11 @@ def _parts(windows: Windows) -> list[slice]:
     """Interactions as slices, whose pairs with later ones of their window are about CELLS each."""
     cuts = np.flatnonzero(np.diff(np.cumsum(_later(windows)) // CELLS)) + 1
     return [slice(int(start), int(end)) for start, end in pairwise([0, *cuts, len(windows.items)])]
+
+
+def pair_cosines(pair_counts: FloatArray, item_counts: FloatArray) -> FloatArray:
+    """Return the cosines [W, L, L] of counts as `leave_one_out_counts` gives them; small counts are damped."""
+    return pair_counts / np.sqrt((item_counts[:, :, None] + 1) * (item_counts[:, None, :] + 1))
 
 
 def _pairs(windows: Windows, part: slice) -> tuple[IntArray, IntArray]:
