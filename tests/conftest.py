@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from llm4dsr.cli.main import main
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.demo import make_demo
 
@@ -60,3 +62,18 @@ def is_accessible():
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
     return check
+
+
+@pytest.fixture
+def llm4dsr(monkeypatch, capsys):
+    """llm4dsr("train", "--run", folder) → (exit code, everything printed), as the installed command gives it."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["llm4dsr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.out + printed.err
+        return int(end.value.code or 0), printed.out + printed.err
+
+    return call

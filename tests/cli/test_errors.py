@@ -12,7 +12,6 @@ import torch
 import yaml
 
 from llm4dsr import errors
-from llm4dsr.cli.main import main
 from llm4dsr.config import Config
 from llm4dsr.pipeline import Run
 
@@ -25,21 +24,6 @@ train: {epochs: 1, samples: 30}
 decide: {policy: probability}
 evaluate: {recommender: {epochs: 1}}
 """
-
-
-@pytest.fixture
-def llm4dsr(monkeypatch, capsys):
-    """llm4dsr("train", "--run", folder) → (exit code, everything printed), as the installed command gives it."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["llm4dsr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return int(end.value.code or 0), printed.out + printed.err
-
-    return call
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Titles of others are data: they cannot steer a prompt or a terminal."""
 
-import sys
 import unicodedata
 from itertools import product
 
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm4dsr import Config
-from llm4dsr.cli.main import main
 from llm4dsr.config import ModelConfig
 from llm4dsr.data.catalogue import Catalogue, clean_title
 from llm4dsr.data.windows import Windows
@@ -173,21 +171,6 @@ UGLY = '\x1b[31m[red]\x1b]8;;http://x\x07 "\u202e\n'
 def test_clean_titles_hold_nothing_that_steers_a_terminal(title):
     assert all(unicodedata.category(ch) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for ch in clean_title(title))
     assert '"' not in clean_title(title)
-
-
-@pytest.fixture
-def llm4dsr(monkeypatch, capsys):
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["llm4dsr", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    return call
 
 
 @pytest.mark.parametrize("end", ["parquet", "csv", "jsonl"])

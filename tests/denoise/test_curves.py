@@ -8,14 +8,7 @@ from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.curves import expected_precision, reliability, with_truth
 from llm4dsr.errors import DataError
 
-
-def scores(p: list[float], window: list[int] | None = None) -> pl.DataFrame:
-    """Scored interactions, most suspicious first in each window."""
-    window = window or list(range(len(p)))
-    table = pl.DataFrame({"window_id": window, "noise_probability": p, "log_odds": p})
-    rank = pl.col("log_odds").rank("ordinal", descending=True).over("window_id").cast(pl.Int64)
-    low, high = pl.col("noise_probability") * 0.5, (pl.col("noise_probability") * 1.5).clip(0, 1)
-    return table.with_columns(rank=rank, noise_probability_low=low, noise_probability_high=high)
+from ..scored import scores
 
 
 def test_stated_and_true_precision_at_each_rate():

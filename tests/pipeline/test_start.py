@@ -3,13 +3,11 @@
 import json
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from llm4dsr.cli.main import main
 from llm4dsr.config import Config
 from llm4dsr.core.manifest import file_hash, write_manifest
 from llm4dsr.errors import ConfigError, ModelError
@@ -35,14 +33,12 @@ def data(tmp_path, tiny_demo) -> Path:
 
 
 @pytest.fixture
-def llm4dsr(monkeypatch, capsys):
+def llm4dsr(llm4dsr):
+    """As elsewhere, with what is printed on one line."""
+
     def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["llm4dsr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return int(end.value.code or 0), " ".join((printed.out + printed.err).split())
+        code, printed = llm4dsr(*arguments)
+        return code, " ".join(printed.split())
 
     return call
 

@@ -18,6 +18,7 @@ from llm4dsr.pipeline import REPORT, Run
 from llm4dsr.report import contents, write_report
 from llm4dsr.report.examples import choose
 
+from ..scored import scores
 from ..tiny_run import CONFIG, make_run
 
 HOSTILE = '</script><script>alert(1)</script> & "quoted" <b>title</b>'
@@ -73,15 +74,6 @@ class Page(HTMLParser):
 
 def payload(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
-
-
-def scores(p: list[float], window: list[int] | None = None) -> pl.DataFrame:
-    """Scored interactions, most suspicious first in each window."""
-    window = window or list(range(len(p)))
-    table = pl.DataFrame({"window_id": window, "noise_probability": p, "log_odds": p})
-    rank = pl.col("log_odds").rank("ordinal", descending=True).over("window_id").cast(pl.Int64)
-    low, high = pl.col("noise_probability") * 0.5, (pl.col("noise_probability") * 1.5).clip(0, 1)
-    return table.with_columns(rank=rank, noise_probability_low=low, noise_probability_high=high)
 
 
 def test_the_page_needs_nothing_else(page):
