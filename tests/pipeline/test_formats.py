@@ -33,6 +33,10 @@ def test_there_is_an_archive_of_todays_formats():
     assert f"run-{RUN}-denoiser-{DENOISER}.tar.xz" in {path.name for path in ARCHIVES}
 
 
+def test_todays_format_of_a_denoiser_is_documented():
+    assert f"The format is {DENOISER}." in TABLES.read_text(encoding="utf-8")
+
+
 def test_a_kept_run_is_read_and_can_go_on(run):
     assert all(run.verified(stage).is_dir() for stage in STAGES)
     assert run.card()["stages"]["train"]["parameters"] > 0

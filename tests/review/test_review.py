@@ -359,3 +359,26 @@ def test_an_order_must_be_known(run):
     with pytest.raises(ConfigError, match="expected one of sample"):
         review.next("odd")
     review.answers.close()
+
+
+def test_labels_of_a_review_name_users_and_items_and_training_learns_from_them(run, tmp_path, llm4dsr):
+    review = Review(run, 40)
+    while (question := review.next("sample")) is not None:
+        review.answer(question["split"], question["window"], question["position"], "noise", None, False)
+    labels = review.labels()
+    review.answers.close()
+    data = run.data()
+    for split, window, position, user, item in labels.select(
+        "split", "window_id", "position", "user_id", "item_id"
+    ).iter_rows():
+        windows = data.splits[split]
+        row = windows.window_ids.tolist().index(window)
+        assert (user, item) == (
+            str(windows.user_ids[row]), str(data.catalogue.ids[windows.row(row)[position]]),
+        )  # fmt: skip
+    labels.write_csv(tmp_path / "labels.csv")
+    before = run.scores()["train"]["log_odds"].to_list()
+    assert llm4dsr("train", "-r", run.folder, "--labels", tmp_path / "labels.csv", "--overwrite")[0] == 0
+    assert run.facts("train")["labels"] == len(labels)
+    run.score()
+    assert run.scores()["train"]["log_odds"].to_list() != before

@@ -134,10 +134,20 @@ def prepare(
 
 @app.command()
 def train(
-    run: RunFolder, start: Start = None, overwrite: Overwrite = False, skip_estimate: SkipEstimate = False
+    run: RunFolder,
+    start: Start = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Table with user_id, item_id, is_noise (labels.csv of review) to learn from.")
+    ] = None,
+    overwrite: Overwrite = False,
+    skip_estimate: SkipEstimate = False,
 ) -> None:
     """Tune the language model and calibrate it."""
-    _alone(open_run(run), "train", overwrite, skip_estimate, start=start)
+    from llm4dsr.columns import ITEM, USER
+    from llm4dsr.core.io import read_table
+
+    table = None if labels is None else read_table(labels, [USER, ITEM])
+    _alone(open_run(run), "train", overwrite, skip_estimate, start=start, labels=table)
 
 
 @app.command()

@@ -39,6 +39,18 @@ def user_hashes(user_ids: pl.Series) -> Hashes:
     return out
 
 
+def item_hashes(users: Hashes, rows: IntArray) -> Hashes:
+    """Hash pairs [n] of a user, as `user_hashes` names them, and a catalogue row."""
+    return mixed(~users ^ rows.astype(np.uint64))  # the complement keeps items apart from hashes of item pairs
+
+
+def mixed(x: Hashes) -> Hashes:
+    """Give similar numbers dissimilar hashes: the finishing step of SplitMix64 (Steele et al., 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))
+
+
 def history_ids(histories: Sequence[npt.NDArray[Any] | Sequence[int]]) -> pl.Series:
     """Make user ids for histories that come without any: each content is a user of its own.
 

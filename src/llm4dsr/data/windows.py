@@ -291,9 +291,14 @@ class Windows:
 
 def limit_windows(windows: Windows, n: int, seed: int) -> Windows:
     """Return a seeded sample of `n` windows in their order; all if n is 0 or there are no more."""
-    if n <= 0 or n >= len(windows):
-        return windows
-    return windows.take(np.sort(np.random.default_rng(seed).choice(len(windows), n, replace=False)))
+    return windows if n <= 0 or n >= len(windows) else windows.take(limited_rows(windows, n, seed))
+
+
+def limited_rows(windows: Windows, n: int, seed: int) -> IntArray:
+    """Return the rows [at most n] of a seeded sample of windows, ascending."""
+    if n >= len(windows):
+        return np.arange(len(windows))
+    return np.sort(np.random.default_rng(seed).choice(len(windows), n, replace=False))
 
 
 def locate(table: pl.DataFrame, windows: Windows) -> IntArray:

@@ -26,10 +26,12 @@ from llm4dsr.core.hashing import Hashes, derived_seed, digest, user_folds, user_
 from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.noise_injection import Injectable
 from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.stacking import Evidence, Stacker
-from llm4dsr.denoise.train import build_model, tune
+from llm4dsr.denoise.train import tune
+from llm4dsr.denoise.training_labels import NO_LABELS, TrainingLabels
 from llm4dsr.denoise.warm_start import check_start, continued_model
 from llm4dsr.errors import DataError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
@@ -114,6 +116,7 @@ class Ensemble:
         work: Path | None = None,
         start: Ensemble | None = None,
         counts: CooccurrenceCounts | None = None,
+        labels: TrainingLabels = NO_LABELS,
     ) -> tuple[Ensemble, list[float]]:
         """Tune one model per fold.
 
@@ -134,6 +137,8 @@ class Ensemble:
             users that it has seen stay users in training.
         counts : CooccurrenceCounts, optional
             Counts that hold the windows. Default: they are counted anew.
+        labels : TrainingLabels, optional
+            Reviewed items, which `tune` learns from; each fold from those of its users.
 
         Returns
         -------
@@ -170,6 +175,7 @@ class Ensemble:
         key = digest(
             versions(), config.seed, config.model, config.task, config.train, catalogue.titles, windows.items,
             windows.lengths, users, *([] if start is None else [start.fingerprint, counts and counts.fingerprint]),
+            *([labels.fingerprint] if len(labels.keys) else []),
         )  # fmt: skip
         models, curve = list[NoiseLM](), list[float]()
         for fold in range(config.train.folds):
@@ -193,7 +199,7 @@ class Ensemble:
                 if config.model.source != EMBEDDED:  # the key has the name; the weights behind it may have changed
                     checkpoint.key += model.fingerprint() + digest(weight_files(config.model.source))
             if len(part):
-                curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint)
+                curve += tune(model, builder, part, catalogue, own, progress, f"tune{of}", checkpoint, labels)
             models.append(model)
         seen = sorted_unique(users) if start is None else sorted_unique(users, start.seen)
         return cls(models, builder, catalogue, config, seen, encoder=encoder), curve

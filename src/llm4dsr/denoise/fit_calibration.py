@@ -12,7 +12,7 @@ import numpy as np
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import user_hashes
 from llm4dsr.core.progress import Progress, log
-from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.data.windows import Windows, limited_rows
 from llm4dsr.denoise import calibrate
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.ensemble import Ensemble
@@ -21,6 +21,7 @@ from llm4dsr.denoise.noise_injection import inject, task_rate
 from llm4dsr.denoise.noise_rate import noise_rate_intervals
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights, fit_ranking_weights
+from llm4dsr.denoise.training_labels import NO_LABELS, UNLABELED, TrainingLabels
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
 MIN_WINDOWS = 20  # validation windows of two items below which nothing is calibrated
@@ -34,6 +35,7 @@ def fit_calibration(
     progress: Progress | None,
     cache: PartCache,
     counts_before: CooccurrenceCounts | None = None,
+    labels: TrainingLabels = NO_LABELS,
 ) -> tuple[Ensemble, Calibrator, RankingWeights]:
     """Fit the map from log-odds to probabilities, and the weights that rank suggestions.
 
@@ -51,6 +53,8 @@ def fit_calibration(
         Keeps finished parts.
     counts_before : CooccurrenceCounts, optional
         Counts from before validation. Default: those of the ensemble, which then does not know validation.
+    labels : TrainingLabels, optional
+        Reviewed items, which stackers learn from.
 
     Returns
     -------
@@ -80,15 +84,15 @@ def fit_calibration(
     for rows, by_then, step in prequential(then, validation, True, progress):
         newer.add(by_then, validation.take(rows), rows, draws, rng, step, "calibrate", cache)
     rate = task_rate(config.task, windows)
-    for_newer = for_training = newer.fit_stacker(config.task, rate, config.seed)
+    for_newer = for_training = newer.fit_stacker(config.task, rate, config.seed, labels)
     noise, unlabeled, source, owner = newer.samples(for_newer)
     half = rng.random(len(validation)) < 0.5
     pairs = [(noise, unlabeled)]
     if out_of_fold:
-        training, some = ScoredWindows(), limit_windows(windows, MAX_INJECTED, config.seed)
+        training, some = ScoredWindows(), _sampled(windows, labels, config.seed)
         training.add(ensemble, some, np.arange(len(some)), 1, rng, progress, "calibrate: training", cache,
                      validation)  # fmt: skip
-        for_training = training.fit_stacker(config.task, rate, config.seed)
+        for_training = training.fit_stacker(config.task, rate, config.seed, labels)
         pairs.append(training.samples(for_training)[:2])
     rates = noise_rate_intervals(pairs, config.score.atypical_share)
     before, after = calibrate.injected_noise_ece(
@@ -111,3 +115,9 @@ def fit_calibration(
         config,
     )
     return ensemble, calibrator, weights
+
+
+def _sampled(windows: Windows, labels: TrainingLabels, seed: int) -> Windows:
+    """A sample of at most MAX_INJECTED windows, and all windows with a label."""
+    labeled = windows.owners[labels.find(windows) != UNLABELED]
+    return windows.take(np.union1d(limited_rows(windows, MAX_INJECTED, seed), labeled))

@@ -16,6 +16,7 @@ from llm4dsr.denoise.calibrate import Sample, join
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.noise_injection import draw_runs, inject
 from llm4dsr.denoise.stacking import Evidence, Stacker
+from llm4dsr.denoise.training_labels import TrainingLabels
 
 MAX_INJECTED = 20_000  # most windows that noise is injected into
 
@@ -133,14 +134,15 @@ class ScoredWindows:
             chosen = chosen[windows.interactions(few)]
             self.runs.append(scored(some, chosen, rows[few], 1 + 2 * draws))
 
-    def fit_stacker(self, task: TaskConfig, rate: float, seed: int) -> Stacker | None:
+    def fit_stacker(self, task: TaskConfig, rate: float, seed: int, labels: TrainingLabels) -> Stacker | None:
         """Fit a stacker as `Stacker.fit` does; None where there is no evidence but the model's log-odds."""
         single, runs = ([p.evidence.take(p.chosen) for p in parts if p.evidence] for parts in (self.uniform, self.runs))
         unlabeled = [p.evidence for p in self.unlabeled if p.evidence]
         if not single:
             return None
         noise = [(Evidence.join(single), 1 - task.bursts)] + ([(Evidence.join(runs), task.bursts)] if runs else [])
-        return Stacker.fit(noise, Evidence.join(unlabeled), rate, seed)
+        reviewed = np.concatenate([labels.find(p.windows) for p in self.unlabeled if p.evidence])
+        return Stacker.fit(noise, Evidence.join(unlabeled), rate, seed, reviewed)
 
     def samples(self, stacker: Stacker | None) -> tuple[list[Sample], Sample, IntArray, IntArray]:
         """Return injected noise of each kind, unlabeled interactions, and the windows they come from.

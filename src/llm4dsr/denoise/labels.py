@@ -14,12 +14,20 @@ from llm4dsr.errors import DataError
 ANSWER = "answer"  # what a reviewer said; in the labels of a review
 ACCEPTED = "accepted"  # many flags were accepted as noise at once, and none was looked at
 ATYPICAL = "atypical"  # the user's own choice, but not their taste: no noise
+EMPTY = "The table holds no labels; about a hundred are useful."
 EXPECTED = (c.SPLIT, c.WINDOW, c.POSITION, c.IS_NOISE)
 
 
 def judged(labels: pl.DataFrame) -> pl.DataFrame:
     """Return the labels without interactions that were accepted together: nothing is learned of rates from those."""
     return labels if ANSWER not in labels.columns else labels.filter(pl.col(ANSWER).ne_missing(ACCEPTED))
+
+
+def check_values(labels: pl.DataFrame) -> None:
+    """Check that each label is 0 or 1. Raises DataError."""
+    wrong = labels.filter(pl.col(c.IS_NOISE).cast(pl.Float64, strict=False).is_in([0.0, 1.0]).not_().fill_null(True))
+    if len(wrong):
+        raise DataError(f"{len(wrong)} label(s) are neither 0 nor 1, such as {wrong[c.IS_NOISE][0]!r}.")
 
 
 def labeled_scores(labels: pl.DataFrame, scores: dict[str, pl.DataFrame]) -> dict[str, tuple[FloatArray, BoolArray]]:
@@ -48,13 +56,11 @@ def labeled_scores(labels: pl.DataFrame, scores: dict[str, pl.DataFrame]) -> dic
     if missing:
         raise DataError(f"The labels lack {', '.join(missing)}; expected the columns {', '.join(EXPECTED)}.")
     if labels.is_empty():
-        raise DataError("The table holds no labels; about a hundred are useful.")
+        raise DataError(EMPTY)
     unknown = sorted(set(labels[c.SPLIT].unique().to_list()) - set(scores), key=str)
     if unknown:
         raise DataError(f"The labels name the split(s) {unknown}; expected {', '.join(scores)}.")
-    wrong = labels.filter(pl.col(c.IS_NOISE).cast(pl.Float64, strict=False).is_in([0.0, 1.0]).not_().fill_null(True))
-    if len(wrong):
-        raise DataError(f"{len(wrong)} label(s) are neither 0 nor 1, such as {wrong[c.IS_NOISE][0]!r}.")
+    check_values(labels)
     if labels.select(EXPECTED[:3]).is_duplicated().any():
         raise DataError("An interaction is labeled more than once. Keep one label for each.")
     found = {}

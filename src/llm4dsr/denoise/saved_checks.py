@@ -96,7 +96,7 @@ def check_parts(folder: Path, ensemble: Ensemble, card: dict[str, Any]) -> None:
     learned = card["learned_from"]
     if (
         not isinstance(learned, dict)
-        or set(learned) != LEARNED
+        or set(learned) - {"labels"} != LEARNED
         or not all(isinstance(n, int) for n in learned.values())
     ):
         _refuse(folder, f"numbers of what was learned from that are none: {learned!r}")

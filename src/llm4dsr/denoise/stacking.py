@@ -30,6 +30,7 @@ from llm4dsr.core.device import seeded
 from llm4dsr.core.hashing import digest, user_folds
 from llm4dsr.core.progress import log
 from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.training_labels import LABEL_WEIGHT, UNLABELED, Labels
 from llm4dsr.features.context import N_CONTEXT, context_features
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
 from llm4dsr.metrics import auroc
@@ -148,7 +149,12 @@ class Stacker:
 
     @classmethod
     def fit(
-        cls, noise: Sequence[tuple[Evidence, float]], unlabeled: Evidence, rate: float, seed: int
+        cls,
+        noise: Sequence[tuple[Evidence, float]],
+        unlabeled: Evidence,
+        rate: float,
+        seed: int,
+        labels: Labels | None = None,
     ) -> Stacker | None:
         """Fit the networks.
 
@@ -162,6 +168,8 @@ class Stacker:
             Noise rate, in (0, 1), that the log-odds assume; that of the models' own, so that both mean the same.
         seed : int
             Seed of initial weights and order.
+        labels : array of int, optional
+            [n] what reviewers said of the unlabeled interactions; most are UNLABELED. Default: all are.
 
         Returns
         -------
@@ -174,10 +182,11 @@ class Stacker:
             return None
         injected = Evidence.join([part for part, _ in noise])
         weights = np.concatenate([np.full(len(p.half), s * len(single.half) / max(1, len(p.half))) for p, s in noise])
+        labels = np.full(len(unlabeled.half), UNLABELED, np.int8) if labels is None else labels
         with seeded(seed):
             fitted = [
                 _fit(injected.values[injected.half != h], weights[injected.half != h],
-                     unlabeled.values[unlabeled.half != h], rate)
+                     unlabeled.values[unlabeled.half != h], labels[unlabeled.half != h], rate)
                 for h in range(HALVES)
             ]  # fmt: skip
         stacker = cls(*(np.stack(part) for part in zip(*fitted, strict=True)))
@@ -219,13 +228,15 @@ class Stacker:
         return cls(**load_file(path)) if path.is_file() else None
 
 
-def _fit(noise: Floats, weights: FloatArray, unlabeled: Floats, rate: float) -> tuple[Floats, ...]:
+def _fit(noise: Floats, weights: FloatArray, unlabeled: Floats, labels: Labels, rate: float) -> tuple[Floats, ...]:
     """The arrays of `Stacker` for one half, from its [n, K] evidence; the noise has weights."""
     values = np.concatenate([noise, unlabeled])
     center, scale = values.mean(axis=0), values.std(axis=0) + 1e-6
     x = torch.from_numpy(np.clip((values - center) / scale, -LIMIT, LIMIT))
     y, weight = torch.zeros(len(x)), torch.ones(len(x))
     y[: len(noise)], weight[: len(noise)] = 1, torch.from_numpy(weights.astype(np.float32))
+    y[len(noise) :][torch.from_numpy(labels == 1)] = 1
+    weight[len(noise) :][torch.from_numpy(labels != UNLABELED)] = LABEL_WEIGHT
     size = x.shape[1]
     layers = [
         nn.Parameter(torch.randn(NETWORKS, size, HIDDEN) * (2 / size) ** 0.5),

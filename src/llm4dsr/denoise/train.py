@@ -1,7 +1,4 @@
-"""Tuning: the language model learns the self-supervised task, with new noise in every epoch.
-
-`build_model` makes or loads a model, `pretrain_lm` teaches the embedded one titles, and `tune` trains it on the task.
-"""
+"""Tuning: the language model learns the self-supervised task, with new noise in every epoch."""
 
 from __future__ import annotations
 
@@ -16,87 +13,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.config import Config
 from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.core.device import (
     fp32_weights,
     halve_budget,
-    pick_device,
     precision,
     random_state,
     run_or_oom,
-    seeded,
 )
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.noise_injection import Injectable, draw_noise
+from llm4dsr.denoise.training_labels import LABEL_WEIGHT, NO_LABELS, UNLABELED, Labels, TrainingLabels
 from llm4dsr.errors import ModelError
-from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.lm.checkpoint import Checkpoint, Position
 from llm4dsr.lm.collate import collate, token_batches
-from llm4dsr.lm.embedded import embedded_lm
-from llm4dsr.lm.load import add_lora, load_lm
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
-from llm4dsr.lm.prefix_tree import check_scores
-from llm4dsr.lm.prompt import PromptBuilder, is_bidirectional
+from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
-
-def build_model(
-    config: Config,
-    catalogue: Catalogue,
-    windows: Windows,
-    vectors: Any,
-    cooccurrence: CooccurrenceCounts | None,
-    seed: int,
-    progress: Progress | None = None,
-    begun: bool = False,
-) -> tuple[NoiseLM, PromptBuilder]:
-    """Make or load a model that is ready to be tuned, and the builder of its prompts.
-
-    Parameters
-    ----------
-    config : Config
-        All options.
-    catalogue : Catalogue
-        The items.
-    windows : Windows
-        Training windows, for pre-training the embedded model on titles.
-    vectors : array of float or None
-        [N, V] title vectors, for soft tokens.
-    cooccurrence : CooccurrenceCounts or None
-        Counts behind the co-occurrence features.
-    seed : int
-        Seed of the initial weights.
-    progress : Progress, optional
-        Called with (steps done, all steps, what is being done).
-    begun : bool, default False
-        A checkpoint has the weights, so pre-training is skipped.
-
-    Returns
-    -------
-    model : NoiseLM
-    builder : PromptBuilder
-    """
-    if config.model.source == EMBEDDED:
-        lm, tokenizer = embedded_lm(catalogue.titles, config.model, config.train.max_tokens, seed)
-    else:
-        lm, tokenizer = load_lm(config.model.source, config.model)
-    with seeded(seed):
-        model = NoiseLM(lm, tokenizer, vectors, cooccurrence is not None, is_bidirectional(config.model))
-        model = model.to(pick_device())
-        builder = PromptBuilder(tokenizer, catalogue.titles, config.model, config.train.max_tokens, cooccurrence)
-        if config.model.source != EMBEDDED:
-            check_scores(model, builder)
-        elif config.model.item_input == "title" and not begun:
-            pretrain_lm(model, builder, windows, config, progress)
-        if config.model.tuning == "lora" and not hasattr(model.lm, "peft_config"):
-            model.lm = add_lora(model.lm, config.model)
-    return model, builder
-
-
-NEGATIVES = 512  # random items beside the original in the suggestion loss, shared by a step
+NEGATIVES = 512  # random items in the suggestion loss, beside the originals of the step
 CHECKPOINT_SECONDS = 60.0
 # Fraction of the items without a collaborative vector, drawn in each step. In training windows only injected items are
 # new; without this, the model takes every new item of later windows for noise.
@@ -113,6 +51,7 @@ def tune(
     progress: Progress | None = None,
     doing: str = "tune",
     checkpoint: Checkpoint | None = None,
+    labels: TrainingLabels = NO_LABELS,
 ) -> list[float]:
     """Tune a model in place on the self-supervised task.
 
@@ -141,6 +80,9 @@ def tune(
         What is being done, for progress.
     checkpoint : Checkpoint, optional
         Written once a minute and at the end; tuning resumes from it.
+    labels : TrainingLabels, optional
+        Reviewed items. They are taught as such, with the weight LABEL_WEIGHT, and never left out (readout:
+        per_position).
 
     Returns
     -------
@@ -158,7 +100,8 @@ def tune(
     """
     parameters = model.trainable()
     with fp32_weights(parameters):
-        curve = _tune(model, builder, windows, catalogue, config, progress, doing, checkpoint or Checkpoint(None, ""))
+        checkpoint = checkpoint or Checkpoint(None, "")
+        curve = _tune(model, builder, windows, catalogue, config, progress, doing, checkpoint, labels)
     if not all(torch.isfinite(p).all() for p in parameters):
         raise ModelError(
             "The tuned weights are no longer numbers. Lower train.learning_rate, or use dtype: bf16 or fp32."
@@ -176,6 +119,7 @@ def _tune(
     progress: Progress | None,
     doing: str,
     checkpoint: Checkpoint,
+    labels: TrainingLabels,
 ) -> list[float]:
     """The steps of `tune`; mean loss of each epoch."""
     settings, rng = config.train, np.random.default_rng(config.seed)
@@ -203,7 +147,10 @@ def _tune(
         batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])
         limit = at.loss_limit if at.epoch and settings.small_loss_drop_rate else math.inf
         budget = at.budget or settings.batch_tokens
-        loss, unlabeled, at.budget = _backward(model, builder, batch, injectable, config, rng, limit, budget, scaler)
+        reviewed = labels.find(batch)
+        loss, unlabeled, at.budget = _backward(
+            model, builder, batch, reviewed, injectable, config, rng, limit, budget, scaler
+        )
         at.losses.append(loss)
         if len(unlabeled):
             at.loss_limit = float(np.quantile(unlabeled, 1 - settings.small_loss_drop_rate))
@@ -228,6 +175,7 @@ def _backward(
     model: NoiseLM,
     builder: PromptBuilder,
     batch: Windows,
+    reviewed: Labels,
     injectable: Injectable,
     config: Config,
     rng: np.random.Generator,
@@ -243,7 +191,7 @@ def _backward(
 
     def passes() -> tuple[float, FloatArray]:
         loss, unlabeled = 0.0, [np.empty(0)]
-        for part, of_unlabeled in _losses(model, builder, batch, injectable, config, rng, loss_limit, budget):
+        for part, of_unlabeled in _losses(model, builder, batch, reviewed, injectable, config, rng, loss_limit, budget):
             scaler.scale(part).backward()
             loss += float(part.detach())
             unlabeled.append(of_unlabeled.cpu().double().numpy())
@@ -263,6 +211,7 @@ def _losses(
     model: NoiseLM,
     builder: PromptBuilder,
     batch: Windows,
+    reviewed: Labels,
     injectable: Injectable,
     config: Config,
     rng: np.random.Generator,
@@ -282,9 +231,11 @@ def _losses(
         originals = batch.items[here][noisy].tolist()
         rows.append(builder.training(corrupted[here].tolist(), noisy, originals, features[i]))
     negatives = rng.integers(0, len(injectable.catalogue), size=NEGATIVES)
+    candidates = np.unique(np.concatenate([batch.items[chosen], negatives]))  # the same for all passes of the step
     counts = {"noise_logits": int(batch.lengths.sum()), "replaced": max(1, int(chosen.sum())),
               "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
     truth = with_changes(batch, noise_mask=chosen)
+    reviewed = np.where(chosen, UNLABELED, reviewed)  # the item that was reviewed is no longer there
     for group in token_batches([len(r) for r in rows], budget):
         with precision(config.model.dtype, model.device):
             tokens = collate([rows[i] for i in group], model.device)
@@ -296,7 +247,8 @@ def _losses(
                 tokens.ids,
                 [rows[i] for i in group],
                 truth.take(np.array(group)),
-                negatives,
+                reviewed[batch.interactions(np.array(group))],
+                candidates,
                 counts,
                 config,
                 loss_limit,
@@ -314,7 +266,8 @@ def _loss(
     ids: Tensor,
     rows: list[Tokens],
     batch: Windows,
-    negatives: IntArray,
+    reviewed: Labels,
+    candidates: IntArray,
     counts: dict[str, int],
     config: Config,
     loss_limit: float,
@@ -327,10 +280,13 @@ def _loss(
     if position:
         states = read_states(hidden, rows)
         is_noise = torch.from_numpy(batch.noise_mask).to(hidden.device)
+        label = torch.from_numpy(reviewed).to(hidden.device)
         answers = noise_logits(model, builder, states)  # [positions, 2]
-        losses = F.cross_entropy(answers, is_noise.long(), reduction="none")
-        unlabeled = losses[~is_noise].detach()
-        losses = losses * (is_noise | (losses <= loss_limit))
+        losses = F.cross_entropy(answers, (is_noise | (label == 1)).long(), reduction="none")
+        is_known = is_noise | (label != UNLABELED)
+        unlabeled = losses[~is_known].detach()
+        losses = losses * (is_known | (losses <= loss_limit))
+        losses = torch.where(label == UNLABELED, losses, LABEL_WEIGHT * losses)
         loss = loss + losses.sum() / counts["noise_logits"]
     if vector:
         if position:
@@ -340,54 +296,26 @@ def _loss(
             read = hidden[some, [len(rows[i]) - 1 for i in some]]
             truth = batch.items[batch.noise_mask][first]
         if len(truth):
-            part = _vector_loss(model, read, truth, negatives) / counts["replaced"]
+            part = _vector_loss(model, read, truth, candidates) / counts["replaced"]
             loss = loss + config.train.suggestion_weight * part
     if not position or not vector or config.task.whole_prompt_loss:
         spans = [(i, t) for i, r in enumerate(rows) for t in range(_loss_start(r, config), len(r))]
         if spans:
-            loss = loss + _next_token_loss(model, hidden, ids, spans) / counts["answer"]
+            loss = loss + next_token_loss(model, hidden, ids, spans) / counts["answer"]
     return loss, unlabeled
 
 
-def _next_token_loss(model: NoiseLM, hidden: Tensor, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+def next_token_loss(model: NoiseLM, hidden: Tensor, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
     """Summed cross-entropy of the tokens at (row, column) `spans`, each given what precedes it."""
     at, col = [i for i, _ in spans], [t for _, t in spans]
     return F.cross_entropy(model.logits(hidden[at, [t - 1 for t in col]]), ids[at, col], reduction="sum")
 
 
-def _vector_loss(model: NoiseLM, read: Tensor, truth: IntArray, negatives: IntArray) -> Tensor:
-    """Summed cross-entropy of choosing each original's title vector among random items', by cosine."""
+def _vector_loss(model: NoiseLM, read: Tensor, truth: IntArray, candidates: IntArray) -> Tensor:
+    """Summed cross-entropy of choosing each original's title vector among those of candidates, by cosine."""
     assert model.vectors is not None
     predicted = F.normalize(model.out(read.float()), dim=-1)  # [R, V]
-    candidates = torch.from_numpy(np.unique(np.concatenate([truth, negatives]))).to(read.device)
-    label = torch.searchsorted(candidates, torch.from_numpy(truth).to(read.device))
-    similarity = predicted @ F.normalize(model.vectors[candidates], dim=-1).T / TEMPERATURE  # [R, candidates]
+    label = torch.from_numpy(np.searchsorted(candidates, truth)).to(read.device)
+    vectors = model.vectors[torch.from_numpy(candidates).to(read.device)]
+    similarity = predicted @ F.normalize(vectors, dim=-1).T / TEMPERATURE  # [R, candidates]
     return F.cross_entropy(similarity, label, reduction="sum")
-
-
-def pretrain_lm(
-    model: NoiseLM, builder: PromptBuilder, windows: Windows, config: Config, progress: Progress | None = None
-) -> None:
-    """Train the embedded model as a language model on the training histories (item_input: title), before the task."""
-    rng = np.random.default_rng(config.seed)
-    optimizer = torch.optim.AdamW(model.trainable(), lr=config.train.learning_rate)
-    size = config.train.batch_windows
-    steps = -(-len(windows) // size)
-    model.train()
-    for epoch in range(config.model.pretrain_epochs):
-        order = rng.permutation(len(windows))
-        for step in range(steps):
-            rows = [builder.prompt(windows.row(i)) for i in order[step * size : (step + 1) * size]]
-            count = sum(len(r) - 1 for r in rows)
-            for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
-                part = [rows[i] for i in group]
-                batch = collate(part, model.device)
-                spans = [(i, t) for i, r in enumerate(part) for t in range(1, len(r))]
-                (_next_token_loss(model, model.hidden(batch), batch.ids, spans) / count).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.trainable(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if progress:
-                progress(
-                    epoch * steps + step + 1, steps * config.model.pretrain_epochs, "warm up on titles and histories"
-                )

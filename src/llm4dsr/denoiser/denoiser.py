@@ -50,7 +50,7 @@ class Denoiser(Fitting):
         Mean tuning loss of each epoch, fold after fold.
     learned_from : dict of str to int
         How many histories and interactions were learned from, and how many validation histories. Parts of long ones
-        count each.
+        count each. `labels`, if any were given.
     width : int
         Items of the longest training window. Longer histories are scored in overlapping parts.
 

@@ -23,9 +23,10 @@ from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.fit_calibration import fit_calibration
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.storage import load_denoiser, save_denoiser
+from llm4dsr.denoise.training_labels import NO_LABELS, UNLABELED, TrainingLabels
 from llm4dsr.denoiser import display
 from llm4dsr.denoiser.parameters import Parameters
-from llm4dsr.errors import DataError, ModelError
+from llm4dsr.errors import ConfigError, DataError, ModelError
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import MARKERS, PromptBuilder
 
@@ -53,10 +54,11 @@ class Fitting(Parameters):
         progress: Progress | bool | None = None,
         work: Path | None = None,
         start: Fitting | None = None,
+        labels: Any = None,
     ) -> Self:
         """Tune the language model on injected noise in `histories`, then calibrate on `valid`.
 
-        No noise mask is ever read.
+        No noise mask is ever read. What reviewers said may be given as `labels`.
 
         Parameters
         ----------
@@ -75,6 +77,10 @@ class Fitting(Parameters):
             A fitted denoiser, such as last week's, which stays as it is. Tuning goes on from its weights, for
             `train.epochs` more. Items are found by their titles, so the catalogue may have grown, shrunk, or changed
             its order. Counts and calibration are made anew. Users that it was tuned on stay out of fold.
+        labels : table, optional
+            Reviewed interactions, with `user_id`, `item_id` and `is_noise` (0 or 1), as the review page exports them.
+            A label holds in all windows of its user. With several folds, no user is scored by a model that learned
+            this user's labels.
 
         Returns
         -------
@@ -84,9 +90,10 @@ class Fitting(Parameters):
         Raises
         ------
         ConfigError
-            If `start` has other options of `model`, or another number of folds.
+            If `start` has other options of `model`, or another number of folds; or labels are given, but noise is
+            read as a title (`model.readout`).
         DataError
-            If the histories or items cannot be used.
+            If the histories, items or labels cannot be used.
         ModelError
             If the model cannot be loaded or tuned.
         """
@@ -108,18 +115,20 @@ class Fitting(Parameters):
                 f"The catalogue has {len(catalogue)} item(s); at least 4 are needed to replace one by another."
             )
         validation = windows if valid is None else _to_learn_from(valid, catalogue)
+        reviewed = self._labels(labels, catalogue, windows, validation)
         if valid is None:
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
         self.width = int(windows.lengths.max())
         self.learned_from = {"histories": len(windows), "interactions": len(windows.items),
                              "validation_histories": len(validation)}  # fmt: skip
+        self.learned_from |= {"labels": len(reviewed.keys)} if labels is not None else {}
         with shown(progress) as report:
             tuned, self.curve = Ensemble.fit(
-                windows, catalogue, config, report, work, None if start is None else start.ensemble
+                windows, catalogue, config, report, work, None if start is None else start.ensemble, labels=reviewed
             )
             self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
-                tuned, windows, validation, report, PartCache(work)
+                tuned, windows, validation, report, PartCache(work), labels=reviewed
             )
         if valid is None:  # held out of the histories given, so known from now on
             self.update_counts(validation)
@@ -248,6 +257,19 @@ class Fitting(Parameters):
         """(The windows, what of them is scored in parts of at most `width` items, and where the parts come from)."""
         windows = as_windows(histories, self.catalogue)
         return windows, *self._short(windows.histories() if has_target else windows, self.width)
+
+    def _labels(self, table: Any, catalogue: Catalogue, *windows: Windows) -> TrainingLabels:
+        """Labels of a table, if one is given, and if these windows hold what they are about."""
+        if table is None:
+            return NO_LABELS
+        if self.config.model.readout != "per_position":
+            raise ConfigError("Labels are learned at each position. Use readout: per_position, or leave them out.")
+        labels = TrainingLabels.of(as_frame(table, "The labels"), catalogue)
+        found = sum(int((labels.find(w) != UNLABELED).sum()) for w in windows)
+        if not found:
+            raise DataError("No history holds an item that its user's labels are about. Do they name the same users?")
+        log.info("%d labels, about %d interactions of the windows.", len(labels.keys), found)
+        return labels
 
     def _short(self, histories: Windows, width: int | None = None) -> tuple[Windows, Origin | None]:
         """Histories of at most `width` items (default: what fits a prompt); longer ones as overlapping parts."""

@@ -23,7 +23,7 @@ import polars as pl
 
 from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, ranges, sorted_unique
 from llm4dsr.core.device import in_parts
-from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
+from llm4dsr.core.hashing import Hashes, digest, item_hashes, mixed, user_folds, user_hashes
 from llm4dsr.core.io import write_parquet
 from llm4dsr.data.windows import Windows
 from llm4dsr.features.collaborative import GROUPS, N_COSINES, CollaborativeVectors, pair_keys, split_keys
@@ -113,7 +113,7 @@ class CooccurrenceCounts:
         pair_owners, fresh = pair_owners[new], np.concatenate(keys)[first[new]]
         pairs, counts = _summed([self.pairs, fresh], [self.counts, np.ones(len(fresh), np.int64)])
         rows = windows.items
-        item_owners, first = np.unique(_item_hash(users, rows), return_index=True)
+        item_owners, first = np.unique(item_hashes(users, rows), return_index=True)
         new = ~_among(self.own, item_owners)
         popularity = self.popularity + np.bincount(rows[first[new]], minlength=n_items)
         return CooccurrenceCounts(
@@ -157,7 +157,7 @@ class CooccurrenceCounts:
             count = count - _among(self.own, _pair_hash(users[left], key))
             window, i, j = owners[left], positions[left], positions[right]
             pair_counts[window, i, j] = pair_counts[window, j, i] = count
-        item_counts = self.popularity[rows] - _among(self.own, _item_hash(users, rows))
+        item_counts = self.popularity[rows] - _among(self.own, item_hashes(users, rows))
         return pair_counts, windows.matrix(item_counts.astype(np.float64), 0.0)
 
     def features(self, windows: Windows, unknown: BoolArray | None = None) -> npt.NDArray[np.float32]:
@@ -299,11 +299,7 @@ def _later(windows: Windows) -> IntArray:
 
 
 def _pair_hash(users: Hashes, keys: IntArray) -> Hashes:
-    return _mix(users ^ keys.astype(np.uint64))
-
-
-def _item_hash(users: Hashes, rows: IntArray) -> Hashes:
-    return _mix(~users ^ rows.astype(np.uint64))  # the complement keeps items apart from pairs
+    return mixed(users ^ keys.astype(np.uint64))
 
 
 def _among(ordered: npt.NDArray[np.generic], values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
@@ -312,10 +308,3 @@ def _among(ordered: npt.NDArray[np.generic], values: npt.NDArray[np.generic]) ->
         return np.zeros(len(values), dtype=bool)
     at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)  # type: ignore[arg-type]
     return np.asarray(ordered[at] == values)
-
-
-def _mix(x: Hashes) -> Hashes:
-    """The finishing step of SplitMix64 (Steele et al., 2014): similar inputs get dissimilar hashes."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)))

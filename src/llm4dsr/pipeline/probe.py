@@ -21,6 +21,7 @@ from llm4dsr.core.hashing import user_hashes
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.calibrate import KINDS
 from llm4dsr.denoise.decide import VALIDATION
 from llm4dsr.denoise.injected import MAX_INJECTED
@@ -29,7 +30,7 @@ from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.score_in_time import MIN_TO_RECALIBRATE
 from llm4dsr.denoise.stacking import evidence
 from llm4dsr.denoise.suggest import suggest
-from llm4dsr.denoise.train import build_model, tune
+from llm4dsr.denoise.train import tune
 from llm4dsr.evaluate.rate_selection import candidates
 from llm4dsr.features.collaborative import GROUPS, SIZES, CollaborativeVectors
 from llm4dsr.features.cooccurrence import CooccurrenceCounts

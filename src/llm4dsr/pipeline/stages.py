@@ -95,14 +95,22 @@ class Run(RunFolder):
             facts |= {"items": len(loaded.catalogue), "dropped": loaded.report}
             facts["windows"] = {k: len(w) for k, w in loaded.splits.items()}
 
-    def train(self, progress: Progress | None = None, overwrite: bool = False, start: Path | None = None) -> None:
-        """Tune the language model, from the saved denoiser `start` if given; calibrate on validation; write model/."""
+    def train(
+        self,
+        progress: Progress | None = None,
+        overwrite: bool = False,
+        start: Path | None = None,
+        labels: pl.DataFrame | None = None,
+    ) -> None:
+        """Tune the language model, calibrate on validation, and write model/; `start` and `labels` as in `fit`."""
         with self.stage("train", overwrite) as (out, facts):
             data, (former, told) = self.data(), load_start(start, self.card())
             train, valid = data.splits[c.TRAIN], data.splits[c.VALID].histories()
-            denoiser = Denoiser(self.config).fit(train, data.catalogue, valid, progress, self.work("train"), former)
+            denoiser = Denoiser(self.config)
+            denoiser.fit(train, data.catalogue, valid, progress, self.work("train"), former, labels)
             denoiser.save_pretrained(out)
             facts |= told | {
+                "labels": 0 if labels is None else len(labels),
                 "loss": denoiser.curve,
                 "prompt_hash": denoiser.builder.hash,
                 "calibration": denoiser.calibrator.uncalibrated or self.config.score.calibration,
@@ -146,8 +154,7 @@ class Run(RunFolder):
         DataError
             If the labels cannot be used.
         """
-        scores, facts_before = self.scores(), self.facts("score")
-        maps = self.maps()
+        scores, maps, facts_before = self.scores(), self.maps(), self.facts("score")
         rates = rates_by_labels(labels, scores, maps)
         with self.stage("score", overwrite=True) as (out, facts):
             maps = {name: fitted.with_rates(rates) for name, fitted in maps.items()}
@@ -286,20 +293,17 @@ class Run(RunFolder):
         """
         settings = replace(self.config.evaluate, seeds=seeds or self.config.evaluate.seeds)
         with self.stage("evaluate", overwrite) as (out, facts):
-            data, tables, scores = self.data(), self.tables(), self.scores()
-            how = self.correction
+            data, tables, scores, how = self.data(), self.tables(), self.scores(), self.correction
             actions = dict.fromkeys((how.action, "drop"))  # the action in force first
-            if not tables.suggestions:
-                actions = {action: None for action in actions if action not in c.WITH_SUGGESTIONS}
+            actions = {a: None for a in actions if tables.suggestions or a not in c.WITH_SUGGESTIONS}
             found = {
                 name: detection_metrics(scores[name], tables.decisions[name], w)
                 for name, w in data.splits.items()
                 if has_truth(w)
             }
             compared = compared_rows(data.splits, tables, data.catalogue, tuple(actions), how)
-            results = train_and_evaluate(
-                compared, data.catalogue, settings, self.config.seed, progress, self.work("evaluate")
-            )
+            results = train_and_evaluate(compared, data.catalogue, settings, self.config.seed, progress,
+                                         self.work("evaluate"))  # fmt: skip
             facts["seconds_of_each"] = results["seconds"].to_list()
             lines = summarize(results, settings.k)
             users = target_users(data.splits[c.TRAIN], data.splits[c.TEST], len(data.catalogue))
@@ -308,8 +312,7 @@ class Run(RunFolder):
             write_parquet(results, out / "results.parquet")
             write_parquet(lines, out / "summary.parquet")
             seedless = settings.backbone in SEEDLESS
-            seeds = 0 if seedless else settings.seeds
-            text = result_table(lines, found, NAMES[settings.backbone], settings.k, seeds)
+            text = result_table(lines, found, NAMES[settings.backbone], settings.k, 0 if seedless else settings.seeds)
             write_text(out / "results.md", text)
             options = settings.neighborhood if seedless else settings.recommender
             facts |= {"detection": found, "summary": lines.to_dicts(), "recommender": asdict(options)}
@@ -366,8 +369,7 @@ class Run(RunFolder):
         policy, eta, cap, scores
             As in `Denoiser.decide`. Default scores: the run's own.
         """
-        denoiser = Denoiser(self.config)
-        scores = self.scores() if scores is None else scores
+        denoiser, scores = Denoiser(self.config), self.scores() if scores is None else scores
         return {n: denoiser.decide(s, policy, eta, cap, is_train=n == c.TRAIN) for n, s in scores.items()}
 
     def suggested(

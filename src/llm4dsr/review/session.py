@@ -13,6 +13,7 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.core.manifest import file_hash
 from llm4dsr.core.progress import Progress
+from llm4dsr.data.windows import locate
 from llm4dsr.denoise.labels import ACCEPTED
 from llm4dsr.errors import ConfigError
 from llm4dsr.pipeline import Run
@@ -200,9 +201,16 @@ class Review:
         return labels.join(pl.DataFrame(first, schema=schema, orient="row"), on=list(schema), how="semi")
 
     def labels(self) -> pl.DataFrame:
-        """Return all labels; see `Answers.labels`."""
+        """Return all labels: see `Answers.labels`, with `user_id` and `item_id`, as text."""
         with self._lock:
-            return self.answers.labels()
+            labels = self.answers.labels()
+        named = [labels.clear().with_columns(pl.lit(None, pl.String).alias(name) for name in (c.USER, c.ITEM))]
+        for split, windows in self._data.splits.items():
+            part = labels.filter(pl.col(c.SPLIT) == split)
+            at = locate(part, windows)
+            users, items = windows.user_ids.gather(windows.owners[at]), self._data.catalogue.ids_of(windows.items[at])
+            named.append(part.with_columns(users.cast(pl.String).alias(c.USER), items.cast(pl.String).alias(c.ITEM)))
+        return pl.concat(named)
 
     def search(self, text: str) -> list[dict[str, str]]:
         """Return items whose title has all words of the text."""

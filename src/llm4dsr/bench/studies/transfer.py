@@ -30,8 +30,9 @@ from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.read import read_data
 from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.score import score_windows
-from llm4dsr.denoise.train import build_model, tune
+from llm4dsr.denoise.train import tune
 from llm4dsr.errors import DataError
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.features.title_vectors import title_vectors
