@@ -70,7 +70,7 @@ def review(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8765,
     questions: Annotated[int, typer.Option(min=3, help="Most questions of each order.")] = 120,
 ) -> None:
-    """Review flags one by one on a page of this machine. Answers are labels for calibrate and decide."""
+    """Review flags one by one on a page of this machine. Answers are labels for calibrate, decide and train."""
     from llm4dsr.review import Review, serve_review
 
     with bar() as progress:

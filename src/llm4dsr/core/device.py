@@ -184,10 +184,21 @@ def halve_budget(budget: int, single: bool = False) -> int:
 
 
 def precision(dtype: str, device: torch.device) -> Any:
-    """Return the autocast context of half-precision models on CUDA; elsewhere a context that does nothing."""
+    """Return the autocast context of half-precision models where the hardware multiplies in half precision.
+
+    That is on CUDA, and for bf16 on CPUs with AMX. Elsewhere the context does nothing.
+    """
     if device.type == "cuda" and dtype != "fp32":
         return torch.autocast("cuda", dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)
+    if device.type == "cpu" and dtype == "bf16" and has_amx():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def has_amx() -> bool:
+    """Tell whether the CPU multiplies matrices of bf16 in hardware, several times as fast as those of fp32."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # since PyTorch 2.5
+    return supported is not None and bool(supported())
 
 
 @contextlib.contextmanager
