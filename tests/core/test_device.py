@@ -6,7 +6,15 @@ import os
 import pytest
 import torch
 
-from llm4dsr.core.device import available_cpus, fp32_weights, in_parts, random_state, single_thread, use_threads
+from llm4dsr.core.device import (
+    available_cpus,
+    fp32_weights,
+    in_parts,
+    precision,
+    random_state,
+    single_thread,
+    use_threads,
+)
 from llm4dsr.errors import ModelError
 
 
@@ -97,3 +105,13 @@ def test_a_random_state_is_restored():
     first = torch.rand(3)
     restore()
     assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "amx", "multiplied_in"),
+    [("bf16", True, torch.bfloat16), ("bf16", False, torch.float32), ("fp32", True, torch.float32)],
+)
+def test_a_cpu_multiplies_in_bf16_if_asked_and_if_it_can(monkeypatch, dtype, amx, multiplied_in):
+    monkeypatch.setattr("llm4dsr.core.device.has_amx", lambda: amx)
+    with precision(dtype, torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == multiplied_in

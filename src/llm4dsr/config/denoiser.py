@@ -57,7 +57,8 @@ class ModelConfig:
     """Modules that get a LoRA adapter, by the last part of their name (published: q_proj, v_proj). `all-linear`: all
     linear layers but the output."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the weights. They are tuned in fp32 and rounded afterwards."""
+    """Precision of the weights. They are tuned in fp32 and rounded afterwards. With bf16, matrices are multiplied in
+    bf16 on a GPU, and on a CPU that has AMX; other CPUs take longer with it."""
     load_in: Literal["full", "8bit", "4bit"] = "full"
     """Quantization of the base weights. `8bit` and `4bit` need CUDA and the extra llm4dsr[quantized]."""
     hidden_size: PositiveInt = 192
