@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markdown import Markdown
 from rich.markup import escape
-from rich.table import Table
 
 from llm4dsr import __version__
 from llm4dsr.cli import bench as bench_commands
@@ -22,9 +20,11 @@ from llm4dsr.cli import data as data_commands
 from llm4dsr.cli import results as results_commands
 from llm4dsr.cli import serve as serve_command
 from llm4dsr.cli.options import (
+    Address,
     Data,
     DecidePolicy,
     DemoOut,
+    Engine,
     Eta,
     Goal,
     Limit,
@@ -37,9 +37,11 @@ from llm4dsr.cli.options import (
     Seed,
     SkipEstimate,
     Start,
+    Workers,
     read_config,
+    workers_of,
 )
-from llm4dsr.cli.results import open_run, write_page
+from llm4dsr.cli.results import open_run, show, show_tried, write_page
 from llm4dsr.cli.terminal import bar, console, messages, set_up
 from llm4dsr.config import Config
 from llm4dsr.core.memory import is_out_of_memory
@@ -104,6 +106,9 @@ def run(
     seed: Seed = None,
     start: Start = None,
     skip_estimate: SkipEstimate = False,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """Run all stages, from the data to the result table. Interrupted, the same command resumes it."""
     from llm4dsr.denoise.decide import effective_policy
@@ -113,7 +118,10 @@ def run(
     chosen["decide"] |= {"policy": effective_policy(policy, eta, chosen["decide"]["policy"])}
     chosen["decide"] |= {"goal": goal} if goal is not None else {}
     chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
-    _stages(Run.begin(out, Config.from_dict(chosen, "run"), data, start=start), data, skip_estimate)
+    ahead = workers_of(engine, address, workers)
+    begun = Run.begin(out, Config.from_dict(chosen, "run"), data, start=start)
+    begun.workers = ahead
+    _stages(begun, data, skip_estimate)
 
 
 @app.command()
@@ -151,9 +159,16 @@ def train(
 
 
 @app.command()
-def score(run: RunFolder, overwrite: Overwrite = False, skip_estimate: SkipEstimate = False) -> None:
+def score(
+    run: RunFolder,
+    overwrite: Overwrite = False,
+    skip_estimate: SkipEstimate = False,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+) -> None:
     """Score the noise probability of every interaction."""
-    _alone(open_run(run), "score", overwrite, skip_estimate)
+    _alone(open_run(run, workers_of(engine, address, workers)), "score", overwrite, skip_estimate)
 
 
 @app.command()
@@ -186,6 +201,9 @@ def decide(
         Path | None, typer.Option(help="Reviewed interactions (labels.csv of review), which overrule η.")
     ] = None,
     overwrite: Overwrite = False,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """Flag interactions as noise, by η or by what recommenders gain on validation."""
     from llm4dsr.columns import REPLACEMENT
@@ -197,16 +215,24 @@ def decide(
             raise ConfigError("--top says how many are flagged. Leave --policy, --eta and --goal out.")
         policy, eta = TOP, top
     table, answers = (None if path is None else read_table(path, [REPLACEMENT]) for path in (labels, reviewed))
+    opened = open_run(run, workers_of(engine, address, workers))
     with bar() as progress:
-        open_run(run).decide(progress, policy, eta, cap, overwrite, goal, table, answers)
-    _show_tried(open_run(run))
+        opened.decide(progress, policy, eta, cap, overwrite, goal, table, answers)
+    show_tried(open_run(run))
 
 
 @app.command()
-def suggest(run: RunFolder, overwrite: Overwrite = False) -> None:
+def suggest(
+    run: RunFolder,
+    overwrite: Overwrite = False,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+) -> None:
     """Suggest a replacement for each flagged interaction."""
+    opened = open_run(run, workers_of(engine, address, workers))
     with bar() as progress:
-        open_run(run).suggest(progress, overwrite)
+        opened.suggest(progress, overwrite)
 
 
 @app.command()
@@ -238,7 +264,7 @@ def evaluate(
     """Train a recommender on original, corrected and oracle data, and compare them."""
     with bar() as progress:
         open_run(run).evaluate(progress, overwrite, seeds)
-    _show(open_run(run))
+    show(open_run(run))
 
 
 @app.command()
@@ -310,40 +336,10 @@ def _stages(run: Run, data: Any, skip_estimate: bool = False) -> None:
                 else:
                     run.make(name, data, progress)
             if name == "decide":
-                _show_tried(run)
+                show_tried(run)
         messages.print("[bold]report[/bold]")
         write_page(run)
-    _show(run)
-
-
-def _show_tried(run: Run) -> None:
-    """Show what was tried on validation, if anything."""
-    from llm4dsr.columns import KEEP
-    from llm4dsr.recommenders.training import VALIDATION_K
-
-    tried = run.card()["stages"]["decide"].get("tried", [])
-    if not tried:
-        return
-    table = Table("action", "corrected", "correction rate", f"NDCG@{VALIDATION_K}", "gain", "at least", "")
-    for t in tried:
-        numbers = (f"{t[name]:.4f}" for name in ("valid_ndcg", "gain", "lower_bound"))
-        corrected = "" if t["action"] == KEEP else "training and histories" if t["histories"] else "training alone"
-        table.add_row(t["action"], corrected, f"{t['correction_rate']:.1%}", *numbers, "chosen" * t["chosen"])
-    console.print("Tried on validation, by item-kNN and EASE:", table)
-    if tried[0]["chosen"]:
-        console.print(
-            "No correction ranks validation better than none by more than chance, so nothing is corrected. To act on "
-            "what is more likely noise than not:  "
-            f"llm4dsr decide --run {escape(str(run.folder))} --policy probability --overwrite"
-        )
-
-
-def _show(run: Run) -> None:
-    console.print(Markdown((run.verified("evaluate") / "results.md").read_text(encoding="utf-8")))
-    console.print(
-        f"Corrected histories: {escape(str(run.path('correct')))}   "
-        f"run card: {escape(str(run.folder / 'run_card.json'))}"
-    )
+    show(run)
 
 
 def main() -> None:

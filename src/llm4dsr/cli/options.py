@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llm4dsr.config import Config
+from llm4dsr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llm4dsr.pipeline.ray_workers import RayWorkers
 
 Data = Annotated[
     Path, typer.Option("--data", "-d", help="Folder with items and windows, or with items and interactions.")
@@ -46,6 +50,30 @@ Goal = Annotated[
     typer.Option(help="What validation tries: denoise (default) or impute, which replaces up to half of everything."),
 ]
 Eta = Annotated[float | None, typer.Option(help="The threshold η, from 0 to 1; its meaning depends on the policy.")]
+
+Engine = Annotated[
+    str, typer.Option(help="Who scores and suggests: local (this process), or ray (workers, on many machines).")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to use, such as 10.0.0.1:6379 or auto; default: Ray is started on this machine."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Ray workers; default: one for each GPU of the cluster, else for each core.")
+]
+
+
+def workers_of(engine: str, address: str | None, workers: int | None) -> RayWorkers | None:
+    """Who makes parts ahead of the stages; None: nobody. Raises ConfigError for an unknown engine."""
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"--engine {engine}: expected local or ray.")
+    if engine == "local":
+        if address is not None or workers is not None:
+            raise ConfigError("--address and --workers need --engine ray.")
+        return None
+    from llm4dsr.pipeline.ray_workers import RayWorkers
+
+    return RayWorkers(address, workers)
 
 
 def read_config(

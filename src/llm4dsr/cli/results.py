@@ -6,20 +6,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markdown import Markdown
 from rich.markup import escape
+from rich.table import Table
 
 from llm4dsr.cli.options import Out, RunFolder
 from llm4dsr.cli.terminal import bar, console, messages
 
 if TYPE_CHECKING:  # what computes is imported inside the commands, so that --help is quick
     from llm4dsr.pipeline import Run
+    from llm4dsr.pipeline.ray_workers import RayWorkers
 
 
-def open_run(folder: Path) -> Run:
-    """Return the run in a folder."""
+def open_run(folder: Path, workers: RayWorkers | None = None) -> Run:
+    """Return the run in a folder, and let workers make parts ahead of its stages."""
     from llm4dsr.pipeline import Run
 
-    return Run(folder)
+    run = Run(folder)
+    run.workers = workers
+    return run
 
 
 def write_page(run: Run, out: Path | None = None, examples: int | None = None) -> None:
@@ -29,6 +34,37 @@ def write_page(run: Run, out: Path | None = None, examples: int | None = None) -
     with bar() as progress:
         path = write_report(run, out, progress=progress, **({} if examples is None else {"count": examples}))
     console.print(f"Report: {escape(str(path))}", soft_wrap=True)
+
+
+def show_tried(run: Run) -> None:
+    """Show what was tried on validation, if anything."""
+    from llm4dsr.columns import KEEP
+    from llm4dsr.recommenders.training import VALIDATION_K
+
+    tried = run.card()["stages"]["decide"].get("tried", [])
+    if not tried:
+        return
+    table = Table("action", "corrected", "correction rate", f"NDCG@{VALIDATION_K}", "gain", "at least", "")
+    for t in tried:
+        numbers = (f"{t[name]:.4f}" for name in ("valid_ndcg", "gain", "lower_bound"))
+        corrected = "" if t["action"] == KEEP else "training and histories" if t["histories"] else "training alone"
+        table.add_row(t["action"], corrected, f"{t['correction_rate']:.1%}", *numbers, "chosen" * t["chosen"])
+    console.print("Tried on validation, by item-kNN and EASE:", table)
+    if tried[0]["chosen"]:
+        console.print(
+            "No correction ranks validation better than none by more than chance, so nothing is corrected. To act on "
+            "what is more likely noise than not:  "
+            f"llm4dsr decide --run {escape(str(run.folder))} --policy probability --overwrite"
+        )
+
+
+def show(run: Run) -> None:
+    """Show the result tables."""
+    console.print(Markdown((run.verified("evaluate") / "results.md").read_text(encoding="utf-8")))
+    console.print(
+        f"Corrected histories: {escape(str(run.path('correct')))}   "
+        f"run card: {escape(str(run.folder / 'run_card.json'))}"
+    )
 
 
 def report(

@@ -55,26 +55,45 @@ class PartCache:
         """
         if self.folder is None:
             return make()
-        path = self.folder / f"{digest(*key)}.part"
-        if (found := _read(path)) is not None:
+        name = digest(*key)
+        if (found := self._read(name)) is not None:
             return found
-        made, file = make(), io.BytesIO()
-        made.write_parquet(file, compression="zstd")
-        content = file.getvalue()
-        write_bytes(path, hashlib.sha256(content).digest() + content)
+        made = make()
+        self.keep(name, content_of(made))
         return made
 
     def array(self, key: tuple[Any, ...], make: Callable[[], FloatArray]) -> FloatArray:
         """Return the array [n] kept under a key, or make and keep it; NaN is kept."""
         return self.table(key, lambda: pl.DataFrame({"value": make()}))["value"].to_numpy()
 
+    def has(self, name: str) -> bool:
+        """Return whether the part of this name, the `digest` of its key, is there and whole."""
+        return self._content(name) is not None
 
-def _read(path: Path) -> pl.DataFrame | None:
-    """Read a part; None if it is absent or damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    if hashlib.sha256(content[SUM:]).digest() != content[:SUM]:
-        return None
-    return pl.read_parquet(io.BytesIO(content[SUM:]))
+    def keep(self, name: str, content: bytes) -> None:
+        """Keep what `content_of` returned under the digest of its key. Raises OutputError as `table`."""
+        if self.folder is not None:
+            write_bytes(self._path(name), hashlib.sha256(content).digest() + content)
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.part"
+
+    def _content(self, name: str) -> bytes | None:
+        """The Parquet file of a part; None if it is absent or damaged."""
+        try:
+            content = self._path(name).read_bytes()
+        except OSError:
+            return None
+        return content[SUM:] if hashlib.sha256(content[SUM:]).digest() == content[:SUM] else None
+
+    def _read(self, name: str) -> pl.DataFrame | None:
+        content = self._content(name)
+        return None if content is None else pl.read_parquet(io.BytesIO(content))
+
+
+def content_of(table: pl.DataFrame) -> bytes:
+    """Return a table as a Parquet file in memory, for `PartCache.keep`."""
+    file = io.BytesIO()
+    table.write_parquet(file, compression="zstd")
+    return file.getvalue()

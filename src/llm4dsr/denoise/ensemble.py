@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 
 from llm4dsr.config import EMBEDDED, Config
-from llm4dsr.core.arrays import FloatArray, IntArray, sorted_unique
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, sorted_unique
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import Hashes, derived_seed, digest, user_folds, user_hashes, versions
 from llm4dsr.core.progress import Progress, subprogress
@@ -79,6 +80,11 @@ class Ensemble:
     def counts(self) -> CooccurrenceCounts | None:
         """The co-occurrence counts, if the model reads any."""
         return self.builder.cooccurrence
+
+    @property
+    def stackers(self) -> tuple[Stacker | None, Stacker | None]:
+        """(for newer windows, for windows of training)."""
+        return self.stacker_newer, self.stacker_training
 
     @cached_property
     def titles(self) -> npt.NDArray[np.float32]:
@@ -231,16 +237,7 @@ class Ensemble:
         array of float
             [n] log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
-        out, counts = self.model_log_odds(windows, progress, doing, cache), self.counts
-        newer = is_newer | ~np.isin(user_hashes(windows.user_ids), self.seen)
-        for stacker, rows in (
-            (self.stacker_newer, np.flatnonzero(newer)),
-            (self.stacker_training, np.flatnonzero(~newer)),
-        ):
-            if stacker is not None and counts is not None and len(rows):
-                at = windows.interactions(rows)
-                out[at] = stacker.log_odds(out[at], Evidence.of(windows.take(rows), out[at], counts, self.titles))
-        return out
+        return self._scored(self.parts(windows, is_newer), windows, progress, doing, cache)
 
     def model_log_odds(self, windows: Windows, progress: Progress | None, doing: str, cache: PartCache) -> FloatArray:
         """Score windows, each by the models that `assignments` names.
@@ -261,25 +258,34 @@ class Ensemble:
         array of float
             [n] mean log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
+        return self._scored(self.parts(windows, None), windows, progress, doing, cache)
+
+    def parts(self, windows: Windows, is_newer: bool | None) -> list[tuple[IntArray, ScorePart]]:
+        """Return (rows of the windows, the part that scores them); is_newer is None: without stacker."""
+        newer = None if is_newer is None else is_newer | ~np.isin(user_hashes(windows.user_ids), self.seen)
+        return [
+            (chunk, ScorePart(windows.take(chunk), members, None if newer is None else newer[chunk]))
+            for rows, members in self.assignments(windows)
+            for chunk in chunks(rows)
+        ]
+
+    def _scored(
+        self,
+        parts: list[tuple[IntArray, ScorePart]],
+        windows: Windows,
+        progress: Progress | None,
+        doing: str,
+        cache: PartCache,
+    ) -> FloatArray:
         out = np.full(len(windows.items), np.nan)
-        assignments = self.assignments(windows)
-        done, total = 0, sum(len(rows) * len(members) for rows, members in assignments)
-        for rows, members in assignments:
-            for chunk in chunks(rows):
-                part, scores = windows.take(chunk), []
-                key = self.key(part, cache)
-                for member in members:
-                    step = progress and subprogress(progress, done, len(part), total)
-
-                    def score(part: Windows = part, member: int = member, step: Progress | None = step) -> FloatArray:
-                        model = self.models[member]
-                        return score_windows(model, self.builder, part, self.catalogue, self.config, step, doing)
-
-                    scores.append(cache.array((*key, member), score))
-                    done += len(part)
-                    if progress:
-                        progress(done, total, doing)
-                out[windows.interactions(chunk)] = np.mean(scores, axis=0)
+        done, total = 0, sum(part.size for _, part in parts)
+        for rows, part in parts:
+            step = progress and subprogress(progress, done, part.size, total)
+            table = cache.table(part.key(self, cache), partial(part.table, self, step, doing))
+            out[windows.interactions(rows)] = table["value"].to_numpy()
+            done += part.size
+            if progress:
+                progress(done, total, doing)
         return out
 
     def injectable(self, windows: Windows) -> Injectable:
@@ -315,6 +321,52 @@ class Ensemble:
             self.catalogue.titles,
             self.catalogue.ids.to_list(),
         )
+
+
+@dataclass(frozen=True)
+class ScorePart:
+    """At most CHUNK windows, and how they are scored: work that any process with the models can do.
+
+    Attributes
+    ----------
+    windows : Windows
+        W windows with n interactions.
+    members : list of int
+        The models that score them, by their mean.
+    is_newer : array of bool or None
+        [W] True for the stacker of newer windows. None: without stacker.
+    """
+
+    windows: Windows
+    members: list[int]
+    is_newer: BoolArray | None
+
+    @property
+    def size(self) -> int:
+        """Windows × models."""
+        return len(self.windows) * len(self.members)
+
+    def key(self, ensemble: Ensemble, cache: PartCache) -> tuple[Any, ...]:
+        """Return all that the scores depend on; empty if nothing is cached."""
+        if cache.folder is None:
+            return ()
+        stackers = () if self.is_newer is None else tuple(s and s.fingerprint for s in ensemble.stackers)
+        return (*ensemble.key(self.windows, cache), self.members, stackers, self.is_newer)
+
+    def table(self, ensemble: Ensemble, progress: Progress | None = None, doing: str = "score") -> pl.DataFrame:
+        """Score the windows: a column `value` with n log-odds. Arguments as in `Ensemble.log_odds`."""
+        e, windows, scores = ensemble, self.windows, list[FloatArray]()
+        for i, member in enumerate(self.members):
+            step = progress and subprogress(progress, i, 1, len(self.members))
+            scores.append(score_windows(e.models[member], e.builder, windows, e.catalogue, e.config, step, doing))
+        out = np.mean(scores, axis=0)
+        if self.is_newer is not None and e.counts is not None:
+            for stacker, chosen in zip(e.stackers, (self.is_newer, ~self.is_newer), strict=True):
+                rows = np.flatnonzero(chosen)
+                if stacker is not None and len(rows):
+                    at = windows.interactions(rows)
+                    out[at] = stacker.log_odds(out[at], Evidence.of(windows.take(rows), out[at], e.counts, e.titles))
+        return pl.DataFrame({"value": out})
 
 
 def chunks(rows: IntArray) -> list[IntArray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,32 +165,35 @@ class ScoredWindows:
         return noise, unlabeled, np.concatenate([source for _, source in uniform]), np.concatenate(owners)
 
 
-def injected_samples(
-    ensemble: Ensemble,
-    windows: Windows,
-    is_newer: bool,
-    draws: int,
-    rng: np.random.Generator,
-    progress: Progress | None,
-    doing: str,
-    cache: PartCache,
-) -> list[Sample]:
-    """Score windows with one injected item each, and return these items, for each of `calibrate.KINDS`.
+def injected_copies(
+    ensemble: Ensemble, windows: Windows, draws: int, rng: np.random.Generator
+) -> Iterator[tuple[int, Windows, BoolArray]]:
+    """Yield the windows with one injected item each.
 
-    Arguments as in `ScoredWindows.add`.
+    Parameters
+    ----------
+    ensemble : Ensemble
+        Knows which items may be injected.
+    windows : Windows
+        W windows of at least two items.
+    draws : int
+        Copies of each kind.
+    rng : Generator
+        Draws positions and items.
+
+    Yields
+    ------
+    kind : int
+        Of `calibrate.KINDS`.
+    copy : Windows
+    chosen : array of bool
+        True where noise was injected.
     """
-    size, injectable, done = len(windows), ensemble.injectable(windows), 0
-    samples: list[Sample] = []
-    for popular, draw_from in ((False, rng), (True, rng.spawn(1)[0])):
-        of_kind = []
+    injectable = ensemble.injectable(windows)
+    for kind, draw_from in enumerate((rng, rng.spawn(1)[0])):
         for _ in range(draws):
-            step = progress and subprogress(progress, done, size, 2 * draws * size)
-            some, chosen, _, _ = inject(windows, injectable, draw_from, popular)
-            sample = Sample.of(some, ensemble.log_odds(some, is_newer, step, doing, cache))
-            of_kind.append(sample.take(chosen))
-            done += size
-        samples.append(join(of_kind))
-    return samples
+            some, chosen, _, _ = inject(windows, injectable, draw_from, popular=kind == 1)
+            yield kind, some, chosen
 
 
 def with_context(windows: Windows) -> Windows:

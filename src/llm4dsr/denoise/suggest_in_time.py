@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -60,39 +65,95 @@ def suggest_prequentially(
     DataError
         If `decisions` names a window or position that is not among the histories.
     """
-    histories, catalogue = windows.histories() if has_target else windows, ensemble.catalogue
+    flagged = align(into_windows(decisions, parts, origin) if origin else decisions, parts, None)
+    tables, done, total = [suggestion_table(parts, NOTHING, ensemble.catalogue)], 0, int(flagged.sum())
+    for by_then, part in parts_to_suggest(
+        ensemble, ranking_weights, windows, parts, origin, decisions, has_target, width, earlier
+    ):
+        step = progress and subprogress(progress, done, part.size, total)
+        tables.append(cache.table(part.key(by_then, cache), partial(part.table, by_then, step)))
+        done += part.size
+        if progress:
+            progress(done, total, "suggest")
+    order = pl.DataFrame({c.WINDOW: parts.window_ids}).with_row_index("order")
+    joined = pl.concat(tables).join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")
+    return out_of_windows(joined, origin) if origin else joined
+
+
+def parts_to_suggest(
+    ensemble: Ensemble,
+    ranking_weights: RankingWeights,
+    windows: Windows,
+    parts: Windows,
+    origin: Origin | None,
+    decisions: pl.DataFrame,
+    has_target: bool,
+    width: int,
+    earlier: Windows | None = None,
+) -> Iterator[tuple[Ensemble, SuggestPart]]:
+    """Yield what `suggest_prequentially` asks for with these arguments: (the ensemble of its time, the part)."""
+    histories = windows.histories() if has_target else windows
     flagged = align(into_windows(decisions, parts, origin) if origin else decisions, parts, None)
     history_of = origin.histories if origin else np.arange(len(windows))
     has_flag = np.bincount(parts.owners[flagged], minlength=len(parts)) > 0
     any_flag = np.isin(np.arange(len(windows)), history_of[has_flag])
-    tables, done, total = [suggestion_table(parts, NOTHING, catalogue)], 0, int(flagged.sum())
-
-    def table(by_then: Ensemble, rows: IntArray, flags: BoolArray, member: int, step: Progress | None) -> pl.DataFrame:
-        part, is_next = parts.take(rows), np.diff(history_of[rows], prepend=-1) != 0
-        whole, history_rows = histories.take(history_of[rows[is_next]]), np.cumsum(is_next) - 1
-
-        def make() -> pl.DataFrame:
-            found = suggest(
-                by_then.models[member], by_then.builder, part, flags, catalogue, ensemble.config, ranking_weights,
-                step, whole, history_rows,
-            )  # fmt: skip
-            return suggestion_table(part, found, catalogue)
-
-        key = (*by_then.key(part, cache), member, flags, part.window_ids, whole.items, whole.lengths, history_rows)
-        return cache.table((*key, ranking_weights, ensemble.config.suggest), make)
-
     for some, by_then, _ in prequential(ensemble, windows, has_target, None, width, earlier):
         for assigned, members in ensemble.assignments(histories.take(some)):
             for of in chunks(some[assigned][any_flag[some[assigned]]]):
                 rows = origin.windows_of(of) if origin else of
                 rows = rows[has_flag[rows]]
-                flags = flagged[parts.interactions(rows)]
-                count = int(flags.sum())
-                step = progress and subprogress(progress, done, count, total)
-                tables.append(table(by_then, rows, flags, members[0], step))
-                done += count
-                if progress:
-                    progress(done, total, "suggest")
-    order = pl.DataFrame({c.WINDOW: parts.window_ids}).with_row_index("order")
-    joined = pl.concat(tables).join(order, on=c.WINDOW).sort("order", c.POSITION).drop("order")
-    return out_of_windows(joined, origin) if origin else joined
+                is_next = np.diff(history_of[rows], prepend=-1) != 0
+                yield (
+                    by_then,
+                    SuggestPart(
+                        parts.take(rows), members[0], flagged[parts.interactions(rows)],
+                        histories.take(history_of[rows[is_next]]), np.cumsum(is_next) - 1, ranking_weights,
+                    ),
+                )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SuggestPart:
+    """At most CHUNK histories with flags: work that any process with the models can do.
+
+    Attributes
+    ----------
+    windows : Windows
+        W windows with n interactions: the histories, or parts of long ones.
+    member : int
+        The model that suggests.
+    flagged : array of bool
+        [n] True where a replacement is wanted.
+    histories : Windows
+        The whole histories.
+    history_rows : array of int
+        [W] row in `histories` of each window, ascending.
+    ranking_weights : RankingWeights
+        How suggestions are ranked, for soft tokens.
+    """
+
+    windows: Windows
+    member: int
+    flagged: BoolArray
+    histories: Windows
+    history_rows: IntArray
+    ranking_weights: RankingWeights
+
+    @property
+    def size(self) -> int:
+        """Flags."""
+        return int(self.flagged.sum())
+
+    def key(self, ensemble: Ensemble, cache: PartCache) -> tuple[Any, ...]:
+        """Return all that the suggestions depend on, if something is cached."""
+        whole, options = self.histories, ensemble.config.suggest
+        key = (*ensemble.key(self.windows, cache), self.member, self.flagged, self.windows.window_ids, whole.items)
+        return (*key, whole.lengths, self.history_rows, self.ranking_weights, options)
+
+    def table(self, ensemble: Ensemble, progress: Progress | None = None) -> pl.DataFrame:
+        """Suggest: a table as `suggestion_table` makes it."""
+        found = suggest(
+            ensemble.models[self.member], ensemble.builder, self.windows, self.flagged, ensemble.catalogue,
+            ensemble.config, self.ranking_weights, progress, self.histories, self.history_rows,
+        )  # fmt: skip
+        return suggestion_table(self.windows, found, ensemble.catalogue)

@@ -108,7 +108,7 @@ class Denoiser(Fitting):
         earlier: Windows | None = None,
     ) -> tuple[pl.DataFrame, Calibrator]:
         """Return the table of `score`, and the map used; `earlier` windows are counted as time goes on."""
-        windows, parts, origin = self._in_parts(histories, has_target)
+        windows, parts, origin = self.in_parts(histories, has_target)
         with shown(progress) as report:
             log_odds, calibrator = score_prequentially(
                 self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, report,
@@ -185,7 +185,7 @@ class Denoiser(Fitting):
         DataError
             If `decisions` names a window or position that is not among the histories.
         """
-        windows, parts, origin = self._in_parts(histories, has_target)
+        windows, parts, origin = self.in_parts(histories, has_target)
         with shown(progress) as report:
             return suggest_prequentially(
                 self.ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, report,
@@ -222,7 +222,7 @@ class Denoiser(Fitting):
             item makes it look like noise; `pair_users, item_users, other_item_users`, other users who have both items,
             the item, and the other item; `title_similarity`, 0 to 1.
         """
-        windows, parts, origin = self._in_parts(histories, has_target)
+        windows, parts, origin = self.in_parts(histories, has_target)
         with shown(progress) as report:
             return explain_prequentially(
                 self.ensemble, calibrator or self.calibrator, windows, parts, origin, chosen, has_target, report,

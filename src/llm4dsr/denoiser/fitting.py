@@ -253,8 +253,8 @@ class Fitting(Parameters):
             out._ensemble = self.ensemble.with_items(catalogue)
         return out
 
-    def _in_parts(self, histories: Any, has_target: bool) -> tuple[Windows, Windows, Origin | None]:
-        """(The windows, what of them is scored in parts of at most `width` items, and where the parts come from)."""
+    def in_parts(self, histories: Any, has_target: bool) -> tuple[Windows, Windows, Origin | None]:
+        """Return (the windows, what is scored: in parts of at most `width` items, where the parts come from)."""
         windows = as_windows(histories, self.catalogue)
         return windows, *self._short(windows.histories() if has_target else windows, self.width)
 

@@ -7,7 +7,6 @@ is in `run_folder.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from llm4dsr.config import CorrectConfig
 from llm4dsr.core.io import write_parquet, write_text
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.dataset import Dataset
-from llm4dsr.data.read import read_data
-from llm4dsr.data.windows import Windows, limit_windows
-from llm4dsr.denoise.calibrate import Calibrator
+from llm4dsr.data.windows import limit_windows
 from llm4dsr.denoise.decide import VALIDATION, effective_policy
 from llm4dsr.denoise.labels import rates_by_labels
 from llm4dsr.denoise.tables import probabilities
@@ -35,15 +32,15 @@ from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
 from llm4dsr.pipeline.deciding import REVIEWED, check_labels, flag_splits, overruled, replaced_as_reviewed
 from llm4dsr.pipeline.inputs import Check, inputs_of, load_start, origin, read_checked
-from llm4dsr.pipeline.run_folder import FOLDERS, RunFolder
+from llm4dsr.pipeline.run_folder import FOLDERS
+from llm4dsr.pipeline.run_tables import MAPS, RunTables
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
-MAPS = "calibration.json"  # in scores/: the map to probabilities of each split
 BY_TARGET = "by_target.parquet"  # in evaluation/: NDCG for rare and for frequent targets
 TRIED = "tried.parquet"  # in decisions/: what each candidate gained on validation, for the policy `validation`
 
 
-class Run(RunFolder):
+class Run(RunTables):
     """A run: a run folder with the stages that fill it.
 
     Examples
@@ -126,6 +123,7 @@ class Run(RunFolder):
         """Score every interaction of every split and write scores/."""
         with self.stage("score", overwrite) as (out, facts):
             denoiser, maps = Denoiser.from_pretrained(self.verified("train")), {}
+            self.score_ahead(denoiser, progress)
             for name, windows, earlier in self.in_time():
                 scores, used = denoiser.score_and_map(
                     windows, progress, name != c.TRAIN, recalibrate=True, work=self.work("score"), earlier=earlier
@@ -229,6 +227,8 @@ class Run(RunFolder):
             return DecisionTables(decisions, dict(self.suggested(decisions, progress, work["suggest"])))
 
         tried = candidates(goal, self.maps()[c.TRAIN].noise_rate, config.correct.histories)
+        rates = dict.fromkeys(one.rate for one in tried if one.action != c.KEEP)
+        self.suggest_ahead((self.decided("rate", rate, cap, scores) for rate in rates), progress, work["suggest"])
         settings = config.evaluate.neighborhood, config.correct, config.seed
         return try_candidates(data.splits, tried, tables_at, data.catalogue, *settings, progress, work["evaluate"])
 
@@ -236,7 +236,9 @@ class Run(RunFolder):
         """Suggest a replacement for each flagged interaction and write suggestions/."""
         with self.stage("suggest", overwrite) as (out, facts):
             path, catalogue = self.verified("decide") / REVIEWED, self.data().catalogue
-            for name, found in self.suggested(self.decisions(), progress, self.work("suggest")):
+            decisions, work = self.decisions(), self.work("suggest")
+            self.suggest_ahead([decisions], progress, work)
+            for name, found in self.suggested(decisions, progress, work):
                 if path.is_file():
                     found = replaced_as_reviewed(found, pl.read_parquet(path), name, catalogue)
                 write_parquet(found, out / f"{name}.parquet")
@@ -331,70 +333,3 @@ class Run(RunFolder):
     def _corrected_as(self, stage: str, otherwise: CorrectConfig) -> CorrectConfig:
         facts = self.facts(stage)
         return replace(otherwise, **{key: facts[key] for key in ("action", "histories") if key in facts})
-
-    # -- tables of the stages ----------------------------------------------------------------------------------------
-
-    def data(self) -> Dataset:
-        """Read windows/."""
-        return read_data(self.verified("prepare"))
-
-    def scores(self) -> dict[str, pl.DataFrame]:
-        """Read scores/, by split."""
-        return self._by_split("score")
-
-    def maps(self) -> dict[str, Calibrator]:
-        """Read the map from log-odds to probabilities of each split."""
-        found = json.loads((self.verified("score") / MAPS).read_text(encoding="utf-8"))
-        return {name: Calibrator(**options) for name, options in found.items()}
-
-    def decisions(self) -> dict[str, pl.DataFrame]:
-        """Read decisions/, by split."""
-        return self._by_split("decide")
-
-    def tables(self) -> DecisionTables:
-        """Read decisions/, and suggestions/ if there are any."""
-        return DecisionTables(self.decisions(), self._by_split("suggest") if self.done("suggest") else {})
-
-    def edits(self) -> dict[str, pl.DataFrame]:
-        """Read the edits in corrected/, by split."""
-        return self._by_split("correct", "_edits")
-
-    def decided(
-        self, policy: str, eta: float, cap: int | None = None, scores: dict[str, pl.DataFrame] | None = None
-    ) -> dict[str, pl.DataFrame]:
-        """Return what other decisions than the run's would flag, by split.
-
-        Parameters
-        ----------
-        policy, eta, cap, scores
-            As in `Denoiser.decide`. Default scores: the run's own.
-        """
-        denoiser, scores = Denoiser(self.config), self.scores() if scores is None else scores
-        return {n: denoiser.decide(s, policy, eta, cap, is_train=n == c.TRAIN) for n, s in scores.items()}
-
-    def suggested(
-        self, decisions: dict[str, pl.DataFrame], progress: Progress | None = None, work: Path | None = None
-    ) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Yield (split, suggestions of the run's model) for these decisions, the run's own or others.
-
-        Parameters
-        ----------
-        decisions : dict of str to DataFrame
-            Flagged interactions, by split.
-        progress, work
-            As in `Denoiser.suggest`.
-        """
-        denoiser = Denoiser.from_pretrained(self.verified("train"))
-        denoiser.config = replace(denoiser.config, suggest=self.config.suggest)
-        for name, windows, earlier in self.in_time():
-            yield name, denoiser.suggest(windows, decisions[name], progress, name != c.TRAIN, work, earlier)
-
-    def in_time(self) -> Iterator[tuple[str, Windows, Windows | None]]:
-        """Yield (name, windows, windows counted as time goes on) of each split; test knows what validation was."""
-        splits = self.data().splits
-        for name in c.SPLITS:
-            yield name, splits[name], splits[c.VALID] if name == c.TEST else None
-
-    def _by_split(self, stage: str, suffix: str = "") -> dict[str, pl.DataFrame]:
-        folder = self.verified(stage)
-        return {name: pl.read_parquet(folder / f"{name}{suffix}.parquet", glob=False) for name in c.SPLITS}

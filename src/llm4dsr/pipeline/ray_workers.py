@@ -1,0 +1,251 @@
+"""Ray workers: processes on this machine or on many that make the parts of a stage ahead of it.
+
+A stage scores and suggests in parts, which are kept in a folder under a hash of everything they depend on. Workers
+make the parts that are missing. Then the stage itself runs as always and finds them. So its tables have the same bytes
+whoever made the parts, and an interrupted stage resumes with or without Ray.
+
+Ray Data moves parts to the workers and their tables, as Parquet, back. It gives the part of a worker that died to
+another one. This process alone writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from llm4dsr.core.cache import PartCache, content_of
+from llm4dsr.core.device import available_cpus, use_threads
+from llm4dsr.core.hashing import digest, versions
+from llm4dsr.core.progress import Progress
+from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.storage import load_denoiser
+from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError, OutputError, first_line
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
+
+NAME, COUNTS, PART, TABLE, ERROR = "name", "counts", "part", "table", "error"  # columns of the blocks that Ray moves
+SCHEMA = pa.schema([(NAME, pa.string()), (TABLE, pa.binary()), (ERROR, pa.binary())])
+
+
+class Part(Protocol):
+    """A part of a stage: `ScorePart` or `SuggestPart`."""
+
+    @property
+    def size(self) -> int:
+        """Units of work, for progress."""
+
+    def key(self, ensemble: Ensemble, cache: PartCache) -> tuple[Any, ...]:
+        """Return all that its table depends on."""
+
+    def table(self, ensemble: Ensemble) -> Any:
+        """Compute its table."""
+
+
+Parts = Iterable[tuple[Ensemble, Part]]  # each with the ensemble that knows the counts of its time
+
+
+@dataclass(frozen=True)
+class RayWorkers:
+    """Where workers run, and how many.
+
+    Attributes
+    ----------
+    address : str or None
+        Of a running cluster, such as "10.0.0.1:6379", or "auto". Its machines need the same versions of all libraries,
+        and the run folder under the same path. None: Ray is started on this machine, out of reach of others.
+    count : int or None
+        Workers. Default: one for each GPU of the cluster, else for each core (or for so many cores as `threads` says).
+    """
+
+    address: str | None = None
+    count: int | None = None
+
+    def make(
+        self,
+        ensemble: Ensemble,
+        parts: Parts,
+        model: Path,
+        cache: PartCache,
+        doing: str,
+        progress: Progress | None = None,
+    ) -> None:
+        """Make all parts that the cache does not hold.
+
+        Parameters
+        ----------
+        ensemble : Ensemble
+            What the model folder holds.
+        parts : iterable of (Ensemble, Part)
+            The parts; each ensemble differs from `ensemble` in its counts alone.
+        model : Path
+            The folder of the saved denoiser, which each worker reads once.
+        cache : PartCache
+            Gets each part as soon as it is made.
+        doing : str
+            What is being done, for progress.
+        progress : Progress, optional
+            Called with (work done, all work, what is being done).
+
+        Raises
+        ------
+        ModelError
+            If Ray is not installed, or a worker has another model or other versions.
+        ConfigError
+            If there is no cluster at the address.
+        OutputError
+            If a worker cannot read the model folder, or Ray fails.
+        """
+        ray, threads = _imported(self.address), ensemble.config.threads or 1
+        own = _fingerprint(ensemble.counts)
+        at, counts, sizes, blocks = {own: 0}, [None], dict[str, int](), []
+        if progress:
+            progress(0, 0, f"{doing}: find what is missing")
+        for by_then, part in parts:
+            name = digest(*part.key(by_then, cache))
+            if name in sizes or cache.has(name):
+                continue
+            self._connect(ray, threads)
+            if (known := _fingerprint(by_then.counts)) not in at:
+                at[known] = len(counts)
+                assert by_then.counts is not None
+                counts.append(ray.put(replace(by_then.counts, vectors=None)))  # a worker has the vectors
+            sizes[name] = part.size
+            block = pa.table({NAME: [name], COUNTS: [at[known]], PART: [pickle.dumps(part)]})
+            blocks.append(ray.put(block))
+        if not blocks:
+            return
+        given = (str(model.resolve()), ensemble.fingerprint, versions(), counts, threads)
+        done, total = 0, sum(sizes.values())
+        if progress:
+            progress(0, total, doing)
+        for name, table in self._made(ray, blocks, given, threads):
+            cache.keep(name, table)
+            done += sizes[name]
+            if progress:
+                progress(done, total, doing)
+
+    def _made(self, ray: Any, blocks: list[Any], given: tuple[Any, ...], threads: int) -> Iterator[tuple[str, bytes]]:
+        """(name, table) of each part, in the order in which they are finished."""
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        count = min(self.count or gpus or max(1, cpus // threads), len(blocks))
+        made = ray.data.from_arrow_refs(blocks).map_batches(
+            _Worker,
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            fn_constructor_args=given,
+            # A worker holds the next part while it works, and no more: the last parts are spread over all.
+            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
+            num_cpus=threads,
+            num_gpus=1 if gpus else 0,
+        )
+        try:
+            for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in batch.to_pylist():
+                    if row[ERROR] is not None:
+                        raise pickle.loads(row[ERROR])
+                    yield row[NAME], row[TABLE]
+        except ray.exceptions.RayTaskError:
+            raise  # a fault of ours: its traceback is what is needed
+        except ray.exceptions.RayError as error:
+            raise OutputError(
+                f"Ray failed: {first_line(error)} Finished parts are kept. Repeat the command to resume."
+            ) from None
+
+    def _connect(self, ray: Any, threads: int) -> None:
+        if ray.is_initialized():
+            return
+        how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.address is None:
+            cores = max(available_cpus(), (self.count or 1) * threads)
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **how)
+        else:
+            try:
+                ray.init(address=self.address, **how)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"There is no Ray cluster at --address {self.address}: {first_line(error)} Start one with  ray "
+                    "start --head  here, and  ray start --address …  on the other machines."
+                ) from None
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours shows what is done
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+class _Worker:
+    """Holds the models and makes one part after another."""
+
+    def __init__(
+        self, folder: str, fingerprint: str, expected: dict[str, str], counts: list[Any], threads: int
+    ) -> None:
+        self.counts, self.at, self.error = counts, 0, None
+        use_threads(threads)
+        try:
+            self.own = self.ensemble = _load(Path(folder), fingerprint, expected)
+        except LLM4DSRError as error:  # given back with the first part, because Ray would start the worker again
+            self.error = error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        (row,) = block.to_pylist()
+        if self.error is None:
+            try:
+                table = content_of(pickle.loads(row[PART]).table(self._by_then(row[COUNTS])))
+                return pa.table({NAME: [row[NAME]], TABLE: [table], ERROR: [None]}, schema=SCHEMA)
+            except LLM4DSRError as error:
+                self.error = error
+        return pa.table({NAME: [row[NAME]], TABLE: [None], ERROR: [pickle.dumps(self.error)]}, schema=SCHEMA)
+
+    def _by_then(self, at: int) -> Ensemble:
+        """The ensemble with the counts of a part; 0: those of the model folder."""
+        if at != self.at:
+            import ray
+
+            vectors = self.own.counts and self.own.counts.vectors
+            counts = replace(ray.get(self.counts[at]), vectors=vectors) if at else self.own.counts
+            self.at, self.ensemble = at, self.own.with_counts(counts)
+        return self.ensemble
+
+
+def _load(folder: Path, fingerprint: str, expected: dict[str, str]) -> Ensemble:
+    if not folder.is_dir():
+        raise OutputError(
+            f"A Ray worker on {platform.node()} cannot read {folder}. The run folder must be on a disk that all "
+            "machines of the cluster share, under the same path."
+        )
+    ensemble, _ = load_denoiser(folder)  # every file is checked
+    if ensemble.fingerprint != fingerprint:
+        here = versions()
+        other = [f"{name} {here.get(name, 'absent')}, not {expected.get(name, 'absent')}"
+                 for name in {**expected, **here} if here.get(name) != expected.get(name)]  # fmt: skip
+        raise ModelError(
+            f"A Ray worker on {platform.node()} would give other numbers: it has {'; '.join(other) or 'another model'}."
+            " Install the same versions on all machines, and use GPUs on all or on none."
+        )
+    return ensemble
+
+
+def _fingerprint(counts: CooccurrenceCounts | None) -> str:
+    return "" if counts is None else counts.fingerprint
+
+
+def _imported(address: str | None) -> Any:
+    """The library, without usage statistics; what it starts here listens on the loopback interface alone."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs what it recovers from as errors
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: no cluster, so 127.0.0.1
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ModelError(
+            f"The engine ray needs {error.name}, which is not installed:  pip install 'llm4dsr[ray]'"
+        ) from None
+    return ray
