@@ -14,7 +14,11 @@ import logging
 import os
 import pickle
 import platform
+import signal
+import socket
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +35,7 @@ from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError, OutputError, f
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
 NAME, COUNTS, PART, TABLE, ERROR = "name", "counts", "part", "table", "error"  # columns of the blocks that Ray moves
+CONNECT_SECONDS = 10.0  # to wait for a cluster to answer
 SCHEMA = pa.schema([(NAME, pa.string()), (TABLE, pa.binary()), (ERROR, pa.binary())])
 
 
@@ -161,22 +166,41 @@ class RayWorkers:
             ) from None
 
     def _connect(self, ray: Any, threads: int) -> None:
+        """Join the cluster, or start Ray here, unless this process did already."""
         if ray.is_initialized():
             return
         how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self.address is None:
-            cores = max(available_cpus(), (self.count or 1) * threads)
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **how)
-        else:
-            try:
-                ray.init(address=self.address, **how)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    f"There is no Ray cluster at --address {self.address}: {first_line(error)} Start one with  ray "
-                    "start --head  here, and  ray start --address …  on the other machines."
-                ) from None
+        with _own_signals():
+            if self.address is None:
+                cores = max(available_cpus(), (self.count or 1) * threads)
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **how)
+            else:
+                try:
+                    _check_port(self.address)
+                    ray.init(address=self.address, **how)
+                except (OSError, ValueError, RuntimeError) as error:
+                    raise ConfigError(
+                        f"There is no Ray cluster at --address {self.address}: {first_line(error)}. Start one:  ray "
+                        "start --head  on one machine, and  ray start --address …  on the others."
+                    ) from None
         ray.data.DataContext.get_current().enable_progress_bars = False  # ours shows what is done
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _check_port(address: str) -> None:
+    """Raise an OSError if nothing answers at host:port; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's way to end on SIGTERM, which Ray would replace."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Worker:

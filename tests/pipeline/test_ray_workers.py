@@ -1,0 +1,165 @@
+"""Ray workers make the parts of a stage; its tables have the same bytes, also when workers die in the middle."""
+
+import os
+import pickle
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from llm4dsr.denoise.storage import load_denoiser
+from llm4dsr.errors import ConfigError, ModelError, OutputError
+from llm4dsr.pipeline import FOLDERS, STAGES, Run
+from llm4dsr.pipeline.ray_workers import RayWorkers, _Worker
+from tests.faults.harness import contents
+from tests.tiny_run import make_run
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, tiny_demo) -> Run:
+    """A run that this process made alone."""
+    return make_run(tmp_path_factory.mktemp("local") / "run", tiny_demo, "correct")
+
+
+def run_before(stage: str, local: Run, folder: Path, workers: RayWorkers | None) -> Run:
+    """A copy of the run as it was before the stage."""
+    shutil.copytree(local.folder, folder)
+    for later in STAGES[STAGES.index(stage) :]:
+        shutil.rmtree(folder / FOLDERS[later], ignore_errors=True)
+    run = Run(folder)
+    run.workers = workers
+    return run
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """Ray, whose processes end with the test. What it starts here listens on 127.0.0.1 alone."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    library = pytest.importorskip("ray")
+    yield library
+    library.shutdown()
+
+
+@pytest.fixture
+def cluster(ray):
+    """Two nodes of one core each, with processes of their own, as on two machines."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.second = nodes.add_node(num_cpus=1)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+class OnFirstPart:
+    """A progress callback that does something once, when the first part has come back, and most are still to come."""
+
+    def __init__(self, act) -> None:
+        self.act, self.seen = act, []
+
+    def __call__(self, done: int, total: int, doing: str) -> None:
+        if doing.endswith("by Ray") and 0 < done < total and not self.seen:
+            self.act()
+            self.seen.append((done, total))
+
+
+def our_processes() -> dict[int, str]:
+    """The names of the processes that this one has started, and those have started, by their ids."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_text()
+        except OSError:
+            continue  # it has ended
+
+    def is_ours(process: int) -> bool:
+        return process == os.getpid() or (process in parents and is_ours(parents[process]))
+
+    return {process: name for process, name in names.items() if is_ours(process)}
+
+
+def kill_a_worker() -> None:
+    worker = next(process for process, name in our_processes().items() if name.startswith("ray::MapWorker"))
+    os.kill(worker, signal.SIGKILL)
+
+
+def listening_addresses() -> set[str]:
+    """The addresses that our processes listen on, as the kernel writes them."""
+    sockets = set()
+    for process in our_processes():
+        try:
+            sockets |= {os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir()}
+        except OSError:
+            continue
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
+
+
+def test_scores_have_the_same_bytes_after_a_worker_was_killed(ray, local, tmp_path):
+    run = run_before("score", local, tmp_path / "run", RayWorkers(count=2))
+    heard = OnFirstPart(kill_a_worker)
+    run.score(heard)
+    assert heard.seen
+    assert contents(run.path("score")) == contents(local.path("score"))
+    assert listening_addresses() == {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1
+
+
+def test_suggestions_and_corrections_have_the_same_bytes_after_a_node_was_killed(cluster, local, tmp_path):
+    run = run_before("suggest", local, tmp_path / "run", RayWorkers(cluster.address))
+    heard = OnFirstPart(lambda: cluster.remove_node(cluster.second, allow_graceful=False))
+    run.suggest(heard)
+    assert heard.seen
+    run.correct()
+    assert contents(run.path("suggest")) == contents(local.path("suggest"))
+    assert contents(run.path("correct")) == contents(local.path("correct"))
+
+
+def answer(folder: Path, fingerprint: str, python: str) -> Exception:
+    """What a worker gives back for its first part if it cannot work."""
+    worker = _Worker(str(folder), fingerprint, {"python": python}, [None], 1)
+    (row,) = worker(pa.table({"name": ["x"], "counts": [0], "part": [b""]})).to_pylist()
+    return pickle.loads(row["error"])
+
+
+def test_a_worker_without_the_model_or_with_other_versions_says_so(local, tmp_path):
+    missing = answer(tmp_path / "none", "", "")
+    assert isinstance(missing, OutputError)
+    assert f"cannot read {tmp_path / 'none'}" in str(missing)
+    assert "share" in str(missing)
+    other = answer(local.path("train"), "another", "2.7")
+    assert isinstance(other, ModelError)
+    assert "not 2.7" in str(other)
+    assert "Install the same versions" in str(other)
+
+
+def test_what_was_made_is_not_made_again(local):
+    ensemble = load_denoiser(local.path("train"))[0]
+    RayWorkers("nowhere").make(ensemble, [], local.path("train"), None, "score")  # nothing to do: no cluster is asked
+
+
+def test_a_cluster_that_is_not_there(ray, local, tmp_path):
+    run = run_before("score", local, tmp_path / "run", RayWorkers("127.0.0.1:1025"))
+    with pytest.raises(ConfigError, match="no Ray cluster at --address"):
+        run.score()
+    assert not run.done("score")
+
+
+def test_without_the_library_the_message_has_the_command(local, tmp_path, monkeypatch):
+    run = run_before("score", local, tmp_path / "run", RayWorkers())
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModelError, match=r"pip install 'llm4dsr\[ray\]'"):
+        run.score()
+
+
+def test_options_of_the_command_line(llm4dsr, local, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(local.folder, folder)
+    for wrong in (("--engine", "spark"), ("--workers", 2), ("--address", "auto")):
+        code, printed = llm4dsr("score", "--run", folder, *wrong)
+        assert code == 6
+        assert "expected local or ray" in printed or "need --engine ray" in printed
