@@ -26,7 +26,6 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import Config, Denoiser
-from llm4dsr.core.cache import PartCache
 from llm4dsr.core.device import available_cpus
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_text
@@ -60,7 +59,7 @@ def score(model: Path, count: int, workers: int, work: Path) -> dict[str, Any]:
         if workers:
             given = *denoiser.in_parts(windows, False), False, False, denoiser.width
             parts = parts_to_score(denoiser.ensemble, *given)
-            RayWorkers(count=workers).make(denoiser.ensemble, parts, model, PartCache(work), "score by Ray", heard)
+            RayWorkers(count=workers).make(denoiser.ensemble, parts, model, work, "score by Ray", heard)
         made = time.monotonic() - started
         table = denoiser.score(windows, heard, work=work)
     seconds = time.monotonic() - started

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from llm4dsr.denoise.storage import load_denoiser
+from llm4dsr import Denoiser
+from llm4dsr.denoise.score_in_time import parts_to_score
 from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.pipeline import FOLDERS, STAGES, Run
 from llm4dsr.pipeline.ray_workers import RayWorkers, _Worker
@@ -137,9 +138,12 @@ def test_a_worker_without_the_model_or_with_other_versions_says_so(local, tmp_pa
     assert "Install the same versions" in str(other)
 
 
-def test_what_was_made_is_not_made_again(local):
-    ensemble = load_denoiser(local.path("train"))[0]
-    RayWorkers("nowhere").make(ensemble, [], local.path("train"), None, "score")  # nothing to do: no cluster is asked
+def test_without_missing_parts_no_cluster_is_asked(local, tmp_path):
+    denoiser = Denoiser.from_pretrained(local.path("train"))
+    windows = local.data().splits["train"]
+    denoiser.score(windows, work=tmp_path)  # makes them
+    parts = parts_to_score(denoiser.ensemble, windows, windows, None, False, False, denoiser.width)
+    RayWorkers("127.0.0.1:1025").make(denoiser.ensemble, parts, local.path("train"), tmp_path, "score")
 
 
 def test_a_cluster_that_is_not_there(ray, local, tmp_path):

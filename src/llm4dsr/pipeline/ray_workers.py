@@ -77,11 +77,11 @@ class RayWorkers:
         ensemble: Ensemble,
         parts: Parts,
         model: Path,
-        cache: PartCache,
+        work: Path,
         doing: str,
         progress: Progress | None = None,
     ) -> None:
-        """Make all parts that the cache does not hold.
+        """Make all parts that are missing.
 
         Parameters
         ----------
@@ -91,8 +91,8 @@ class RayWorkers:
             The parts; each ensemble differs from `ensemble` in its counts alone.
         model : Path
             The folder of the saved denoiser, which each worker reads once.
-        cache : PartCache
-            Gets each part as soon as it is made.
+        work : Path
+            Folder of finished parts. Each is kept there as soon as it comes back.
         doing : str
             What is being done, for progress.
         progress : Progress, optional
@@ -107,7 +107,7 @@ class RayWorkers:
         OutputError
             If a worker cannot read the model folder, or Ray fails.
         """
-        ray, threads = _imported(self.address), ensemble.config.threads or 1
+        ray, threads, cache = _imported(self.address), ensemble.config.threads or 1, PartCache(work)
         own = _fingerprint(ensemble.counts)
         at, counts, sizes, blocks = {own: 0}, [None], dict[str, int](), []
         if progress:

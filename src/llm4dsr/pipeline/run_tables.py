@@ -10,7 +10,6 @@ from pathlib import Path
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.cache import PartCache
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.read import read_data
@@ -103,8 +102,8 @@ class RunTables(RunFolder):
                 given = *denoiser.in_parts(windows, name != c.TRAIN), name != c.TRAIN
                 yield from parts_to_score(denoiser.ensemble, *given, True, denoiser.width, earlier)
 
-        cache = PartCache(self.work("score"))
-        self.workers.make(denoiser.ensemble, parts(), self.path("train"), cache, "score by Ray", progress)
+        work = self.work("score")
+        self.workers.make(denoiser.ensemble, parts(), self.path("train"), work, "score by Ray", progress)
 
     def suggest_ahead(
         self, decisions: Iterable[dict[str, pl.DataFrame]], progress: Progress | None, work: Path
@@ -123,7 +122,7 @@ class RunTables(RunFolder):
                         denoiser.ensemble, denoiser.ranking_weights, *given, denoiser.width, earlier
                     )
 
-        self.workers.make(denoiser.ensemble, parts(), self.path("train"), PartCache(work), "suggest by Ray", progress)
+        self.workers.make(denoiser.ensemble, parts(), self.path("train"), work, "suggest by Ray", progress)
 
     def in_time(self) -> Iterator[tuple[str, Windows, Windows | None]]:
         """Yield (name, windows, windows counted as time goes on) of each split; test knows what validation was."""
