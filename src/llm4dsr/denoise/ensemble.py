@@ -10,6 +10,7 @@ other user is scored by the mean of all models.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -237,7 +238,7 @@ class Ensemble:
         array of float
             [n] log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
-        return self._scored(self.parts(windows, is_newer), windows, progress, doing, cache)
+        return self._scored(windows, is_newer, progress, doing, cache)
 
     def model_log_odds(self, windows: Windows, progress: Progress | None, doing: str, cache: PartCache) -> FloatArray:
         """Score windows, each by the models that `assignments` names.
@@ -258,28 +259,21 @@ class Ensemble:
         array of float
             [n] mean log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
-        return self._scored(self.parts(windows, None), windows, progress, doing, cache)
+        return self._scored(windows, None, progress, doing, cache)
 
-    def parts(self, windows: Windows, is_newer: bool | None) -> list[tuple[IntArray, ScorePart]]:
-        """Return (rows of the windows, the part that scores them); is_newer is None: without stacker."""
+    def parts(self, windows: Windows, is_newer: bool | None) -> Iterator[tuple[IntArray, ScorePart]]:
+        """Yield (rows of the windows, the part that scores them); is_newer is None: without stacker."""
         newer = None if is_newer is None else is_newer | ~np.isin(user_hashes(windows.user_ids), self.seen)
-        return [
-            (chunk, ScorePart(windows.take(chunk), members, None if newer is None else newer[chunk]))
-            for rows, members in self.assignments(windows)
-            for chunk in chunks(rows)
-        ]
+        for rows, members in self.assignments(windows):
+            for chunk in chunks(rows):
+                yield chunk, ScorePart(windows.take(chunk), members, None if newer is None else newer[chunk])
 
     def _scored(
-        self,
-        parts: list[tuple[IntArray, ScorePart]],
-        windows: Windows,
-        progress: Progress | None,
-        doing: str,
-        cache: PartCache,
+        self, windows: Windows, is_newer: bool | None, progress: Progress | None, doing: str, cache: PartCache
     ) -> FloatArray:
         out = np.full(len(windows.items), np.nan)
-        done, total = 0, sum(part.size for _, part in parts)
-        for rows, part in parts:
+        done, total = 0, sum(len(rows) * len(members) for rows, members in self.assignments(windows))
+        for rows, part in self.parts(windows, is_newer):
             step = progress and subprogress(progress, done, part.size, total)
             table = cache.table(part.key(self, cache), partial(part.table, self, step, doing))
             out[windows.interactions(rows)] = table["value"].to_numpy()

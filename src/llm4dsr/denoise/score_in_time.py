@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def parts_to_score(
     for rows, by_then, copies, _ in _steps(
         ensemble, windows, parts, origin, has_target, recalibrate, None, width, earlier
     ):
-        for some in (parts.take(rows), *(copy for _, copy, _ in copies)):
+        for some in chain([parts.take(rows)], (copy for _, copy, _ in copies)):
             for _, part in by_then.parts(some, has_target):
                 yield by_then, part
 
