@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--windows", type=int, default=230_000)
+    parser.add_argument("--windows", type=int, default=300_000)
     parser.add_argument("--child", type=int)
     given = parser.parse_args()
     model, work = given.scratch / "model", given.scratch / "work"
