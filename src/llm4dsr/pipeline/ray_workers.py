@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from llm4dsr.core.cache import PartCache, content_of
-from llm4dsr.core.device import available_cpus, use_threads
+from llm4dsr.core.device import available_cpus, has_amx, use_threads
 from llm4dsr.core.hashing import digest, versions
 from llm4dsr.core.progress import Progress
 from llm4dsr.denoise.ensemble import Ensemble
@@ -126,7 +126,7 @@ class RayWorkers:
             blocks.append(ray.put(block))
         if not blocks:
             return
-        given = (str(model.resolve()), ensemble.fingerprint, versions(), counts, threads)
+        given = (str(model.resolve()), ensemble.fingerprint, _made_with(ensemble), counts, threads)
         done, total = 0, sum(sizes.values())
         if progress:
             progress(0, total, doing)
@@ -244,15 +244,20 @@ def _load(folder: Path, fingerprint: str, expected: dict[str, str]) -> Ensemble:
             "machines of the cluster share, under the same path."
         )
     ensemble, _ = load_denoiser(folder)  # every file is checked
-    if ensemble.fingerprint != fingerprint:
-        here = versions()
+    here = _made_with(ensemble)
+    if ensemble.fingerprint != fingerprint or here != expected:
         other = [f"{name} {here.get(name, 'absent')}, not {expected.get(name, 'absent')}"
                  for name in {**expected, **here} if here.get(name) != expected.get(name)]  # fmt: skip
         raise ModelError(
             f"A Ray worker on {platform.node()} would give other numbers: it has {'; '.join(other) or 'another model'}."
-            " Install the same versions on all machines, and use GPUs on all or on none."
+            " Install the same versions on all machines, with GPUs (for bf16 also AMX) on all or on none."
         )
     return ensemble
+
+
+def _made_with(ensemble: Ensemble) -> dict[str, str]:
+    """The versions, and for bf16 whether the CPU has AMX, which rounds in another way."""
+    return versions() | ({"AMX": str(has_amx())} if ensemble.config.model.dtype == "bf16" else {})
 
 
 def _fingerprint(counts: CooccurrenceCounts | None) -> str:
