@@ -12,25 +12,26 @@ from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.ranking import RankingWeights, _fit, allowed_items, assign_distinct
 
 
+def assigned(scores: np.ndarray, histories: list[int]) -> list[int]:
+    """The item of each flag, by its log-probabilities [flags, items]."""
+    items = np.argsort(-scores, axis=1, kind="stable")
+    chosen = assign_distinct(np.take_along_axis(scores, items, axis=1), items, np.array(histories))
+    return [-1 if which < 0 else int(items[flag, which]) for flag, which in enumerate(chosen)]
+
+
 def test_the_surest_flag_chooses_first_and_the_other_takes_its_next():
     scores = np.log([[0.5, 0.4, 0.1], [0.9, 0.06, 0.04], [0.6, 0.3, 0.1]])
-    items, values = assign_distinct(scores, np.array([0, 0, 0]))
-    assert items.tolist() == [2, 0, 1] or items.tolist() == [1, 0, 2]
-    assert items[1] == 0  # 0.9 is the surest
-    assert items.tolist() == [1, 0, 2]  # then 0.4 for item 1 comes before 0.3
-    np.testing.assert_allclose(np.exp(values), [0.4, 0.9, 0.1])
+    assert assigned(scores, [0, 0, 0]) == [1, 0, 2]  # 0.9 is the surest, then 0.4 for item 1 comes before 0.3
 
 
 def test_other_windows_do_not_compete():
     scores = np.log([[0.9, 0.1], [0.8, 0.2]])
-    assert assign_distinct(scores, np.array([3, 4]))[0].tolist() == [0, 0]
+    assert assigned(scores, [3, 4]) == [0, 0]
 
 
 def test_nothing_is_left_for_a_third_flag():
     scores = np.array([[-1.0, -2.0], [-1.5, -2.5], [-1.2, -np.inf]])
-    items, values = assign_distinct(scores, np.array([0, 0, 0]))
-    assert items.tolist() == [0, 1, -1]
-    assert values[2] == -np.inf
+    assert assigned(scores, [0, 0, 0]) == [0, 1, -1]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 6))
@@ -38,15 +39,24 @@ def test_no_item_twice_in_a_window_and_none_that_is_not_allowed(seed, flags, n_i
     rng = np.random.default_rng(seed)
     windows = np.sort(rng.integers(0, 4, flags))
     scores = np.where(rng.random((flags, n_items)) < 0.3, -np.inf, rng.normal(size=(flags, n_items)))
-    items, values = assign_distinct(scores, windows)
+    items = np.array(assigned(scores, windows.tolist()))
     for window in np.unique(windows):
         chosen = items[(windows == window) & (items >= 0)]
         assert len(set(chosen.tolist())) == len(chosen)
     found = items >= 0
-    np.testing.assert_allclose(values[found], scores[found, items[found]])
+    assert np.isfinite(scores[found, items[found]]).all()
     for i in np.flatnonzero(~found):  # all that was allowed is taken by others of the window
         taken = items[(windows == windows[i]) & (items >= 0)]
         assert set(np.flatnonzero(np.isfinite(scores[i])).tolist()) <= set(taken.tolist())
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(4, 9))
+def test_as_many_candidates_as_flags_are_enough(seed, flags, n_items):
+    """The other flags of a history take one item each, at most."""
+    scores = np.random.default_rng(seed).normal(size=(flags, n_items))
+    order = np.argsort(-scores, axis=1)[:, :flags]
+    few = assign_distinct(np.take_along_axis(scores, order, axis=1), order, np.zeros(flags, int))
+    assert order[np.arange(flags), few].tolist() == assigned(scores, [0] * flags)
 
 
 def test_suggestions_are_ordered_by_evidence_not_by_popularity():

@@ -115,7 +115,7 @@ def test_suggestions_in_little_memory_are_the_same(denoiser, histories, monkeypa
             raise torch.OutOfMemoryError
         return collate(rows, device)
 
-    monkeypatch.setattr("llm4dsr.denoise.ranking.collate", limited)
+    monkeypatch.setattr("llm4dsr.denoise.predictions.collate", limited)
     with caplog.at_level(logging.WARNING, "llm4dsr"):
         little = denoiser.suggest(histories, flags(4))
     assert "flags at a time from now on" in caplog.text

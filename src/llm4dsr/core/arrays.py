@@ -64,3 +64,17 @@ def sorted_unique(*parts: npt.NDArray[T]) -> npt.NDArray[T]:
     different = np.ones(len(values), dtype=bool)
     different[1:] = values[1:] != values[:-1]
     return values[different]
+
+
+def among(ordered: npt.NDArray[T], values: npt.NDArray[T]) -> BoolArray:
+    """Return True for each value that is in a sorted array.
+
+    Examples
+    --------
+    >>> among(np.array([1, 4]), np.array([4, 2, 9]))
+    array([ True, False, False])
+    """
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)  # type: ignore[arg-type]
+    return np.asarray(ordered[at] == values)

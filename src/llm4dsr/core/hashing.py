@@ -154,4 +154,9 @@ def user_folds(user_ids: pl.Series, folds: int) -> IntArray:
     array of int
         [W] the fold of each user, from 0 to `folds` - 1.
     """
-    return (user_hashes(user_ids) >> np.uint64(8)).astype(np.int64) % max(1, folds)
+    return hash_folds(user_hashes(user_ids), folds)
+
+
+def hash_folds(hashes: Hashes, folds: int) -> IntArray:
+    """Assign users to folds as `user_folds` does, by the hashes [W] of their ids."""
+    return (hashes >> np.uint64(8)).astype(np.int64) % max(1, folds)

@@ -8,9 +8,8 @@ injected items, whose originals were replaced.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm4dsr.config import Config
-from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
-from llm4dsr.core.device import halve_batch, precision, run_or_oom
+from llm4dsr.core.arrays import PAD, BoolArray, FloatArray, IntArray
 from llm4dsr.core.progress import log
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.lm.collate import collate
+from llm4dsr.denoise.predictions import Predictions, predict
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
@@ -151,122 +149,76 @@ def allowed_items(windows: Windows, catalogue: Catalogue) -> BoolArray:
     return allowed
 
 
-def assign_distinct(scores: FloatArray, histories: IntArray) -> tuple[IntArray, FloatArray]:
-    """Choose an item for each flag, no item twice in a history; the most confident flag chooses first.
+def assign_distinct(values: FloatArray, items: IntArray, histories: IntArray) -> IntArray:
+    """Choose one of its best items for each flag, no item twice in a history; the most confident flag chooses first.
 
     Parameters
     ----------
-    scores : array of float
-        [G, N] log-probability of each item at each flag; -inf where it is not allowed.
+    values : array of float
+        [G, k] log-probability of the best items at each flag, best first; -inf where there is none.
+    items : array of int
+        [G, k] these items. With as many as the history has flags, one is left unless none is allowed.
     histories : array of int
         [G] the history of each flag.
 
     Returns
     -------
-    items : array of int
-        [G] the chosen item; -1 where none is left.
-    values : array of float
-        [G] its score.
+    array of int
+        [G] which of its best items each flag gets, 0 to k - 1; -1 where none is left.
 
     Examples
     --------
-    >>> scores = np.log([[0.6, 0.3, 0.1], [0.8, 0.1, 0.1]])
-    >>> assign_distinct(scores, np.array([7, 7]))[0]  # the second flag is surer of item 0
+    >>> values = np.log([[0.6, 0.3], [0.8, 0.1]])
+    >>> assign_distinct(values, np.array([[5, 2], [5, 4]]), np.array([7, 7]))  # the second flag is surer of item 5
     array([1, 0])
     """
-    scores = scores.copy()
-    items, values = np.full(len(scores), -1), np.full(len(scores), -np.inf)
-    left = np.arange(len(scores))
-    while len(left):
-        best = scores[left].argmax(axis=1)
-        value = scores[left, best]
-        order = np.lexsort((left, -value, histories[left]))  # by history, the most confident first
-        _, first = np.unique(histories[left[order]], return_index=True)
-        taken = np.isfinite(value[order[first]])
-        winners = left[order[first]]
-        items[winners[taken]], values[winners[taken]] = best[order[first]][taken], value[order[first]][taken]
-        left = np.setdiff1d(left, winners)
-        whose = dict(zip(histories[winners].tolist(), items[winners].tolist(), strict=True))
-        claimed = np.array([whose[h] for h in histories[left].tolist()], dtype=np.int64)
-        some = claimed >= 0
-        scores[left[some], claimed[some]] = -np.inf
-    return items, values
+    left, out = values.copy(), np.full(len(values), -1)
+    open_flags = np.arange(len(values))
+    while len(open_flags):
+        best = left[open_flags].argmax(axis=1)
+        value = left[open_flags, best]
+        order = np.lexsort((open_flags, -value, histories[open_flags]))  # by history, the most confident first
+        _, first = np.unique(histories[open_flags[order]], return_index=True)
+        winners, taken = open_flags[order[first]], np.isfinite(value[order[first]])
+        out[winners[taken]] = best[order[first]][taken]
+        open_flags = np.setdiff1d(open_flags, winners)
+        claimed = {histories[w]: items[w, out[w]] for w in winners[taken].tolist()}
+        theirs = np.array([claimed.get(h, PAD) for h in histories[open_flags].tolist()], dtype=np.int64)
+        left[open_flags] = np.where(items[open_flags] == theirs[:, None], -np.inf, left[open_flags])
+    return out
 
 
 def ranking_features(
-    model: NoiseLM,
-    builder: PromptBuilder,
-    windows: Windows,
-    flagged: BoolArray,
-    config: Config,
-    histories: IntArray | None = None,
-    read: Callable[[IntArray, Tensor], Any] = lambda _, features: features,
-) -> Iterator[tuple[IntArray, Any]]:
+    model: NoiseLM, builder: PromptBuilder, windows: Windows, flagged: BoolArray, config: Config
+) -> Iterator[tuple[IntArray, Tensor]]:
     """Describe every item as a suggestion for each flag, by the items of the window that are not flagged.
-
-    Parameters
-    ----------
-    model, builder, windows, config
-        As in `suggest.suggest`.
-    flagged : array of bool
-        [n] True where items are described.
-    histories : array of int, optional
-        [F] the history of each flag, ascending. Default: the window.
-    read : callable, optional
-        Flags [G] and their features → what is made of them. On out-of-memory it is called again, for fewer flags.
-        Default: the features.
 
     Yields
     ------
     flags : array of int
-        G flags, in the order of np.flatnonzero(flagged); the flags of a history come together.
-    result
-        Of `read` on their features: [K, G, N] what `RankingWeights` weighs; the first is the cosine of title vector
-        and predicted vector.
+        G flags, in the order of np.flatnonzero(flagged); the flags of a window come together.
+    features : Tensor
+        [K, G, N] what `RankingWeights` weighs; the first is the cosine of title vector and predicted vector.
 
     Raises
     ------
     ModelError
-        If the flags of a single history do not fit into memory.
+        If the flags of a single window do not fit into memory.
     """
     assert model.vectors is not None
-    rows, positions = windows.owners[flagged], windows.positions[flagged]
-    vectors = F.normalize(model.vectors, dim=-1)
-    starts = np.flatnonzero(np.diff(rows if histories is None else histories, prepend=-1))  # of histories
-    size = max(1, SCORES // 8 // len(vectors))
-    counts = builder.cooccurrence
+    vectors, counts = F.normalize(model.vectors, dim=-1), builder.cooccurrence
     popularity = None if counts is None else torch.log1p(torch.tensor(counts.popularity).float())
 
-    def describe(group: IntArray) -> Tensor:
-        some = windows.take(rows[group])
-        if config.model.readout == "per_position":
-            prompts = builder.prompts(some)
-            reads = [prompt.read[p] for prompt, p in zip(prompts, positions[group], strict=True)]
-        else:
-            described = builder.features(some)
-            prompts = [builder.suggestion_prompt(some.row(i), int(p), described[i])
-                       for i, p in enumerate(positions[group])]  # fmt: skip
-            reads = [len(prompt) - 1 for prompt in prompts]
-        with torch.inference_mode(), precision(config.model.dtype, model.device):
-            hidden = model.hidden(collate(prompts, model.device))[range(len(group)), reads]
-            cosine = (F.normalize(model.out(hidden.float()), dim=-1) @ vectors.T).cpu()
-        columns = [cosine]
+    def describe(found: Predictions) -> Tensor:
+        columns = [(found.vectors @ vectors.T).cpu()]
         if counts is not None and popularity is not None:
             assert counts.vectors is not None
-            context = ~flagged[windows.interactions(rows[group])]
-            columns.append(torch.log1p(10 * torch.from_numpy(counts.neighbor_scores(some, context)).float()))
-            columns.append(torch.from_numpy(counts.vectors.similarities(some, context)))
-            columns.append(popularity.expand_as(cosine))
+            neighbor_scores = counts.neighbor_scores(found.windows, found.context)
+            columns.append(torch.log1p(10 * torch.from_numpy(neighbor_scores).float()))
+            columns.append(torch.from_numpy(counts.vectors.similarities(found.windows, found.context)))
+            columns.append(popularity.expand_as(columns[0]))
         return torch.stack(columns)
 
-    begin = 0
-    while begin < len(rows):
-        ends = np.append(starts[starts > begin], len(rows))  # never inside a history
-        end = int(ends[ends <= begin + size].max(initial=ends[0]))
-        group = np.arange(begin, end)
-        found = run_or_oom(lambda group=group: (read(group, describe(group)),))  # type: ignore[misc]
-        if found is None:
-            size = halve_batch(1 if end == ends[0] else len(group), "flags")
-            continue
-        yield group, found[0]
-        begin = end
+    size = max(1, SCORES // 8 // len(vectors))
+    with torch.inference_mode():
+        yield from predict(model, builder, windows, flagged, config, describe, size)

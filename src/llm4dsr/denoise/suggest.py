@@ -20,12 +20,16 @@ from llm4dsr.core.device import precision
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue, clean_title
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.ranking import RankingWeights, allowed_items, assign_distinct, ranking_features
+from llm4dsr.denoise.best_items import ItemRanker
+from llm4dsr.denoise.predictions import Predictions, predict
+from llm4dsr.denoise.ranking import RankingWeights, assign_distinct
 from llm4dsr.lm.collate import collate, run_batches
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prefix_tree import CatalogueTree, decode
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
+
+FLAGS = 256  # whose items are ranked at once
 
 
 @dataclass
@@ -118,27 +122,22 @@ def suggest(
     whole = windows if histories is None else histories
     of = rows if history_rows is None else history_rows[rows]  # [F] the history of each flag
     if config.model.item_input == "soft_token":
-        rank = ranking_weights or RankingWeights()
+        ranker = ItemRanker(model, builder.cooccurrence, catalogue, ranking_weights or RankingWeights())
 
-        def choose(group: IntArray, evidence: Tensor) -> IntArray:
-            asked, at = np.unique(of[group], return_inverse=True)
-            barred = torch.from_numpy(~allowed_items(whole.take(asked), catalogue)[at])
-            log_p, order = (
-                torch.log_softmax(weights(evidence).masked_fill(barred, -torch.inf), dim=1).numpy()
-                for weights in (rank, rank.by_evidence())
-            )
-            items, _ = assign_distinct(order, of[group])
-            any_left = np.flatnonzero(items >= 0)
-            found, chosen = group[any_left], items[any_left]
-            out.items[found], out.probability[found] = chosen, np.exp(log_p[any_left, chosen])
-            out.distance[found] = 1 - evidence[0].numpy()[any_left, chosen]
-            return found
+        def choose(predictions: Predictions) -> None:
+            group = predictions.flags
+            asked, at, flags = np.unique(of[group], return_inverse=True, return_counts=True)
+            best = ranker.best(predictions, whole.take(asked), at, int(flags.max()))
+            chosen = assign_distinct(best.evidence, best.items, at)
+            some = np.flatnonzero(chosen >= 0)
+            found, pick = group[some], (some, chosen[some])
+            out.items[found], out.probability[found] = best.items[pick], best.probability[pick]
+            out.distance[found] = 1 - best.cosine[pick]
 
-        for group, found in ranking_features(model, builder, windows, flagged, config, of, choose):
-            for i in found:
-                out.grounding[i] = "nearest_vector"
+        for group, _ in predict(model, builder, windows, flagged, config, choose, FLAGS, of):
             if progress:
                 progress(int(group[-1]) + 1, count, "suggest")
+        out.grounding = ["none" if item < 0 else "nearest_vector" for item in out.items.tolist()]
         return out
     state = _Work(model, builder, whole, of, catalogue, config, out)
     features = builder.features(windows.take(rows))

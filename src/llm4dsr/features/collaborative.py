@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from llm4dsr.core.arrays import BoolArray, IntArray, sorted_unique
-from llm4dsr.core.hashing import Hashes, digest, user_folds, user_hashes
+from llm4dsr.core.arrays import BoolArray, IntArray, among, sorted_unique
+from llm4dsr.core.hashing import Hashes, digest, hash_folds, user_hashes
 from llm4dsr.data.windows import Windows
 
 GROUPS = 5  # of users; each has vectors from the users of the others
@@ -147,21 +147,37 @@ class CollaborativeVectors:
 
     def similarities(self, windows: Windows, context: BoolArray) -> Vectors:
         """Return the cosine [W, N] of each catalogue item with the sum of the `context` items, [n], of a window."""
-        units = self._unit_vectors[max(SIZES)]
-        groups = self._groups(windows)
-        x = units[groups[:, None], windows.item_matrix] * windows.matrix(context, False)[:, :, None]
-        total = x.sum(axis=1)
-        total /= np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9)
-        out = np.empty((len(windows), units.shape[1]), np.float32)
+        groups, sums = self.contexts(windows, context)
+        out = np.empty((len(windows), self.units.shape[1]), np.float32)
         for group in np.unique(groups):
             rows = np.flatnonzero(groups == group)
-            out[rows] = total[rows] @ units[group].T
+            out[rows] = sums[rows] @ self.units[group].T
         return out
+
+    def contexts(self, windows: Windows, context: BoolArray) -> tuple[IntArray, Vectors]:
+        """Sum the vectors of the `context` items, [n], of each window.
+
+        Returns
+        -------
+        groups : array of int
+            [W] the group whose vectors are summed.
+        sums : array of float32
+            [W, V] of length 1; 0 where no item has a vector.
+        """
+        groups = self._groups(windows)
+        x = self.units[groups[:, None], windows.item_matrix] * windows.matrix(context, False)[:, :, None]
+        total = x.sum(axis=1)
+        return groups, np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9))
+
+    @property
+    def units(self) -> Vectors:
+        """[GROUPS, N, V] the vectors, scaled to length 1; zero rows stay."""
+        return self._unit_vectors[max(SIZES)]
 
     def _groups(self, windows: Windows) -> IntArray:
         """[W] the group whose vectors do not know the user."""
-        is_known = np.isin(user_hashes(windows.user_ids), self.users)
-        return np.where(is_known, user_folds(windows.user_ids, GROUPS), 0)
+        users = user_hashes(windows.user_ids)
+        return np.where(among(self.users, users), hash_folds(users, GROUPS), 0)
 
     @cached_property
     def _unit_vectors(self) -> dict[int, Vectors]:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, ranges, sorted_unique
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, among, ranges, sorted_unique
 from llm4dsr.core.device import in_parts
 from llm4dsr.core.hashing import Hashes, digest, item_hashes, mixed, user_folds, user_hashes
 from llm4dsr.core.io import write_parquet
@@ -109,12 +109,12 @@ class CooccurrenceCounts:
             keys.append(key)
             owners.append(owner)
         pair_owners, first = np.unique(np.concatenate(owners), return_index=True)
-        new = ~_among(self.own, pair_owners)
+        new = ~among(self.own, pair_owners)
         pair_owners, fresh = pair_owners[new], np.concatenate(keys)[first[new]]
         pairs, counts = _summed([self.pairs, fresh], [self.counts, np.ones(len(fresh), np.int64)])
         rows = windows.items
         item_owners, first = np.unique(item_hashes(users, rows), return_index=True)
-        new = ~_among(self.own, item_owners)
+        new = ~among(self.own, item_owners)
         popularity = self.popularity + np.bincount(rows[first[new]], minlength=n_items)
         return CooccurrenceCounts(
             pairs,
@@ -151,13 +151,13 @@ class CooccurrenceCounts:
         pair_counts = np.zeros((len(windows), windows.width, windows.width))
         for left, right in (_pairs(windows, part) for part in _parts(windows)):
             key = pair_keys(rows[left], rows[right])
-            found = _among(self.pairs, key)
+            found = among(self.pairs, key)
             key, left, right = key[found], left[found], right[found]
             count = self.counts[np.searchsorted(self.pairs, key)]
-            count = count - _among(self.own, _pair_hash(users[left], key))
+            count = count - self._is_own(_pair_hash(users[left], key))
             window, i, j = owners[left], positions[left], positions[right]
             pair_counts[window, i, j] = pair_counts[window, j, i] = count
-        item_counts = self.popularity[rows] - _among(self.own, item_hashes(users, rows))
+        item_counts = self.popularity[rows] - self._is_own(item_hashes(users, rows))
         return pair_counts, windows.matrix(item_counts.astype(np.float64), 0.0)
 
     def features(self, windows: Windows, unknown: BoolArray | None = None) -> npt.NDArray[np.float32]:
@@ -222,17 +222,31 @@ class CooccurrenceCounts:
             better.
         """
         n_items = len(self.popularity)
-        row, items = windows.owners[context], windows.items[context]
-        starts, neighbors, counts = self._neighbors
-        sizes = starts[items + 1] - starts[items]
-        at = ranges(starts[items], sizes)
-        row, items, other = np.repeat(row, sizes), np.repeat(items, sizes), neighbors[at]
-        key = pair_keys(items, other)
-        users = user_hashes(windows.user_ids)
-        count = counts[at] - _among(self.own, _pair_hash(users[row], key))
-        cosine = count / np.sqrt((self.popularity[items] + 1) * (self.popularity[other] + 1))
-        total = np.bincount(row * n_items + other, weights=cosine, minlength=len(windows) * n_items)
+        rows, items, scores = self.neighbors(windows, context)
+        total = np.bincount(rows * n_items + items, weights=scores, minlength=len(windows) * n_items)
         return np.asarray(total.reshape(len(windows), n_items))
+
+    def neighbors(self, windows: Windows, context: BoolArray) -> tuple[IntArray, IntArray, FloatArray]:
+        """List the items that other users have with the items of a window.
+
+        Parameters
+        ----------
+        windows, context
+            As in `neighbor_scores`.
+
+        Returns
+        -------
+        rows, items : array of int
+            [m] a window, and a neighbor of one of its items. An item comes once for each that it is a neighbor of.
+        scores : array of float
+            [m] what this adds to its neighbor score.
+        """
+        rows, items = windows.owners[context], windows.items[context]
+        starts, neighbors, counts, keys, scales = self._neighbors
+        sizes = starts[items + 1] - starts[items]
+        at, rows = ranges(starts[items], sizes), np.repeat(rows, sizes)
+        count = counts[at] - self._is_own(_pair_hash(user_hashes(windows.user_ids)[rows], keys[at]))
+        return rows, neighbors[at], count * scales[at]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -241,14 +255,40 @@ class CooccurrenceCounts:
         return digest(self.pairs, self.counts, self.popularity, self.own, vectors)
 
     @cached_property
-    def _neighbors(self) -> tuple[IntArray, IntArray, IntArray]:
-        """(starts [N + 1], items, counts): the items that each item occurs with, item after item."""
-        n_items = len(self.popularity)
+    def _neighbors(self) -> tuple[IntArray, IntArray, IntArray, IntArray, FloatArray]:
+        """(starts [N + 1], items, counts, pair keys, scales): the items that each item occurs with, item after item.
+
+        A count by its scale is a cosine.
+        """
+        from scipy.sparse import csr_matrix
+
+        n_items, places = len(self.popularity), np.arange(len(self.pairs))
         left, right = split_keys(self.pairs)
-        here, there = np.concatenate([left, right]), np.concatenate([right, left])
-        order = np.argsort(here, kind="stable")
-        starts = np.searchsorted(here[order], np.arange(n_items + 1))
-        return starts, there[order], np.concatenate([self.counts, self.counts])[order]
+        ends = np.concatenate([left, right]), np.concatenate([right, left])
+        table = csr_matrix((np.concatenate([places, places]), ends), shape=(n_items, n_items))
+        starts, items, pairs = table.indptr.astype(np.int64), table.indices.astype(np.int64), table.data
+        users = self.popularity + 1.0
+        scales = 1 / np.sqrt(np.repeat(users, np.diff(starts)) * users[items])
+        return starts, items, self.counts[pairs], self.pairs[pairs], scales
+
+    def _is_own(self, hashes: Hashes) -> BoolArray:
+        """[n] True for what was counted for its own user."""
+        maybe = np.flatnonzero(self._own_prefixes[(hashes >> self._prefix_shift).astype(np.int64)])
+        out = np.zeros(len(hashes), dtype=bool)
+        out[maybe] = among(self.own, hashes[maybe])
+        return out
+
+    @property
+    def _prefix_shift(self) -> np.uint64:
+        """Leaves as many leading bits that at most one prefix in eight is that of a hash in `own`; 64 MB at most."""
+        return np.uint64(64 - min(26, len(self.own).bit_length() + 4))
+
+    @cached_property
+    def _own_prefixes(self) -> BoolArray:
+        """True for the leading bits of hashes in `own`: most other hashes need no search."""
+        out = np.zeros(2 ** int(64 - self._prefix_shift), dtype=bool)
+        out[(self.own >> self._prefix_shift).astype(np.int64)] = True
+        return out
 
     def save(self, folder: Path) -> None:
         """Write the counts as Parquet into a folder, and the vectors as safetensors."""
@@ -300,11 +340,3 @@ def _later(windows: Windows) -> IntArray:
 
 def _pair_hash(users: Hashes, keys: IntArray) -> Hashes:
     return mixed(users ^ keys.astype(np.uint64))
-
-
-def _among(ordered: npt.NDArray[np.generic], values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
-    """[n] True where a value is in the sorted array."""
-    if not len(ordered):
-        return np.zeros(len(values), dtype=bool)
-    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)  # type: ignore[arg-type]
-    return np.asarray(ordered[at] == values)
