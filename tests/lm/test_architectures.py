@@ -13,11 +13,12 @@ from llm4dsr import Config, Denoiser
 from llm4dsr.config import ModelConfig
 from llm4dsr.data.windows import limit_windows
 from llm4dsr.errors import ConfigError, ModelError
+from llm4dsr.lm import CatalogueTree, decode_in_catalogue
 from llm4dsr.lm.attention import layer_windows
 from llm4dsr.lm.collate import collate
 from llm4dsr.lm.load import add_lora
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
-from llm4dsr.lm.prefix_tree import CatalogueTree, WindowTree, check_scores, decode, sequence_log_probs
+from llm4dsr.lm.prefix_tree import WindowTree, check_scores, sequence_log_probs
 from llm4dsr.lm.prompt import INSTRUCTION, PromptBuilder
 
 from .architectures import KINDS, MORE, WINDOW, byte_level, make_checkpoint, make_lm
@@ -65,9 +66,8 @@ def test_decoding_takes_the_most_probable_token_that_leads_to_a_title(name):
     model, builder = model_of(name)
     titles = builder.titles[: len(TITLES)]
     prompts = [builder.suggestion_prompt(w, 0) for w in ([0, 3], [4, 5, 6, 2, 1, 7])]
-    for prompt, written in zip(prompts, decode(model, prompts, CatalogueTree(titles, range(len(titles))),
-                                               [[], []], builder.close, 64), strict=True):  # fmt: skip
-        assert written in titles
+    for prompt, row in zip(prompts, decode_in_catalogue(model, prompts, CatalogueTree(titles)), strict=True):
+        written = titles[row]
         for i, token in enumerate(written):
             options = sorted({t[i] for t in titles if t[:i] == written[:i] and len(t) > i})
             with torch.inference_mode():

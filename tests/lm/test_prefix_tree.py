@@ -1,11 +1,9 @@
-"""Prefix trees: the one pass gives what a forward per title would give, and decoding cannot leave the catalogue."""
+"""Prefix trees: the one pass gives what a forward per title would give."""
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llm4dsr.config import Config, ModelConfig
 from llm4dsr.data.catalogue import Catalogue
@@ -13,7 +11,7 @@ from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.score import score_windows
 from llm4dsr.lm.embedded import embedded_lm
 from llm4dsr.lm.model import NoiseLM
-from llm4dsr.lm.prefix_tree import CatalogueTree, WindowTree, decode, sequence_log_probs
+from llm4dsr.lm.prefix_tree import WindowTree, sequence_log_probs
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.metrics import tie_rate
 
@@ -48,9 +46,6 @@ def one_forward(prompt: list[int], sequence: list[int]) -> list[float]:
     """log P of each token of the sequence after the prompt, read from one plain forward of transformers."""
     logits = MODEL.lm(torch.tensor([prompt + sequence], device=MODEL.device)).logits[0].log_softmax(-1)
     return [float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(sequence)]
-
-
-# --- scoring ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_window_without_items_has_no_scores():
@@ -124,83 +119,6 @@ def test_whole_titles_do_not_tie_where_first_tokens_do():
     one_window = np.zeros(len(titles), dtype=int)
     assert tie_rate(scored(titles, "first-token"), one_window) == 3 / 4  # the three that begin with "Red"
     assert tie_rate(scored(titles, "whole-title"), one_window) == 0
-
-
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    titles=st.lists(st.sampled_from(["Red", "Red Train", "Red Truck", "7", "ü ☕", "Track"]), min_size=1, max_size=8),
-    data=st.data(),
-)
-def test_constrained_decoding_gives_a_title_that_is_not_excluded(titles, data):
-    """For any catalogue, with repeated titles or not, and any excluded rows but all."""
-    canonical = [titles.index(t) for t in titles]
-    builder = PromptBuilder(MODEL.tokenizer, titles, TEXT)
-    tree = CatalogueTree(builder.titles[: len(titles)], canonical)
-    stays = data.draw(st.sampled_from(sorted(set(titles))))
-    excluded = data.draw(st.lists(st.sampled_from(range(len(titles)))))
-    excluded = [row for row in excluded if titles[row] != stays]
-    everything_else = [row for row in range(len(titles)) if titles[row] != stays]
-
-    prompts = [builder.prompt([0]), builder.prompt([0, len(titles) - 1])]  # of different lengths
-    free, forced = decode(MODEL, prompts, tree, [excluded, everything_else], builder.close, 64)
-    row = tree.row(free)
-    assert row == canonical[row]
-    assert free == builder.titles[row]
-    assert titles[row] not in {titles[e] for e in excluded}
-    assert titles[tree.row(forced)] == stays  # all titles but one are excluded
-
-
-def test_nothing_is_written_where_all_titles_are_excluded():
-    tree = CatalogueTree(BUILDER.titles[:2], [0, 1])
-    prompt = BUILDER.prompt([0, 1])
-    nothing, something = decode(MODEL, [prompt, prompt], tree, [[0, 1], [0]], BUILDER.close, 64)
-    assert nothing == []
-    assert tree.row(something) == 1
-
-
-def test_decoding_is_greedy_inside_the_tree():
-    """At each step the most probable token among those that lead to a title; a batch changes nothing."""
-    tree = CatalogueTree(BUILDER.titles[: len(TITLES)], list(range(len(TITLES))))
-    prompts = [BUILDER.suggestion_prompt(w, 0) for w in ([0, 3], [4, 5, 6, 2, 1], [7, 3, 2])]
-    together = decode(MODEL, prompts, tree, [[], [], []], BUILDER.close, 64)
-    for prompt, tokens in zip(prompts, together, strict=True):
-        written: list[int] = []
-        while tree.row(written) < 0:
-            options = {t[len(written)] for t in BUILDER.titles[: len(TITLES)] if t[: len(written)] == written}
-            with torch.inference_mode():
-                logits = MODEL.lm(torch.tensor([prompt.ids + written], device=MODEL.device)).logits[0, -1]
-            written.append(max(options, key=lambda token: float(logits[token])))
-        assert tokens == written
-
-
-def test_free_decoding_is_plain_greedy_and_ends_at_the_limit():
-    """Prompts of different lengths in one batch: their padding must not be seen."""
-    prompts = [BUILDER.suggestion_prompt(w, 1) for w in ([0, 3], [0, 1, 2, 3, 4, 5, 6, 7], [6, 7, 2], [4, 5])]
-    for prompt, written in zip(prompts, decode(MODEL, prompts, None, [[]] * 4, BUILDER.close, 8), strict=True):
-        tokens = list(prompt.ids)
-        for token in written:
-            with torch.inference_mode():
-                assert token == int(MODEL.lm(torch.tensor([tokens], device=MODEL.device)).logits[0, -1].argmax())
-            tokens.append(token)
-        assert len(written) == 8 or written[-1:] == BUILDER.close or written[-1] == MODEL.tokenizer.eos_token_id
-
-
-def test_titles_that_a_tokenizer_cannot_tell_apart_are_one():
-    """Rows 0 and 1 have the same tokens: excluding one excludes the other, or an excluded title could be written."""
-    tree = CatalogueTree([[5, 9], [5, 9], [5, 6, 9]], [0, 1, 2])
-    assert tree.row([5, 9]) == 0
-    assert tree.allowed(0, tree.closed([0])) == [5]
-    assert tree.allowed(1, tree.closed([0])) == [6]
-    assert tree.allowed(0, tree.closed([0, 1])) == [5]
-    assert tree.allowed(0, tree.closed([1, 2])) == []
-
-
-def test_only_whole_titles_are_rows():
-    tree = CatalogueTree([[1, 9], [1, 2, 9], [1, 9]], [0, 1, 0])
-    assert [tree.row(t) for t in ([1, 9], [1, 2, 9], [1], [2], [1, 9, 9], [])] == [0, 1, -1, -1, -1, -1]
 
 
 @pytest.mark.parametrize("mode", ["whole-title", "first-token"])

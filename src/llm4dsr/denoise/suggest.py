@@ -23,9 +23,10 @@ from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.best_items import ItemRanker
 from llm4dsr.denoise.predictions import Predictions, predict
 from llm4dsr.denoise.ranking import RankingWeights, assign_distinct
+from llm4dsr.lm.catalogue_tree import CatalogueTree
 from llm4dsr.lm.collate import collate, run_batches
+from llm4dsr.lm.decode import decode_freely, decode_in_catalogue
 from llm4dsr.lm.model import NoiseLM
-from llm4dsr.lm.prefix_tree import CatalogueTree, decode
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
@@ -143,12 +144,15 @@ def suggest(
     features = builder.features(windows.take(rows))
     prompts = [builder.suggestion_prompt(windows.row(rows[i]), int(positions[i]), features[i]) for i in range(count)]
     tree = CatalogueTree(builder.titles[: len(catalogue)], catalogue.canonical.tolist())
-    limit = tree if config.suggest.mode == "constrained" else None
+    constrained = config.suggest.mode == "constrained"
 
     def write(flags: list[int]) -> list[list[int]]:
-        with torch.inference_mode(), precision(config.model.dtype, model.device):
-            return decode(model, [prompts[i] for i in flags], limit, [state.excluded(i) for i in flags],
-                          builder.close, config.suggest.max_new_tokens)  # fmt: skip
+        asked = [prompts[i] for i in flags]
+        with precision(config.model.dtype, model.device):
+            if not constrained:
+                return decode_freely(model, asked, builder.close, config.suggest.max_new_tokens)
+            items = decode_in_catalogue(model, asked, tree, [state.excluded(i) for i in flags])
+        return [builder.titles[item] if item >= 0 else [] for item in items.tolist()]
 
     done, nth = 0, np.arange(count) - np.searchsorted(of, of)  # 0 for the first flag of a history, …
     for turn in range(int(nth.max()) + 1):  # later flags of a history must not get what earlier ones got
@@ -156,7 +160,7 @@ def suggest(
         for some, written in run_batches([len(prompts[i]) for i in turns], config.train.batch_tokens // 4,
                                          lambda part, turns=turns: write([turns[k] for k in part])):  # type: ignore[misc]  # fmt: skip
             with torch.inference_mode():
-                state.ground([turns[k] for k in some], written, tree, constrained=limit is not None)
+                state.ground([turns[k] for k in some], written, tree, constrained)
             done += len(some)
             if progress:
                 progress(done, count, "suggest")

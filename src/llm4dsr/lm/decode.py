@@ -1,0 +1,175 @@
+"""Greedy decoding with a key-value cache: inside the tree of a catalogue, or freely."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm4dsr.core.arrays import IntArray
+from llm4dsr.lm.attention import layer_windows
+from llm4dsr.lm.catalogue_tree import CatalogueTree
+from llm4dsr.lm.collate import collate, stack_features
+from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.tokens import Tokens
+
+Prompt = Tokens | Sequence[int]
+
+
+def as_model(model: Any) -> NoiseLM:
+    """Return the model itself, or a causal LM of transformers as one."""
+    return model if isinstance(model, NoiseLM) else NoiseLM(model, None).eval()
+
+
+def as_tokens(prompt: Prompt) -> Tokens:
+    """Return the prompt itself, or token ids as one."""
+    if isinstance(prompt, Tokens):
+        return prompt
+    return Tokens([int(token) for token in prompt], [-1] * len(prompt))
+
+
+@torch.inference_mode()
+def decode_in_catalogue(
+    model: Any, prompts: Sequence[Prompt], tree: CatalogueTree, excluded: Sequence[Sequence[int]] | None = None
+) -> IntArray:
+    """Choose a title for each prompt by greedy decoding that can only write titles of a catalogue.
+
+    At each step the most probable token is written among those that lead to a title. All prompts advance together, and
+    the allowed tokens are found on the model's device. Once a single title is left, the rest of it needs no model.
+
+    Parameters
+    ----------
+    model : NoiseLM or PreTrainedModel
+        A causal language model.
+    prompts : sequence of Tokens or of sequences of int
+        B prompts, one batch.
+    tree : CatalogueTree
+        The titles. End each with a token that stands at no other place, such as a quote.
+    excluded : sequence of sequence of int, optional
+        [B] rows whose titles must not be written.
+
+    Returns
+    -------
+    array of int
+        [B] the row of each title, the first with its tokens; -1 where all are excluded.
+
+    Examples
+    --------
+    >>> import torch, transformers
+    >>> _ = torch.manual_seed(0)
+    >>> config = transformers.LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...     num_attention_heads=2)
+    >>> model, tree = transformers.LlamaForCausalLM(config).eval(), CatalogueTree([[5, 9], [5, 6, 9], [7, 9]])
+    >>> decode_in_catalogue(model, [[1, 2], [3]], tree, [[0, 1], [0, 1, 2]])
+    array([ 2, -1])
+    """
+    lm, device = as_model(model), as_model(model).device
+    barred = [list(rows) for rows in excluded] if excluded is not None else [[] for _ in prompts]
+    tokens, children, leaves = (torch.from_numpy(part).to(device) for part in (tree.tokens, tree.children, tree.leaves))
+    paths = _padded([tree.paths(rows) for rows in barred], tree.depth).to(device)  # [B, E, depth + 1]
+    nodes = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    left = leaves[0] - (paths[:, :, 0] == 0).sum(1)  # [B] titles that are not excluded, below the node
+    if bool((left > 1).any()):
+        steps = next_states(lm, [as_tokens(prompt) for prompt in prompts])
+        states = next(steps)
+        for depth in range(1, tree.depth + 1):
+            begin, count = children[nodes].long(), (children[nodes + 1] - children[nodes]).long()
+            column = torch.arange(int(count.max()), device=device)  # [C]
+            child = (begin[:, None] + column).clamp(max=len(tokens) - 1)  # [B, C]
+            at = paths[:, :, depth] - begin[:, None]
+            at = at.where((at >= 0) & (at < count[:, None]), len(column))  # the last column takes what is elsewhere
+            closed = torch.zeros(len(prompts), len(column) + 1, dtype=torch.int32, device=device)
+            closed.scatter_add_(1, at, torch.ones_like(at, dtype=torch.int32))
+            open_leaves = (leaves[child] - closed[:, :-1]).masked_fill(column >= count[:, None], 0)  # [B, C]
+            logits = lm.logits(states).gather(1, tokens[child].long()).masked_fill(open_leaves < 1, -torch.inf)
+            best = logits.argmax(1, keepdim=True)
+            more = left > 1  # the others have their title
+            nodes = nodes.where(~more, child.gather(1, best)[:, 0])
+            left = left.where(~more, open_leaves.gather(1, best)[:, 0])
+            if not bool((left > 1).any()):
+                break
+            states = steps.send(tokens[nodes].long())
+    rows = [tree.left(node, out) for node, out in zip(nodes.tolist(), barred, strict=True)]
+    return np.array([row[0] if row else -1 for row in rows], dtype=np.int64)
+
+
+def _padded(paths: list[IntArray], depth: int) -> Tensor:
+    """[B, E, depth + 1] paths of excluded titles; -1 where there are fewer."""
+    out = np.full((len(paths), max((len(p) for p in paths), default=0), depth + 1), -1)
+    for row, path in zip(out, paths, strict=True):
+        row[: len(path)] = path
+    return torch.from_numpy(out)
+
+
+@torch.inference_mode()
+def decode_freely(
+    model: NoiseLM, prompts: Sequence[Tokens], stop: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
+    """Continue each prompt greedily with any text (published).
+
+    Parameters
+    ----------
+    model : NoiseLM
+        The model.
+    prompts : sequence of Tokens
+        B prompts.
+    stop : sequence of int
+        Tokens that end a text.
+    max_new_tokens : int
+        Longest text.
+
+    Returns
+    -------
+    list of list of int
+        The new tokens of each prompt.
+    """
+    steps, written = next_states(model, prompts), list[list[int]]([] for _ in prompts)
+    states, done = next(steps), [False] * len(prompts)
+    while True:
+        best = model.logits(states).argmax(1)
+        for b, token in enumerate(best.tolist()):
+            if not done[b]:
+                written[b].append(token)
+                ended = written[b][-len(stop) :] == list(stop) or token == model.tokenizer.eos_token_id
+                done[b] = ended or len(written[b]) >= max_new_tokens
+        if all(done):
+            return written
+        states = steps.send(best)
+
+
+def next_states(model: NoiseLM, prompts: Sequence[Tokens]) -> Generator[Tensor, Tensor, None]:
+    """Yield the states [B, H] that the next tokens follow; take these tokens [B], and so on."""
+    steps = _cached_states if layer_windows(model.base) is not None else _recomputed_states
+    return steps(model, prompts)
+
+
+def _cached_states(model: NoiseLM, prompts: Sequence[Tokens]) -> Generator[Tensor, Tensor, None]:
+    width, device = max(len(p) for p in prompts), model.device
+    ids, slots = torch.zeros(len(prompts), width, dtype=torch.long), torch.full((len(prompts), width), -1)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for b, p in enumerate(prompts):
+        ids[b, width - len(p) :], slots[b, width - len(p) :] = torch.tensor(p.ids), torch.tensor(p.slots)
+        mask[b, width - len(p) :] = 1
+    ids, slots, mask, features = ids.to(device), slots.to(device), mask.to(device), stack_features(prompts, device)
+    cache = None
+    while True:
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        embeds = model.embed(ids, slots, features)
+        state = model.states(embeds, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        cache = state.past_key_values
+        ids = (yield state.last_hidden_state[:, -1])[:, None]
+        slots, features = torch.full_like(ids, -1), None
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+
+
+def _recomputed_states(model: NoiseLM, prompts: Sequence[Tokens]) -> Generator[Tensor, Tensor, None]:
+    """As `_cached_states`, for models whose cache does not take padding."""
+    rows = [Tokens([*p.ids], [*p.slots], features=p.features) for p in prompts]
+    while True:
+        hidden = model.hidden(collate(rows, model.device))
+        tokens = yield hidden[range(len(rows)), [len(row) - 1 for row in rows]]
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.add([token])
