@@ -104,7 +104,7 @@ def test_nodes_are_numbered_level_by_level():
     assert tree.children.tolist() == [1, 3, 5, 6, 7, 8, 8, 8, 8]
     assert tree.leaves.tolist() == [3, 2, 1, 1, 1, 1, 1, 1]
     assert tree.order.tolist() == [2, 1, 0]
-    assert tree.paths([0, 2]).tolist() == [[0, 1, 3, 6], [0, 2, 5, -1]]
+    assert tree.paths(tree.places([0, 2])).tolist() == [[0, 1, 3, 6], [0, 2, 5, -1]]
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4).map(lambda t: [*t, 9]), min_size=1, max_size=12), st.data())
@@ -112,7 +112,7 @@ def test_the_arrays_hold_the_titles_and_nothing_else(titles, data):
     tree = CatalogueTree(titles)
     for row, title in enumerate(titles):
         assert tree.row(title) == titles.index(title)
-        (path,) = tree.paths([row]).tolist()
+        (path,) = tree.paths(tree.places([row])).tolist()
         assert tree.tokens[path[1 : len(title) + 1]].tolist() == title
         for depth, node in enumerate(path[: len(title) + 1]):
             below = {tuple(t) for t in titles if t[:depth] == title[:depth]}

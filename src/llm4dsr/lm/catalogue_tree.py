@@ -63,15 +63,17 @@ class CatalogueTree:
         self._sizes = sizes
 
         place = np.repeat(np.arange(len(sizes)), sizes - shared)  # the first title of each node but the root
-        depth = ranges(shared + 1, sizes - shared)
-        by_level = np.argsort(depth, kind="stable")
-        tokens = flat[np.repeat(starts, sizes - shared) + depth - 1]
+        depths = ranges(shared + 1, sizes - shared)
+        by_level = np.argsort(depths.astype(np.uint16), kind="stable")  # radix sort
+        tokens = flat[np.repeat(starts, sizes - shared) + depths - 1]
         self.tokens = np.append(np.int32(0), tokens[by_level])
         self.first = np.append(0, place[by_level]).astype(np.int32)
-        self._levels = np.append(0, np.cumsum(np.bincount(depth, minlength=1)) + 1)  # where each level begins
+        self._levels = np.append(0, np.cumsum(np.bincount(depths, minlength=1)) + 1)  # where each level begins
         nodes = len(self.tokens)
-        self.leaves = np.bincount(self._nodes(np.arange(len(sizes)), sizes), minlength=nodes).astype(np.int32)
-        parents = [self._nodes(self.first[self._level(d)], np.full(1, d - 1)) for d in range(1, self.depth + 1)]
+        self.leaves = np.zeros(nodes, np.int32)
+        for depth in range(1, self.depth + 1):
+            self.leaves[self._above(np.flatnonzero(sizes == depth), depth)] += 1
+        parents = [self._above(self.first[self._level(d)], d - 1) for d in range(1, self.depth + 1)]
         for level in range(self.depth, 0, -1):
             np.add.at(self.leaves, parents[level - 1], self.leaves[self._level(level)])
         counts = np.bincount(np.concatenate([np.empty(0, np.int64), *parents]), minlength=nodes)
@@ -85,21 +87,21 @@ class CatalogueTree:
     def _level(self, depth: int) -> slice:
         return slice(int(self._levels[depth]), int(self._levels[depth + 1]))
 
-    def _nodes(self, places: npt.NDArray[np.integer], depths: IntArray) -> IntArray:
-        """The node of each depth above a title, by its place in `order`; titles have as many tokens at least."""
-        out, depths = np.empty(len(places), np.int64), np.broadcast_to(depths, len(places))
-        for depth in np.unique(depths).tolist():
-            here, level = depths == depth, self._level(depth)
-            out[here] = level.start + np.searchsorted(self.first[level], places[here], side="right") - 1
-        return out
+    def _above(self, places: npt.NDArray[np.integer], depth: int) -> IntArray:
+        """The node of a depth above titles, by their place in `order`; they have as many tokens at least."""
+        level = self._level(depth)
+        return np.asarray(level.start + np.searchsorted(self.first[level], places, side="right") - 1)
 
-    def paths(self, rows: Sequence[int]) -> IntArray:
-        """Return the nodes [titles, depth + 1] of the different titles of rows, from the root; -1 after their end."""
-        places = np.unique(self._place[self._canonical[np.asarray(rows, dtype=np.int64)]])
-        out = np.full((len(places), self.depth + 1), -1)
-        for depth in range(int(self._sizes[places].max(initial=0)) + 1):
-            (long,) = np.nonzero(self._sizes[places] >= depth)
-            out[long, depth] = self._nodes(places[long], np.full(1, depth))
+    def places(self, rows: Sequence[int]) -> IntArray:
+        """Return the different titles of rows, as places in `order`."""
+        return np.unique(self._place[self._canonical[np.asarray(rows, dtype=np.int64)]])
+
+    def paths(self, places: IntArray) -> IntArray:
+        """Return the nodes [titles, depth + 1] from the root to titles, by their place in `order`; -1 after their end."""
+        sizes, out = self._sizes[places], np.full((len(places), self.depth + 1), -1)
+        for depth in range(int(sizes.max(initial=-1)) + 1):
+            (long,) = np.nonzero(sizes >= depth)
+            out[long, depth] = self._above(places[long], depth)
         return out
 
     def row(self, tokens: Sequence[int]) -> int:
@@ -117,8 +119,7 @@ class CatalogueTree:
         """Return the rows of the titles below a node that are not among the excluded rows."""
         first = int(self.first[node])
         below = np.arange(first, first + int(self.leaves[node]))
-        closed = self._place[self._canonical[np.asarray(excluded, dtype=np.int64)]]
-        rows: list[int] = self.order[below[~np.isin(below, closed)]].tolist()
+        rows: list[int] = self.order[below[~np.isin(below, self.places(excluded))]].tolist()
         return rows
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm4dsr.core.arrays import IntArray
+from llm4dsr.core.arrays import IntArray, ranges
 from llm4dsr.lm.attention import layer_windows
 from llm4dsr.lm.catalogue_tree import CatalogueTree
 from llm4dsr.lm.collate import collate, stack_features
@@ -69,7 +69,7 @@ def decode_in_catalogue(
     lm, device = as_model(model), as_model(model).device
     barred = [list(rows) for rows in excluded] if excluded is not None else [[] for _ in prompts]
     tokens, children, leaves = (torch.from_numpy(part).to(device) for part in (tree.tokens, tree.children, tree.leaves))
-    paths = _padded([tree.paths(rows) for rows in barred], tree.depth).to(device)  # [B, E, depth + 1]
+    paths = _paths(tree, barred).to(device)  # [B, E, depth + 1]
     nodes = torch.zeros(len(prompts), dtype=torch.long, device=device)
     left = leaves[0] - (paths[:, :, 0] == 0).sum(1)  # [B] titles that are not excluded, below the node
     if bool((left > 1).any()):
@@ -96,11 +96,14 @@ def decode_in_catalogue(
     return np.array([row[0] if row else -1 for row in rows], dtype=np.int64)
 
 
-def _padded(paths: list[IntArray], depth: int) -> Tensor:
-    """[B, E, depth + 1] paths of excluded titles; -1 where there are fewer."""
-    out = np.full((len(paths), max((len(p) for p in paths), default=0), depth + 1), -1)
-    for row, path in zip(out, paths, strict=True):
-        row[: len(path)] = path
+def _paths(tree: CatalogueTree, excluded: Sequence[Sequence[int]]) -> Tensor:
+    """[B, E, depth + 1] paths of the excluded titles of each prompt; -1 where there are fewer."""
+    places = [tree.places(rows) for rows in excluded]
+    counts = np.array([len(p) for p in places], dtype=np.int64)
+    out = np.full((len(places), counts.max(initial=0), tree.depth + 1), -1)
+    out[np.repeat(np.arange(len(places)), counts), ranges(np.zeros_like(counts), counts)] = tree.paths(
+        np.concatenate([np.empty(0, np.int64), *places])
+    )
     return torch.from_numpy(out)
 
 
