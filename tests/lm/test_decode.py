@@ -104,7 +104,8 @@ def test_nodes_are_numbered_level_by_level():
     assert tree.children.tolist() == [1, 3, 5, 6, 7, 8, 8, 8, 8]
     assert tree.leaves.tolist() == [3, 2, 1, 1, 1, 1, 1, 1]
     assert tree.order.tolist() == [2, 1, 0]
-    assert tree.paths(tree.places([0, 2])).tolist() == [[0, 1, 3, 6], [0, 2, 5, -1]]
+    titles = tree.places([0, 2])
+    assert [tree.above(titles, depth).tolist() for depth in range(4)] == [[0, 0], [1, 2], [3, 5], [6, -1]]
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4).map(lambda t: [*t, 9]), min_size=1, max_size=12), st.data())
@@ -112,15 +113,17 @@ def test_the_arrays_hold_the_titles_and_nothing_else(titles, data):
     tree = CatalogueTree(titles)
     for row, title in enumerate(titles):
         assert tree.row(title) == titles.index(title)
-        (path,) = tree.paths(tree.places([row])).tolist()
-        assert tree.tokens[path[1 : len(title) + 1]].tolist() == title
-        for depth, node in enumerate(path[: len(title) + 1]):
+        path = [int(tree.above(tree.places([row]), depth)[0]) for depth in range(len(title) + 1)]
+        assert tree.tokens[path[1:]].tolist() == title
+        for depth, node in enumerate(path):
             below = {tuple(t) for t in titles if t[:depth] == title[:depth]}
             assert tree.leaves[node] == len(below)
-            assert {tuple(titles[r]) for r in tree.left(node, [])} == below
-            excluded = data.draw(st.lists(st.sampled_from(range(len(titles)))))
-            left = below - {tuple(titles[r]) for r in excluded}
-            assert {tuple(titles[r]) for r in tree.left(node, excluded)} == left
+            found = tree.order[tree.first[node] :][: len(below)]
+            assert {tuple(titles[r]) for r in found.tolist()} == below
+    excluded = data.draw(st.lists(st.sampled_from(range(len(titles)))))
+    left = {tuple(t) for t in titles} - {tuple(titles[r]) for r in excluded}
+    last = tree.last(0, tree.places(excluded))
+    assert (tuple(titles[last]) in left) if left else last == -1
     assert len(tree.tokens) == 1 + len({tuple(t[: i + 1]) for t in titles for i in range(len(t))})
 
 
@@ -128,8 +131,8 @@ def test_titles_that_a_tokenizer_cannot_tell_apart_are_one():
     """Rows 0 and 1 have the same tokens: excluding one excludes the other, or an excluded title could be written."""
     tree = CatalogueTree([[5, 9], [5, 9], [5, 6, 9]], [0, 1, 2])
     assert tree.row([5, 9]) == 0
-    assert tree.left(0, [0]) == tree.left(0, [1]) == [2]
-    assert tree.left(0, [1, 2]) == []
+    assert tree.last(0, tree.places([0])) == tree.last(0, tree.places([1])) == 2
+    assert tree.last(0, tree.places([1, 2])) == -1
 
 
 def test_only_whole_titles_are_rows():

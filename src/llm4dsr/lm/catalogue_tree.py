@@ -7,6 +7,8 @@ from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from llm4dsr.core.arrays import IntArray, ranges
 from llm4dsr.errors import DataError
@@ -48,6 +50,7 @@ class CatalogueTree:
 
     def __init__(self, titles: Sequence[Sequence[int]], canonical: Sequence[int] | None = None) -> None:
         self.titles = [title if isinstance(title, list) else [int(t) for t in title] for title in titles]
+        self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self._canonical = np.arange(len(titles)) if canonical is None else np.asarray(canonical, dtype=np.int64)
         rows = sorted(np.unique(self._canonical).tolist(), key=self.titles.__getitem__)
         order, sizes = np.array(rows, dtype=np.int64), np.array([len(self.titles[row]) for row in rows], dtype=np.int64)
@@ -60,7 +63,7 @@ class CatalogueTree:
         self._place = np.full(len(titles), -1)
         self._place[order] = np.cumsum(differs) - 1  # of each row's title in `order`
         self.order, starts, sizes, shared = order[differs], starts[differs], sizes[differs], shared[differs]
-        self._sizes = sizes
+        self._sizes = np.append(sizes, -1)  # the last stands for no title
 
         place = np.repeat(np.arange(len(sizes)), sizes - shared)  # the first title of each node but the root
         depths = ranges(shared + 1, sizes - shared)
@@ -84,6 +87,14 @@ class CatalogueTree:
         """Tokens of the longest title."""
         return len(self._levels) - 2
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens, children and leaves on a device, where they stay."""
+        if device not in self._on:
+            self._on[device] = tuple(  # type: ignore[assignment]
+                torch.from_numpy(part).to(device) for part in (self.tokens, self.children, self.leaves)
+            )
+        return self._on[device]
+
     def _level(self, depth: int) -> slice:
         return slice(int(self._levels[depth]), int(self._levels[depth + 1]))
 
@@ -96,12 +107,11 @@ class CatalogueTree:
         """Return the different titles of rows, as places in `order`."""
         return np.unique(self._place[self._canonical[np.asarray(rows, dtype=np.int64)]])
 
-    def paths(self, places: IntArray) -> IntArray:
-        """Return the nodes [titles, depth + 1] from the root to titles, by their place in `order`; -1 after their end."""
-        sizes, out = self._sizes[places], np.full((len(places), self.depth + 1), -1)
-        for depth in range(int(sizes.max(initial=-1)) + 1):
-            (long,) = np.nonzero(sizes >= depth)
-            out[long, depth] = self._above(places[long], depth)
+    def above(self, places: IntArray, depth: int) -> IntArray:
+        """Return the node of a depth above titles, by their place in `order` (any shape); -1 where they are shorter."""
+        reach = self._sizes[places] >= depth  # a place of -1 is no title
+        out = np.full(places.shape, -1)
+        out[reach] = self._above(places[reach], depth)
         return out
 
     def row(self, tokens: Sequence[int]) -> int:
@@ -115,12 +125,20 @@ class CatalogueTree:
         title = int(self.first[node])  # a title sorts before those that go on after it
         return int(self.order[title]) if len(tokens) == self._sizes[title] else -1
 
-    def left(self, node: int, excluded: Sequence[int]) -> list[int]:
-        """Return the rows of the titles below a node that are not among the excluded rows."""
-        first = int(self.first[node])
-        below = np.arange(first, first + int(self.leaves[node]))
-        rows: list[int] = self.order[below[~np.isin(below, self.places(excluded))]].tolist()
-        return rows
+    def last(self, node: int, excluded: IntArray) -> int:
+        """Return the row of a title below a node: the first that is not excluded, or -1.
+
+        Parameters
+        ----------
+        node : int
+            The root, or a node with titles that are not excluded.
+        excluded : array of int
+            Titles, as places in `order`.
+        """
+        below = np.arange(self.leaves[node]) + self.first[node]
+        if len(below) > 1 or node == 0:
+            below = np.setdiff1d(below, excluded)
+        return int(self.order[below[0]]) if len(below) else -1
 
 
 def _shared(flat: Small, starts: IntArray, sizes: IntArray) -> IntArray:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm4dsr.core.arrays import IntArray, ranges
+from llm4dsr.core.arrays import IntArray
 from llm4dsr.lm.attention import layer_windows
 from llm4dsr.lm.catalogue_tree import CatalogueTree
 from llm4dsr.lm.collate import collate, stack_features
@@ -66,25 +66,30 @@ def decode_in_catalogue(
     >>> decode_in_catalogue(model, [[1, 2], [3]], tree, [[0, 1], [0, 1, 2]])
     array([ 2, -1])
     """
-    lm, device = as_model(model), as_model(model).device
-    barred = [list(rows) for rows in excluded] if excluded is not None else [[] for _ in prompts]
-    tokens, children, leaves = (torch.from_numpy(part).to(device) for part in (tree.tokens, tree.children, tree.leaves))
-    paths = _paths(tree, barred).to(device)  # [B, E, depth + 1]
+    lm = as_model(model)
+    device, barred = lm.device, [np.empty(0, np.int64)] * len(prompts)
+    if excluded is not None:
+        barred = [tree.places(rows) for rows in excluded]
+    places = np.full((len(prompts), max(map(len, barred), default=0)), -1)  # [B, E] excluded titles
+    for row, some in zip(places, barred, strict=True):
+        row[: len(some)] = some
+    tokens, children, leaves = tree.on(device)
     nodes = torch.zeros(len(prompts), dtype=torch.long, device=device)
-    left = leaves[0] - (paths[:, :, 0] == 0).sum(1)  # [B] titles that are not excluded, below the node
+    left = torch.from_numpy(tree.leaves[0] - (places >= 0).sum(1)).to(device)  # [B] titles that may be written, below
     if bool((left > 1).any()):
         steps = next_states(lm, [as_tokens(prompt) for prompt in prompts])
         states = next(steps)
         for depth in range(1, tree.depth + 1):
-            begin, count = children[nodes].long(), (children[nodes + 1] - children[nodes]).long()
+            begin = children[nodes, None].long()
+            count = children[nodes + 1, None] - begin
             column = torch.arange(int(count.max()), device=device)  # [C]
-            child = (begin[:, None] + column).clamp(max=len(tokens) - 1)  # [B, C]
-            at = paths[:, :, depth] - begin[:, None]
-            at = at.where((at >= 0) & (at < count[:, None]), len(column))  # the last column takes what is elsewhere
-            closed = torch.zeros(len(prompts), len(column) + 1, dtype=torch.int32, device=device)
-            closed.scatter_add_(1, at, torch.ones_like(at, dtype=torch.int32))
-            open_leaves = (leaves[child] - closed[:, :-1]).masked_fill(column >= count[:, None], 0)  # [B, C]
-            logits = lm.logits(states).gather(1, tokens[child].long()).masked_fill(open_leaves < 1, -torch.inf)
+            child = (begin + column).clamp_(max=len(tokens) - 1)  # [B, C]
+            at = torch.from_numpy(tree.above(places, depth)).to(device) - begin  # [B, E]
+            at = at.where((at >= 0) & (at < count), len(column))  # the last column takes what is elsewhere
+            open_leaves = torch.nn.functional.pad(leaves[child].masked_fill_(column >= count, 0), (0, 1))
+            open_leaves.scatter_add_(1, at, open_leaves.new_full(at.shape, -1))
+            allowed = open_leaves[:, :-1] > 0
+            logits = lm.logits(states).gather(1, tokens[child].long()).masked_fill_(~allowed, -torch.inf)
             best = logits.argmax(1, keepdim=True)
             more = left > 1  # the others have their title
             nodes = nodes.where(~more, child.gather(1, best)[:, 0])
@@ -92,19 +97,7 @@ def decode_in_catalogue(
             if not bool((left > 1).any()):
                 break
             states = steps.send(tokens[nodes].long())
-    rows = [tree.left(node, out) for node, out in zip(nodes.tolist(), barred, strict=True)]
-    return np.array([row[0] if row else -1 for row in rows], dtype=np.int64)
-
-
-def _paths(tree: CatalogueTree, excluded: Sequence[Sequence[int]]) -> Tensor:
-    """[B, E, depth + 1] paths of the excluded titles of each prompt; -1 where there are fewer."""
-    places = [tree.places(rows) for rows in excluded]
-    counts = np.array([len(p) for p in places], dtype=np.int64)
-    out = np.full((len(places), counts.max(initial=0), tree.depth + 1), -1)
-    out[np.repeat(np.arange(len(places)), counts), ranges(np.zeros_like(counts), counts)] = tree.paths(
-        np.concatenate([np.empty(0, np.int64), *places])
-    )
-    return torch.from_numpy(out)
+    return np.array([tree.last(n, some) for n, some in zip(nodes.tolist(), barred, strict=True)], dtype=np.int64)
 
 
 @torch.inference_mode()
