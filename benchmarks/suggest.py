@@ -33,11 +33,11 @@ from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.read import read_data
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.best_items import ItemRanker
+from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.predictions import Predictions
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.suggest import FLAGS, suggest
-from llm4dsr.denoise.train import build_model
-from llm4dsr.features.collaborative import CollaborativeVectors, pair_keys
+from llm4dsr.features.collaborative import SIZES, CollaborativeVectors, pair_keys
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.features.title_vectors import title_vectors
 from llm4dsr.lm import CatalogueTree, decode_in_catalogue
@@ -167,40 +167,48 @@ def rank(data: Dataset) -> dict[str, Any]:
             with torch.inference_mode():
                 model.hidden(collate(prompts, model.device))
 
+    tokens = sum(len(prompt) for prompt in builder.prompts(windows))
+    layers = sum(p.numel() for name, p in model.base.named_parameters() if "layers" in name)
+    flop = {"model": 2 * layers * tokens, "items": 2 * (vectors.shape[1] + max(SIZES)) * len(vectors) * flags}
+    speed = gemm_speed()
     whole = cpu_seconds(lambda: suggest(model, builder, windows, flagged, data.catalogue, config, WEIGHTS), 4)
     alone = cpu_seconds(passes, 4)
     out: dict[str, Any] = {
         "toys": {
             "items": len(data.catalogue), "windows": len(windows), "flags": flags,
+            "MFLOP per flag": {name: round(count / flags / 1e6, 1) for name, count in flop.items()},
+            "flags per CPU second of matrix products alone": round(1e9 * speed * flags / sum(flop.values())),
+            "of matrix products of items alone": round(1e9 * speed * flags / flop["items"]),
             "flags per CPU second": round(flags / whole),
             "flags per CPU second, without prompts and passes of the model": round(flags / (whole - alone)),
         }
     }  # fmt: skip
     print(out, flush=True)
-    out["more items"] = {f"{n:,}": ranked(n) for n in (len(data.catalogue), 100_000, MILLION)}
+    out["more items"] = {f"{n:,}": ranked(n, vectors.shape[1]) for n in (len(data.catalogue), 100_000, MILLION)}
     return out
 
 
-def ranked(n_items: int) -> dict[str, float]:
+def ranked(n_items: int, width: int) -> dict[str, float]:
     """Milliseconds of one flag, among so many items of random vectors with ten neighbors each."""
     rng = np.random.default_rng(0)
     left, right = rng.integers(0, n_items, (2, 5 * n_items))
     pairs = np.unique(pair_keys(left[left != right], right[left != right]))
-    vectors = CollaborativeVectors(rng.random((1, n_items, 128), np.float32) - 0.5, np.empty(0, np.uint64))
+    vectors = CollaborativeVectors(rng.random((1, n_items, max(SIZES)), np.float32), np.empty(0, np.uint64))
+    vectors.vectors[:] -= 0.5
     counts = CooccurrenceCounts(
         pairs, rng.integers(1, 9, len(pairs)), rng.integers(1, 99, n_items), np.empty(0, np.uint64), vectors
     )
     histories = Windows.from_lists(rng.integers(0, n_items, (FLAGS, 10)).tolist())
     model = torch.nn.Module()
-    model.register_buffer("vectors", torch.from_numpy(rng.random((n_items, 256), np.float32) - 0.5))
+    model.register_buffer("vectors", torch.rand(n_items, width).sub_(0.5))
     ranker = ItemRanker(model, counts, Unnamed(n_items), WEIGHTS)  # type: ignore[arg-type]
-    query = torch.nn.functional.normalize(torch.randn(FLAGS, 256), dim=-1)
+    query = torch.nn.functional.normalize(torch.randn(FLAGS, width), dim=-1)
     predictions = Predictions(np.arange(FLAGS), query, histories, np.ones(len(histories.items), dtype=bool))
     before = resident_memory()
     seconds = cpu_seconds(lambda: ranker.best(predictions, histories, np.arange(FLAGS), 2), 2)
     found = {
         "ms": round(1000 * seconds / FLAGS, 3),
-        "GFLOP per CPU second": round(2 * (256 + 128) * n_items * FLAGS / seconds / 1e9, 1),
+        "GFLOP per CPU second": round(2 * (width + max(SIZES)) * n_items * FLAGS / seconds / 1e9, 1),
         "MB more in the process": round((resident_memory() - before) / 1e6),
     }
     print(n_items, found, flush=True)

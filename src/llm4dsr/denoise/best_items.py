@@ -70,7 +70,8 @@ class ItemRanker:
         self, model: NoiseLM, counts: CooccurrenceCounts | None, catalogue: Catalogue, weights: RankingWeights
     ) -> None:
         assert model.vectors is not None
-        self.titles, self.device = F.normalize(model.vectors, dim=-1), model.vectors.device
+        self.titles, self.device = model.vectors, model.vectors.device
+        self.scale = 1 / torch.linalg.vector_norm(model.vectors, dim=-1).clamp(min=1e-12)  # [N]
         self.counts, self.weights, self.canonical = counts, weights, catalogue.canonical
         self.doubles = np.flatnonzero(catalogue.canonical != np.arange(len(catalogue)))
         users = np.zeros(len(catalogue)) if counts is None else counts.popularity
@@ -111,9 +112,9 @@ class ItemRanker:
             block = slice(start, min(n_items, start + BLOCK))
             scores = torch.zeros(flags, block.stop - start, device=self.device)
             flat, (at, neighbor) = scores.view(-1), near.inside(block, self.device)
-            flat.scatter_add_(0, at, neighbor)
-            flat[at] = self.weights.cooccurrence * torch.log1p(10 * flat[at])  # where `at` repeats, the same value
-            scores.addmm_(query, self.titles[block].T)
+            near_scores = flat.scatter_add_(0, at, neighbor)[at]  # sums; the same wherever `at` repeats
+            torch.mm(query, self.titles[block].T, out=scores).mul_(self.scale[block])
+            flat[at] += self.weights.cooccurrence * torch.log1p(10 * near_scores)
             for group, rows in groups:
                 assert self.units is not None
                 scores[rows].addmm_(contexts[rows], self.units[group, block].T)
@@ -130,7 +131,7 @@ class ItemRanker:
         total = top + sums.log()  # [rows, 2]
         back = self._index(place)
         values, found, total = values[back], found[back], total[back]
-        cosine = torch.einsum("gv,gkv->gk", predictions.vectors, self.titles[found])
+        cosine = torch.einsum("gv,gkv->gk", predictions.vectors, F.normalize(self.titles[found], dim=-1))
         likely = (values + self.extra[found] - total[:, 1:]).exp()
         allowed = values > -torch.inf
         return BestItems(

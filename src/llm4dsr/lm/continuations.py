@@ -27,7 +27,7 @@ def score_continuations(model: Any, prompt: Prompt, continuations: Sequence[Sequ
     Parameters
     ----------
     model : NoiseLM or PreTrainedModel
-        A causal language model.
+        A causal language model; it is put in evaluation mode.
     prompt : Tokens or sequence of int
         The prompt, at least one token.
     continuations : sequence of sequence of int

@@ -21,7 +21,7 @@ Prompt = Tokens | Sequence[int]
 
 def as_model(model: Any) -> NoiseLM:
     """Return the model itself, or a causal LM of transformers as one."""
-    return model if isinstance(model, NoiseLM) else NoiseLM(model, None).eval()
+    return (model if isinstance(model, NoiseLM) else NoiseLM(model, None)).eval()
 
 
 def as_tokens(prompt: Prompt) -> Tokens:
@@ -43,7 +43,7 @@ def decode_in_catalogue(
     Parameters
     ----------
     model : NoiseLM or PreTrainedModel
-        A causal language model.
+        A causal language model; it is put in evaluation mode.
     prompts : sequence of Tokens or of sequences of int
         B prompts, one batch.
     tree : CatalogueTree
@@ -82,18 +82,17 @@ def decode_in_catalogue(
         for depth in range(1, tree.depth + 1):
             begin = children[nodes, None].long()
             count = children[nodes + 1, None] - begin
-            column = torch.arange(int(count.max()), device=device)  # [C]
+            column = torch.arange(int(count.max()) + 1, device=device)  # one more, for what is elsewhere
             child = (begin + column).clamp_(max=len(tokens) - 1)  # [B, C]
+            open_leaves = leaves[child].masked_fill_(column >= count, 0)
             at = torch.from_numpy(tree.above(places, depth)).to(device) - begin  # [B, E]
-            at = at.where((at >= 0) & (at < count), len(column))  # the last column takes what is elsewhere
-            open_leaves = torch.nn.functional.pad(leaves[child].masked_fill_(column >= count, 0), (0, 1))
+            at = at.where((at >= 0) & (at < count), len(column) - 1)
             open_leaves.scatter_add_(1, at, open_leaves.new_full(at.shape, -1))
-            allowed = open_leaves[:, :-1] > 0
-            logits = lm.logits(states).gather(1, tokens[child].long()).masked_fill_(~allowed, -torch.inf)
+            logits = lm.logits(states).gather(1, tokens[child].long()).masked_fill_(open_leaves < 1, -torch.inf)
             best = logits.argmax(1, keepdim=True)
             more = left > 1  # the others have their title
-            nodes = nodes.where(~more, child.gather(1, best)[:, 0])
-            left = left.where(~more, open_leaves.gather(1, best)[:, 0])
+            nodes = child.gather(1, best)[:, 0].where(more, nodes)
+            left = open_leaves.gather(1, best)[:, 0].where(more, left)
             if not bool((left > 1).any()):
                 break
             states = steps.send(tokens[nodes].long())
