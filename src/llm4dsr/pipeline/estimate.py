@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from llm4dsr import columns as c
 from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.denoise.best_items import BLOCK
 from llm4dsr.denoise.calibrate import KINDS
 from llm4dsr.denoise.decide import VALIDATION
 from llm4dsr.denoise.ensemble import CHUNK
 from llm4dsr.denoise.noise_injection import USUAL_NOISE_RATE
 from llm4dsr.denoise.ranking import SCORES
+from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
 from llm4dsr.features.cooccurrence import CELLS
 from llm4dsr.lm.shape import LMShape
@@ -150,10 +152,10 @@ def suggesting_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
         return scoring_bytes(lm, config, sizes)
     per_window = sizes.all_interactions / max(1, sizes.all_windows)
     flagged = {name: flags(sizes, name, config.decide) for name in c.SPLITS}
-    group = min(max(1, SCORES // 8 // sizes.items), CHUNK * max(1, USUAL_NOISE_RATE * per_window))
+    group = min(FLAGS, CHUNK * max(1, USUAL_NOISE_RATE * per_window))
     group = min(group, max(flagged[c.TRAIN] / config.train.folds, flagged[c.VALID], flagged[c.TEST]))
     neighbors = 2 * distinct_pairs(sizes) / sizes.items if counts_bytes(sizes, config) else 0
-    ranked = 70 * sizes.items + 32 * per_window * neighbors
+    ranked = 12 * min(BLOCK, sizes.items) + 96 * per_window * neighbors
     return int(group * max(ranked, sizes.tokens * token_bytes(lm, config, sizes.tokens, tuned=False)))
 
 
