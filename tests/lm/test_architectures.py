@@ -86,6 +86,22 @@ def test_noise_logits_are_the_next_token_logits_of_no_and_yes(name):
     torch.testing.assert_close(got, torch.cat(plain), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_shared_prefix_changes_no_state(name):
+    """Twenty rows behind an instruction, computed once for all of them or before, and each row alone."""
+    model, builder = model_of(name, PER_POSITION)
+    rows = [builder.prompt([i % 8, (i * 3 + 1) % 8, *range(i % 4)]) for i in range(20)]
+    batch = collate(rows, model.device)
+    assert batch.shared >= len(builder.head)
+    with torch.inference_mode():
+        prefix = model.read_prefix(builder.head)
+        assert (prefix is None) == (layer_windows(model.base) is None)
+        for states in (model.hidden(batch), model.hidden(batch, prefix), model.hidden(batch, prefix)):
+            for row, state in zip(rows, states, strict=True):
+                alone = model.hidden(collate([row], model.device))[0]
+                torch.testing.assert_close(state[: len(row)], alone, atol=1e-4, rtol=0)
+
+
 # --- every stage -----------------------------------------------------------------------------------------------------
 
 

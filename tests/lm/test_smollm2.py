@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from llm4dsr import Config, Denoiser
 from llm4dsr.data.windows import limit_windows
+from llm4dsr.denoise.score import MERGED_FROM, score_windows
 from llm4dsr.lm.gguf import load_gguf
 from llm4dsr.lm.prefix_tree import WindowTree, sequence_log_probs
 from llm4dsr.lm.prompt import PromptBuilder
@@ -55,6 +57,19 @@ def test_one_pass_over_all_titles_equals_one_forward_per_title(smollm2, tiny_dem
             assert score == pytest.approx(
                 sum(float(steps[len(prompt) - 1 + i, token]) for i, token in enumerate(title)), abs=1e-3
             )
+
+
+def test_scores_without_adapter_padding_and_instruction_equal_the_whole_model(smollm2, tiny_demo):
+    """Enough windows that the adapter is added to the weights; each is compared with a forward of its own."""
+    config = replace(smollm2.config, model=replace(smollm2.config.model, readout="per_position"))
+    model, windows = smollm2.model, limit_windows(tiny_demo.splits["test"].histories(), MERGED_FROM, 0)
+    builder = PromptBuilder(model.tokenizer, tiny_demo.catalogue.titles, config.model)
+    scores = score_windows(model, builder, windows, tiny_demo.catalogue, config)
+    with torch.inference_mode():
+        for i, prompt in enumerate(builder.prompts(windows)):
+            logits = model.lm(input_ids=torch.tensor([prompt.ids])).logits[0, prompt.read]
+            expected = (logits[:, builder.yes] - logits[:, builder.no]).numpy()
+            np.testing.assert_allclose(scores[windows.offsets[i] : windows.offsets[i + 1]], expected, atol=1e-4)
 
 
 def test_it_is_saved_loaded_and_suggests(tmp_path: Path, smollm2, tiny_demo):

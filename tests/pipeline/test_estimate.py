@@ -14,6 +14,7 @@ from llm4dsr.cli.main import main
 from llm4dsr.core.memory import free_in_container
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.errors import ModelError, OutputError
+from llm4dsr.lm.passes import CPU_BYTES, pass_tokens, token_bytes
 from llm4dsr.lm.shape import LMShape, lm_shape
 from llm4dsr.pipeline import STAGES, preflight
 from llm4dsr.pipeline.estimate import (
@@ -27,7 +28,7 @@ from llm4dsr.pipeline.estimate import (
     peak_disk,
     ranking_fit_bytes,
     recommender_bytes,
-    token_bytes,
+    scoring_bytes,
     tuning_bytes,
 )
 from llm4dsr.pipeline.preflight import Estimate
@@ -88,6 +89,28 @@ def test_a_pass_holds_no_more_than_the_step_and_the_budget():
     assert tuning_bytes(LM, config, SIZES, batch_tokens=1) == fixed + 14 * each  # a window at least
 
 
+def test_lora_with_dropout_keeps_masks_and_scores_with_merged_weights():
+    """Adapters with 20 inputs for a token, on layers of 600 weights in all."""
+    lm, gpu = replace(LM, adapter_inputs=20, adapted=600), True
+    lora = Config.from_dict({"model": {"source": "smollm2", "item_input": "title", "tuning": "lora"}})
+    activations = 4 * (2 * (14 * 8 + 4 * 32) + 4 * 8)
+    assert token_bytes(lm, lora, 14.0, tuned=True) == activations + 20  # a byte each
+    assert token_bytes(lm, lora, 14.0, tuned=True, gpu=gpu) == activations + 5 * 20  # and the dropped input
+    none = replace(lora, model=replace(lora.model, lora_dropout=0.0))
+    assert token_bytes(lm, none, 14.0, tuned=True) == activations
+    assert scoring_bytes(lm, lora, SIZES) == 100 * 14 * 4 * (6 * 8 + 3 * 32) + 4 * 600
+
+
+def test_a_pass_on_a_cpu_has_a_bounded_memory():
+    """Layers as wide as those of an 8-billion model: 1.5 GiB are 131 tokens, and a window may still have more."""
+    wide = LMShape(8 * 10**9, 10**7, hidden=4096, intermediate=14_336, layers=32, heads=32, vocabulary=128_256)
+    lora = Config.from_dict({"model": {"source": "smollm2", "item_input": "title", "tuning": "lora"}})
+    assert pass_tokens(wide, lora, gpu=False) == CPU_BYTES // (4 * (32 * (14 * 4096 + 4 * 14_336) + 4 * 4096)) == 109
+    assert pass_tokens(wide, lora, gpu=True) == lora.train.batch_tokens
+    assert pass_tokens(LM, lora, gpu=False) == lora.train.batch_tokens  # never more
+    assert pass_tokens(wide, configuration(), gpu=False) == configuration().train.batch_tokens  # the embedded model
+
+
 def test_lora_tunes_two_matrices_for_each_module(tiny_demo, tmp_path):
     """Rank 8: four modules of 16 × 16 and three of 16 × 32, or two of the first alone. Weights are not read."""
     config = configured(make_checkpoint(tmp_path, tiny_demo.catalogue.titles)).model
@@ -97,6 +120,7 @@ def test_lora_tunes_two_matrices_for_each_module(tiny_demo, tmp_path):
     assert shape.vocabulary == len(tokenizer)
     assert shape.parameters == 2 * 16 * shape.vocabulary + 4 * 16**2 + 3 * 16 * 32 + 3 * 16
     assert shape.trainable == 8 * (4 * (16 + 16) + 3 * (16 + 32))
+    assert (shape.adapter_inputs, shape.adapted) == (4 * 16 + 2 * 16 + 32, 4 * 16**2 + 3 * 16 * 32)
     two = replace(config, lora_targets=("q_proj", "v_proj"))
     assert lm_shape(two, tiny_demo.catalogue.titles, 512)[0].trainable == 2 * 8 * (16 + 16)
 

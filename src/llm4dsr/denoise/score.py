@@ -15,10 +15,12 @@ from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 from llm4dsr.lm.collate import collate, run_batches
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
+from llm4dsr.lm.passes import pass_tokens_of
 from llm4dsr.lm.prefix_tree import WindowTree, sequence_log_probs
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
+MERGED_FROM = 8  # windows from which on adding an adapter to the weights takes less time than computing it
 Scored = Iterator[tuple[list[int], list[FloatArray]]]  # a group of prompts and the log-odds of each
 
 
@@ -61,6 +63,8 @@ def score_windows(
     """
     out, begins = np.full(len(windows.items), np.nan), windows.offsets
     model.eval()
+    if len(windows) >= MERGED_FROM:
+        model = model.merged()
     scorer, done = _positions if config.model.readout == "per_position" else _titles, 0
     for group, values in scorer(model, builder, windows, builder.prompts(windows), catalogue, config):
         for i, row in zip(group, values, strict=True):
@@ -80,15 +84,18 @@ def _positions(
     catalogue: Catalogue,
     config: Config,
 ) -> Scored:
+    with torch.inference_mode(), precision(config.model.dtype, model.device):
+        prefix = model.read_prefix(builder.head)
+
     def score(group: list[int]) -> list[FloatArray]:
         rows = [prompts[i] for i in group]
         with torch.inference_mode(), precision(config.model.dtype, model.device):
-            hidden = model.hidden(collate(rows, model.device))
+            hidden = model.hidden(collate(rows, model.device), prefix)
             no, yes = noise_logits(model, builder, read_states(hidden, rows)).unbind(-1)
         flat = (yes - no).cpu().numpy()
         return np.split(flat, np.cumsum([len(r.read) for r in rows])[:-1])
 
-    return run_batches([len(p) for p in prompts], config.train.batch_tokens, score)
+    return run_batches([len(p) for p in prompts], pass_tokens_of(model, config), score)
 
 
 def _titles(
@@ -116,7 +123,7 @@ def _titles(
             _title_odds(np.array(v), columns[i], bool(config.task.none)) for i, v in zip(group, log_probs, strict=True)
         ]
 
-    return run_batches(sizes, config.train.batch_tokens // 4, score)  # the tree's mask takes memory too
+    return run_batches(sizes, pass_tokens_of(model, config) // 4, score)  # the tree's mask takes memory too
 
 
 def _title_odds(log_probs: FloatArray, columns: list[int], none: bool) -> FloatArray:

@@ -30,7 +30,9 @@ from llm4dsr.denoise.training_labels import LABEL_WEIGHT, NO_LABELS, UNLABELED, 
 from llm4dsr.errors import ModelError
 from llm4dsr.lm.checkpoint import Checkpoint, Position
 from llm4dsr.lm.collate import collate, token_batches
+from llm4dsr.lm.lora import fused_lora
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
+from llm4dsr.lm.passes import pass_tokens_of
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
@@ -99,7 +101,7 @@ def tune(
     LLM4DSR, arXiv 2408.08208, section 4.1. Small-loss selection: co-teaching, Han et al. (2018).
     """
     parameters = model.trainable()
-    with fp32_weights(parameters):
+    with fp32_weights(parameters), fused_lora(model.lm):
         checkpoint = checkpoint or Checkpoint(None, "")
         curve = _tune(model, builder, windows, catalogue, config, progress, doing, checkpoint, labels)
     if not all(torch.isfinite(p).all() for p in parameters):
@@ -146,7 +148,7 @@ def _tune(
             group["lr"] = settings.learning_rate * min((done + 1) / warmup, max(0.02, 1 - done / max(1, total)))
         batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])
         limit = at.loss_limit if at.epoch and settings.small_loss_drop_rate else math.inf
-        budget = at.budget or settings.batch_tokens
+        budget = at.budget or pass_tokens_of(model, config)
         reviewed = labels.find(batch)
         loss, unlabeled, at.budget = _backward(
             model, builder, batch, reviewed, injectable, config, rng, limit, budget, scaler

@@ -25,12 +25,15 @@ class Batch:
         [soft tokens, N_FEATURES] in reading order.
     lengths : Tensor
         [B] tokens of each prompt.
+    shared : int
+        Leading tokens that all prompts have in common, before any soft token; at least one token of each is left.
     """
 
     ids: Tensor
     slots: Tensor
     features: Tensor | None
     lengths: Tensor
+    shared: int = 0
 
 
 def collate(rows: Sequence[Tokens], device: torch.device) -> Batch:
@@ -44,9 +47,12 @@ def collate(rows: Sequence[Tokens], device: torch.device) -> Batch:
         ids[i, : len(row)] = row.ids
         slots[i, : len(row)] = row.slots
     lengths = torch.tensor([len(r) for r in rows]).to(device)
+    same = (ids == ids[0]).all(axis=0) & (slots < 0).all(axis=0)
+    same[min(len(r) for r in rows) - 1 :] = False
     return Batch(
-        torch.from_numpy(ids).to(device), torch.from_numpy(slots).to(device), stack_features(rows, device), lengths
-    )
+        torch.from_numpy(ids).to(device), torch.from_numpy(slots).to(device), stack_features(rows, device), lengths,
+        int(same.argmin()),
+    )  # fmt: skip
 
 
 def stack_features(rows: Sequence[Tokens], device: torch.device) -> Tensor | None:

@@ -62,22 +62,13 @@ def load_gguf(path: Path, name: str, dtype: torch.dtype, most_layers: int) -> tu
     ModelError
         If the package gguf is not installed, or the file is no GGUF file.
     """
-    if find_spec("gguf") is None:
-        raise ModelError(f"{path} is a GGUF file. Install its reader with:  {INSTALL_READER}")
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise ModelError(f"{path} is no GGUF file: it does not begin with {MAGIC.decode()!r}.")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    config, tokenizer = read_gguf_header(path, most_layers)
     where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(path.parent, **where)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if layers > most_layers:
-        raise ModelError(f"{path} has {layers} layers; expected at most {most_layers}. Do not trust it.")
     packed, report = AutoModelForCausalLM.from_pretrained(
         path.parent, config=config, dtype=dtype, output_loading_info=True, **where, **_dense()
     )
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     # A model read from GGUF cannot be saved, so its weights move to one that can.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -88,6 +79,23 @@ def load_gguf(path: Path, name: str, dtype: torch.dtype, most_layers: int) -> tu
     lm.load_state_dict(weights)
     lm.name_or_path = config._name_or_path = name
     return lm.eval(), report, tokenizer
+
+
+def read_gguf_header(path: Path, most_layers: int) -> tuple[Any, Any]:
+    """Return the configuration and the tokenizer of a GGUF file; weights are not read. Raises like `load_gguf`."""
+    if find_spec("gguf") is None:
+        raise ModelError(f"{path} is a GGUF file. Install its reader with:  {INSTALL_READER}")
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ModelError(f"{path} is no GGUF file: it does not begin with {MAGIC.decode()!r}.")
+    from transformers import AutoConfig, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(path.parent, **where)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > most_layers:
+        raise ModelError(f"{path} has {layers} layers; expected at most {most_layers}. Do not trust it.")
+    return config, AutoTokenizer.from_pretrained(path.parent, **where)
 
 
 def _dense() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,23 @@ from llm4dsr.features.cooccurrence import N_FEATURES
 from llm4dsr.lm.attention import layer_windows
 from llm4dsr.lm.collate import Batch
 from llm4dsr.lm.load import BASE_HASH, describe_base, load_lm, verify_weights
+from llm4dsr.lm.lora import can_merge, merged
 from llm4dsr.lm.prompt import PromptBuilder, is_bidirectional
 from llm4dsr.lm.tokens import Tokens
 
 PROJECTOR_FILE = "projector.safetensors"
+# Tokens that a shared prefix saves in a batch, from which on a pass of its own pays: attention behind it needs a mask,
+# and is slower.
+MIN_SAVED = 256
+MIN_PREFIX = 8  # tokens of a prefix that is worth keeping
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that were read before: their last hidden states [1, T, H], and their keys and values."""
+
+    states: Tensor
+    cache: Any
 
 
 class NoiseLM(nn.Module):
@@ -97,6 +111,17 @@ class NoiseLM(nn.Module):
         out = copy.deepcopy(self, {id(part): part for part in shared})
         return out.with_vectors(vectors)
 
+    def merged(self) -> NoiseLM:
+        """Return a model that scores alike, faster, with its adapter added to copies of the weights; this one as it is.
+
+        Without an adapter, or where weights of half precision would round it off, this is the model itself.
+        """
+        if not can_merge(self.lm):
+            return self
+        out = copy.copy(self)
+        out._modules = {**self._modules, "lm": merged(self.lm)}
+        return out
+
     @property
     def base(self) -> Any:
         """The transformers model itself; LoRA layers, if any, are inside it."""
@@ -131,10 +156,16 @@ class NoiseLM(nn.Module):
             embeds = embeds.index_put(torch.where(filled), soft.to(embeds.dtype), accumulate=True)
         return embeds
 
-    def hidden(self, batch: Batch, **kwargs: Any) -> Tensor:
-        """Return the last hidden states [B, T, H]. Rows are right-padded, so causal attention needs no mask."""
-        kwargs.setdefault("use_cache", False)
+    def hidden(self, batch: Batch, prefix: Prefix | None = None, **kwargs: Any) -> Tensor:
+        """Return the last hidden states [B, T, H]. Rows are right-padded, so causal attention needs no mask.
+
+        Leading tokens that all rows share, such as the instruction, are computed once; not even that, if they begin
+        with a `prefix` that was computed before.
+        """
         embeds = self.embed(batch.ids, batch.slots, batch.features)
+        if prefix or (batch.shared * (len(embeds) - 1) >= MIN_SAVED and not kwargs and self._takes_prefix):
+            return self._behind(prefix or self._read(embeds[:1, : batch.shared]), embeds)
+        kwargs.setdefault("use_cache", False)
         if self.bidirectional:
             size = batch.ids.shape[1]
             seen = torch.arange(size, device=self.device)[None, :] < batch.lengths[:, None]  # [B, T]
@@ -145,6 +176,34 @@ class NoiseLM(nn.Module):
             kwargs["position_ids"] = torch.arange(size, device=self.device)[None]
         state: Tensor = self.states(embeds, **kwargs).last_hidden_state
         return state
+
+    def read_prefix(self, ids: Sequence[int]) -> Prefix | None:
+        """Compute the tokens that prompts begin with; None if there are few, or the model cannot go on from them."""
+        if len(ids) < MIN_PREFIX or not self._takes_prefix:
+            return None
+        row = torch.tensor([list(ids)], device=self.device)
+        return self._read(self.embed(row, torch.full_like(row, -1)))
+
+    @property
+    def _takes_prefix(self) -> bool:
+        """Whether tokens can follow keys and values that were computed before, with the same states."""
+        return not self.bidirectional and layer_windows(self.base) is not None
+
+    def _read(self, embeds: Tensor) -> Prefix:
+        from transformers import DynamicCache
+
+        # Told no configuration, it keeps all tokens; masks limit what layers with a sliding window see.
+        found = self.states(embeds, past_key_values=DynamicCache(), use_cache=True)
+        return Prefix(found.last_hidden_state, found.past_key_values)
+
+    def _behind(self, prefix: Prefix, embeds: Tensor) -> Tensor:
+        """Return the states of rows [B, T, H] that begin with a prefix."""
+        rows, size = len(embeds), prefix.states.shape[1]
+        cache = copy.copy(prefix.cache)  # a model adds to it
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        cache.batch_repeat_interleave(rows)
+        rest = self.states(embeds[:, size:], past_key_values=cache, use_cache=True).last_hidden_state
+        return torch.cat([prefix.states.expand(rows, -1, -1), rest], dim=1)
 
     def states(self, embeds: Tensor, **kwargs: Any) -> Any:
         """Return what the transformer makes of input embeddings [B, T, H]."""

@@ -12,8 +12,8 @@ import torch
 from llm4dsr.config import EMBEDDED, ModelConfig
 from llm4dsr.config.denoiser import ALL_LINEAR
 from llm4dsr.lm.embedded import embedded_lm
-from llm4dsr.lm.gguf import gguf_path
-from llm4dsr.lm.load import check_files, resolve_base
+from llm4dsr.lm.gguf import gguf_path, read_gguf_header
+from llm4dsr.lm.load import MOST_LAYERS, check_files, resolve_base
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class LMShape:
         Weights that are tuned, without the projectors of soft tokens.
     hidden, intermediate, layers, heads, vocabulary : int
         As in the configuration of the model.
+    adapter_inputs, adapted : int
+        Over all layers with a LoRA adapter: their inputs for one token, and their own weights.
     """
 
     parameters: int
@@ -37,26 +39,34 @@ class LMShape:
     layers: int
     heads: int
     vocabulary: int
+    adapter_inputs: int = 0
+    adapted: int = 0
 
     @classmethod
     def of(cls, lm: Any, config: ModelConfig) -> LMShape:
         """Read the sizes of a causal LM; its weights may be on the meta device."""
         found = lm.config.get_text_config()
         parameters = sum(p.numel() for p in lm.parameters())
-        trainable = parameters
+        trainable, inputs, adapted = parameters, 0, 0
         if config.tuning == "lora":
             every = config.lora_targets == (ALL_LINEAR,)  # all linear layers but the output
-            layers = [(name, m) for name, m in lm.named_modules() if m is not lm.get_output_embeddings()]
+            head = lm.get_output_embeddings()
+            layers = [(name, m) for name, m in lm.named_modules() if m is not head and ".lora_" not in name]
             linear = [
                 m
                 for name, m in layers
                 if (isinstance(m, torch.nn.Linear) if every else name.rsplit(".", 1)[-1] in config.lora_targets)
             ]
-            trainable = sum(config.lora_rank * sum(m.weight.shape) for m in linear if hasattr(m, "weight"))
+            shapes = [
+                (m.weight.shape, getattr(m, "in_features", m.weight.shape[0])) for m in linear if hasattr(m, "weight")
+            ]
+            trainable = sum(config.lora_rank * sum(shape) for shape, _ in shapes)
+            inputs, adapted = sum(size for _, size in shapes), sum(shape.numel() for shape, _ in shapes)
         hidden = int(found.hidden_size)
         return cls(
             parameters, trainable, hidden, int(getattr(found, "intermediate_size", None) or 4 * hidden),
             int(found.num_hidden_layers), int(found.num_attention_heads), int(found.vocab_size),
+            inputs, adapted,
         )  # fmt: skip
 
 
@@ -86,14 +96,19 @@ def lm_shape(config: ModelConfig, titles: list[str], max_tokens: int) -> tuple[L
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source, base = resolve_base(config.source)
-    if gguf_path(base):
-        raise ValueError(f"{base} is a GGUF file, whose sizes are known once it is loaded.")
     for folder in {source, base}:
         if os.path.isdir(folder):
             check_files(Path(folder))
+    packed = gguf_path(base)
+    if packed:
+        found, tokenizer = read_gguf_header(packed, MOST_LAYERS)
+    else:
+        found, tokenizer = AutoConfig.from_pretrained(base, trust_remote_code=False), None
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, trust_remote_code=False))
+        lm = AutoModelForCausalLM.from_config(found)
     is_adapter = source != base
     own = is_adapter and (Path(source) / "tokenizer_config.json").is_file()
     tuned = replace(config, tuning="lora") if is_adapter else config
-    return LMShape.of(lm, tuned), AutoTokenizer.from_pretrained(source if own else base, trust_remote_code=False)
+    if own or not packed:
+        tokenizer = AutoTokenizer.from_pretrained(source if own else base, trust_remote_code=False)
+    return LMShape.of(lm, tuned), tokenizer

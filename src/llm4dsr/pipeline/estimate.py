@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm4dsr import columns as c
-from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.config import EMBEDDED, SMOLLM2, Config
 from llm4dsr.denoise.best_items import BLOCK
 from llm4dsr.denoise.calibrate import KINDS
 from llm4dsr.denoise.decide import VALIDATION
@@ -20,6 +20,7 @@ from llm4dsr.denoise.ranking import SCORES
 from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
 from llm4dsr.features.cooccurrence import CELLS
+from llm4dsr.lm.passes import pass_tokens, token_bytes
 from llm4dsr.lm.shape import LMShape
 from llm4dsr.pipeline.sizes import Sizes, distinct_pairs, flags
 from llm4dsr.recommenders import SEEDLESS
@@ -60,23 +61,6 @@ def optimizer_bytes(lm: LMShape, config: Config) -> int:
     return trainable * (12 + 4 - BYTES[config.model.dtype])
 
 
-def token_bytes(lm: LMShape, config: Config, tokens: float, tuned: bool) -> int:
-    """Return the bytes of activations for each token of a forward pass over prompts of so many tokens.
-
-    Tuning keeps for each layer 14 vectors of the hidden size and 4 of the feed-forward layer, for the backward pass.
-    With dropout on attention, it also keeps 3 rows of attention for each head; else fused kernels keep none. A scoring
-    pass keeps one layer. Quantized models keep the input of each layer, and compute it again.
-    """
-    has_dropout = config.model.source == EMBEDDED and config.model.dropout > 0
-    layer = 14 * lm.hidden + 4 * lm.intermediate + 3 * lm.heads * tokens * has_dropout
-    kept = lm.layers * layer + 4 * lm.hidden
-    if config.model.load_in != "full":
-        kept = lm.layers * lm.hidden + layer
-    if not tuned:
-        kept = 6 * lm.hidden + 3 * lm.intermediate
-    return int(kept * (4 if config.model.dtype == "fp32" else 3))
-
-
 def logit_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
     """Return the bytes of next-token logits for each token of a tuning pass; 0 if only noise logits are read."""
     if config.model.item_input == "soft_token" and config.model.readout == "per_position":
@@ -86,23 +70,29 @@ def logit_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
     return int(share * lm.vocabulary * 4 * 3)  # logits, their log-softmax, and its gradient
 
 
-def tuning_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | None = None) -> int:
+def tuning_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | None = None, gpu: bool = False) -> int:
     """Return the bytes of tuning all folds: tuned models, one in tuning, and the largest pass."""
     step = sizes.tokens * min(config.train.batch_windows, sizes.windows[c.TRAIN])
-    most = max(config.train.batch_tokens if batch_tokens is None else batch_tokens, sizes.tokens)
-    pass_tokens = min(step, most)
-    each = token_bytes(lm, config, sizes.tokens, tuned=True) + logit_bytes(lm, config, sizes)
-    return int(config.train.folds * model_bytes(lm, config) + optimizer_bytes(lm, config) + pass_tokens * each)
+    most = max(pass_tokens(lm, config, gpu) if batch_tokens is None else batch_tokens, sizes.tokens)
+    each = token_bytes(lm, config, sizes.tokens, tuned=True, gpu=gpu) + logit_bytes(lm, config, sizes)
+    return int(config.train.folds * model_bytes(lm, config) + optimizer_bytes(lm, config) + min(step, most) * each)
 
 
-def scoring_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | None = None) -> int:
-    """Return the bytes of the largest scoring pass."""
-    most = config.train.batch_tokens if batch_tokens is None else batch_tokens
-    pass_tokens = min(max(most, sizes.tokens), sizes.tokens * min(CHUNK, max(sizes.windows.values())))
+def scoring_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | None = None, gpu: bool = False) -> int:
+    """Return the bytes of the largest scoring pass, with the weights that an adapter is added to."""
+    most = pass_tokens(lm, config, gpu) if batch_tokens is None else batch_tokens
+    tokens = min(max(most, sizes.tokens), sizes.tokens * min(CHUNK, max(sizes.windows.values())))
     each = token_bytes(lm, config, sizes.tokens, tuned=False)
     if config.model.readout == "title":  # a quarter of the tokens, each with its logits
         each = (each + 8 * lm.vocabulary) // 4
-    return int(pass_tokens * each)
+    is_merged = config.model.dtype == "fp32" and config.model.load_in == "full"
+    return int(tokens * each + 4 * lm.adapted * is_merged)
+
+
+def loading_bytes(lm: LMShape, config: Config) -> int:
+    """Return the bytes of reading a model: weights of a GGUF file are moved from one model to another."""
+    is_packed = config.model.source == SMOLLM2 or config.model.source.endswith(".gguf")
+    return (1 + is_packed) * model_bytes(lm, config)
 
 
 # -- features ----------------------------------------------------------------------------------------------------------
@@ -236,16 +226,16 @@ def needs(
     gpu : bool
         Models are on a GPU.
     batch_tokens : int, optional
-        Tokens per pass. Default: `train.batch_tokens`.
+        Tokens per pass. Default: `pass_tokens`.
     """
     vectors, tables = 4 * sizes.items * columns_of(config), tables_bytes(sizes)
     held = vectors + counts_bytes(sizes, config) + tables
-    tuned = tuning_bytes(lm, config, sizes, batch_tokens)
-    scored = scoring_bytes(lm, config, sizes, batch_tokens)
+    tuned = tuning_bytes(lm, config, sizes, batch_tokens, gpu)
+    scored = scoring_bytes(lm, config, sizes, batch_tokens, gpu)
     weights = config.train.folds * model_bytes(lm, config)
     models = weights + config.train.folds * vectors
     on_gpu = CUDA_CONTEXT + config.train.folds * vectors
-    in_memory = model_bytes(lm, config)  # of a model on a GPU, while it is loaded
+    in_memory = loading_bytes(lm, config)  # of a model on a GPU, while it is loaded
     suggested = held + suggesting_bytes(lm, config, sizes) + (in_memory if gpu else models)
     processes = {name: count * base if count > 1 else 0 for name, count in workers.items()}
     judged = max(
@@ -256,7 +246,7 @@ def needs(
     on_device = gpu and config.evaluate.backbone not in SEEDLESS
     train = max(
         tables + vectors + max(title_vector_bytes(sizes, config), counting_bytes(sizes, config)),
-        held + (in_memory if gpu else tuned),
+        held + (in_memory if gpu else max(in_memory, tuned)),
         held + (in_memory if gpu else models) + ranking_fit_bytes(sizes, config),
     )
     evaluate = held + sizes.rows * tables // 4 + processes["evaluate"] + (0 if on_device else trained)

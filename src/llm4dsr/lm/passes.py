@@ -1,0 +1,56 @@
+"""Memory of a forward pass, and how many tokens it may have: on a CPU, as many as fit into a fixed part of memory.
+
+On a GPU a pass has `train.batch_tokens`, and is halved on out-of-memory. A CPU does not fail in time for that: it
+swaps, or the process is killed. Larger passes are no faster there, because activations no longer fit into its caches.
+"""
+
+from __future__ import annotations
+
+from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.shape import LMShape
+
+CPU_BYTES = 3 * 2**29  # of activations in tuning, in one pass on a CPU
+
+
+def token_bytes(lm: LMShape, config: Config, tokens: float, tuned: bool, gpu: bool = False) -> int:
+    """Return the bytes of activations for each token of a forward pass over prompts of so many tokens.
+
+    Tuning keeps for each layer 14 vectors of the hidden size and 4 of the feed-forward layer, for the backward pass.
+    With dropout on attention, it also keeps 3 rows of attention for each head; else fused kernels keep none. Dropout of
+    LoRA keeps a byte for each input of an adapter, and on a GPU the input as well. A scoring pass keeps one layer.
+    Quantized models keep the input of each layer, and compute it again.
+    """
+    size = 4 if config.model.dtype == "fp32" else 3
+    if not tuned:
+        return size * (6 * lm.hidden + 3 * lm.intermediate)
+    has_dropout = config.model.source == EMBEDDED and config.model.dropout > 0
+    layer = 14 * lm.hidden + 4 * lm.intermediate + 3 * lm.heads * tokens * has_dropout
+    if config.model.load_in != "full":
+        return int(size * (lm.layers * lm.hidden + layer))
+    masks = lm.adapter_inputs * (1 + size * gpu) if config.model.lora_dropout else 0
+    return int(size * (lm.layers * layer + 4 * lm.hidden) + masks)
+
+
+def pass_tokens(lm: LMShape, config: Config, gpu: bool) -> int:
+    """Return the most tokens of a forward pass.
+
+    Examples
+    --------
+    SmolLM2-135M:
+
+    >>> from llm4dsr.config import Config, ModelConfig
+    >>> shape = LMShape(134_515_008, 2_442_240, 576, 1536, 30, 9, 49_152, adapter_inputs=30 * (6 * 576 + 1536))
+    >>> config = Config(model=ModelConfig(source="smollm2", item_input="title", tuning="lora"))
+    >>> pass_tokens(shape, config, gpu=True), pass_tokens(shape, config, gpu=False)
+    (16384, 865)
+    """
+    most = config.train.batch_tokens
+    if gpu or config.model.source == EMBEDDED:
+        return most
+    return max(1, min(most, CPU_BYTES // token_bytes(lm, config, config.train.max_tokens, tuned=True)))
+
+
+def pass_tokens_of(model: NoiseLM, config: Config) -> int:
+    """Return `pass_tokens` of a loaded model."""
+    return pass_tokens(LMShape.of(model.base, config.model), config, model.device.type != "cpu")
