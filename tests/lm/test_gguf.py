@@ -13,6 +13,7 @@ from llm4dsr.config import ModelConfig
 from llm4dsr.data.windows import limit_windows
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.lm.load import load_lm
+from llm4dsr.lm.shape import LMShape, lm_shape
 
 from .architectures import CHATML, byte_level
 
@@ -105,6 +106,15 @@ def test_it_holds_the_model_and_the_tokenizer(tmp_path, tiny_demo):
     assert {p.dtype for p in load_lm(str(tmp_path / "tiny.gguf"), ModelConfig(dtype="bf16"))[0].parameters()} == {
         torch.bfloat16
     }
+
+
+def test_its_sizes_are_known_before_its_weights_are_read(tmp_path: Path, tiny_demo):
+    write_gguf(tmp_path / "tiny.gguf", tiny_demo.catalogue.titles)
+    config = ModelConfig(source=str(tmp_path / "tiny.gguf"), item_input="title", tuning="lora")
+    (lm, its_tokenizer), (shape, tokenizer) = load_lm(config.source, config), lm_shape(config, [], 512)
+    assert shape == LMShape.of(lm, config)
+    assert shape.adapted > 0
+    assert tokenizer("Red Train")["input_ids"] == its_tokenizer("Red Train")["input_ids"]
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

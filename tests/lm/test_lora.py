@@ -82,8 +82,17 @@ def test_an_adapter_in_the_weights_scores_alike_and_leaves_the_model_as_it_is():
     assert all(torch.equal(before[name], p) for name, p in lm.named_parameters())
 
 
+def test_in_half_precision_the_sum_is_rounded():
+    lm = adapted().to(torch.bfloat16)
+    layer = next(m for m in lm.modules() if hasattr(m, "base_layer"))
+    a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
+    expected = layer.base_layer.weight.float() + layer.scaling["default"] * b @ a
+    found = merged(lm).model.layers[0].self_attn.q_proj.weight
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=2**-6, atol=1e-3)
+
+
 def test_what_is_not_merged():
     assert not can_merge(make_lm("llama3", ["Red Train"])[0])  # no adapter
-    assert not can_merge(adapted().to(torch.bfloat16))  # an adapter is finer than these weights
     assert not can_merge(adapted("gpt2"))  # layers of another kind
     assert can_merge(adapted())

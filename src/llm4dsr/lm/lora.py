@@ -102,14 +102,20 @@ def _is_plain(layer: Any) -> bool:
 
 
 def can_merge(lm: Any) -> bool:
-    """Return whether the adapter can be added to the weights with the same scores: it is plain, and they are fp32."""
+    """Return whether the adapter can be added to copies of the weights: it is plain, and on a CPU.
+
+    On a GPU the copies of a large model may not fit, and time for the adapter is short.
+    """
     layers = [m for m in lm.modules() if hasattr(m, "base_layer")]
-    return bool(layers) and all(_is_plain(m) and m.base_layer.weight.dtype == torch.float32 for m in layers)
+    return bool(layers) and all(_is_plain(m) and m.base_layer.weight.device.type == "cpu" for m in layers)
 
 
 @torch.no_grad()
 def merged(lm: Any) -> Any:
-    """Return the base of a model with the adapter added to its weights. It shares all weights that have no adapter."""
+    """Return the base of a model with the adapter added to its weights. It shares all weights that have no adapter.
+
+    In half precision the sum is rounded, like the weights themselves.
+    """
     parts: dict[int, Any] = {id(p): p for p in lm.parameters()}
     parts |= {id(m): _merged(m) for m in lm.modules() if hasattr(m, "base_layer")}
     out = copy.deepcopy(lm.get_base_model(), parts)
@@ -119,7 +125,8 @@ def merged(lm: Any) -> Any:
 
 def _merged(layer: Any) -> nn.Linear:
     (name,) = layer.active_adapters
-    weight = nn.Parameter(layer.base_layer.weight + layer.get_delta_weight(name), requires_grad=False)
+    weight = layer.base_layer.weight
+    weight = nn.Parameter((weight + layer.get_delta_weight(name)).to(weight.dtype), requires_grad=False)
     out: nn.Linear = copy.copy(layer.base_layer)
     out._parameters = {**out._parameters, "weight": weight}
     return out

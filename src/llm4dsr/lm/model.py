@@ -114,7 +114,7 @@ class NoiseLM(nn.Module):
     def merged(self) -> NoiseLM:
         """Return a model that scores alike, faster, with its adapter added to copies of the weights; this one as it is.
 
-        Without an adapter, or where weights of half precision would round it off, this is the model itself.
+        Without an adapter, and on a GPU, this is the model itself.
         """
         if not can_merge(self.lm):
             return self

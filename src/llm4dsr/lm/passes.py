@@ -43,7 +43,7 @@ def pass_tokens(lm: LMShape, config: Config, gpu: bool) -> int:
     >>> shape = LMShape(134_515_008, 2_442_240, 576, 1536, 30, 9, 49_152, adapter_inputs=30 * (6 * 576 + 1536))
     >>> config = Config(model=ModelConfig(source="smollm2", item_input="title", tuning="lora"))
     >>> pass_tokens(shape, config, gpu=True), pass_tokens(shape, config, gpu=False)
-    (16384, 865)
+    (16384, 864)
     """
     most = config.train.batch_tokens
     if gpu or config.model.source == EMBEDDED:

@@ -85,8 +85,8 @@ def scoring_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int |
     each = token_bytes(lm, config, sizes.tokens, tuned=False)
     if config.model.readout == "title":  # a quarter of the tokens, each with its logits
         each = (each + 8 * lm.vocabulary) // 4
-    is_merged = config.model.dtype == "fp32" and config.model.load_in == "full"
-    return int(tokens * each + 4 * lm.adapted * is_merged)
+    is_merged = config.model.load_in == "full" and not gpu
+    return int(tokens * each + BYTES[config.model.dtype] * lm.adapted * is_merged)
 
 
 def loading_bytes(lm: LMShape, config: Config) -> int:
