@@ -11,7 +11,6 @@ process. Needs Linux, and 9 GB for the way before. Takes 5 minutes of one core.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
@@ -30,12 +29,13 @@ import torch
 from llm4dsr.config import Config
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_text
-from llm4dsr.core.memory import peak_memory_mb, resident_memory
+from llm4dsr.core.memory import peak_memory_mb, resident_memory, return_memory
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.read import read_data
 from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.score import score_windows
-from llm4dsr.denoise.train import build_model, tune
+from llm4dsr.denoise.train import tune
 from llm4dsr.lm.collate import collate, token_batches
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
 from llm4dsr.lm.passes import pass_tokens
@@ -91,7 +91,7 @@ def tuned_before(*args: Any) -> list[float]:
 
 def measured(run: Callable[[], Any]) -> tuple[float, float, Any]:
     """(CPU seconds, peak memory in GiB, result)."""
-    ctypes.CDLL(None).malloc_trim(0)  # what an earlier part has freed
+    return_memory()  # what an earlier part has freed
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     started = time.process_time()
     result = run()

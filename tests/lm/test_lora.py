@@ -55,6 +55,19 @@ def test_gradients_with_dropout_against_finite_differences():
     assert torch.autograd.gradcheck(layer, tuple(p.requires_grad_() for p in (x, a, b)))
 
 
+def test_half_precision_has_about_the_same_gradients():
+    """With autocast, as on CPUs that multiply bf16 in hardware, and without."""
+    lm = adapted(lora_dropout=0.0)
+    expected = gradients(lm)
+    for base in (m.base_layer for m in lm.modules() if hasattr(m, "base_layer")):
+        base.to(torch.bfloat16)
+    with fused_lora(lm), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(lm)
+    for grad, of_fp32 in zip(found, expected, strict=True):
+        assert grad.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(grad.flatten(), of_fp32.flatten(), dim=0) > 0.99
+
+
 def test_dropout_keeps_its_mean():
     """Rate 0.25, where LEVELS is exact: kept inputs count 4/3."""
     torch.manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import re
 import sys
@@ -40,6 +42,13 @@ def resident_memory() -> int:
     except (OSError, ValueError, IndexError):
         return peak_memory_mb() * 2**20
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_memory() -> None:
+    """Give memory that this process has freed back to the system, where the C library can do that (glibc)."""
+    gc.collect()
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_memory() -> int:

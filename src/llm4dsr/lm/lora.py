@@ -37,9 +37,9 @@ class _LoraLinear(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])  # [tokens, in]
         out = F.linear(flat, weight, bias)
         kept = draw_kept(flat.shape, dropout) if dropout else None
-        low = F.linear(_dropped(flat, kept), a.to(x.dtype))  # [tokens, rank]
+        low = F.linear(_dropped(flat, kept), a.to(x.dtype)).to(out.dtype)  # [tokens, rank]; autocast may change types
         ctx.scale = scale / (1 - round(dropout * LEVELS) / LEVELS)
-        out.addmm_(low, b.to(x.dtype).T, alpha=ctx.scale)
+        out.addmm_(low, b.to(out.dtype).T, alpha=ctx.scale)
         ctx.save_for_backward(flat, kept, weight, a, b, low)
         return out.view(*x.shape[:-1], -1)
 
@@ -49,10 +49,10 @@ class _LoraLinear(torch.autograd.Function):
         grad = grads[0].reshape(-1, grads[0].shape[-1])  # [tokens, out]
         of_low = (grad @ b.to(grad.dtype)).mul_(ctx.scale)  # [tokens, rank]
         of_b = (grad.T @ low).mul_(ctx.scale)
-        of_a = of_low.T @ _dropped(flat, kept)
+        of_a = of_low.T @ _dropped(flat, kept).to(of_low.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = grad @ weight
+            of_x = grad @ weight.to(grad.dtype)
             of_x += _dropped(of_low @ a.to(grad.dtype), kept)
             of_x = of_x.view(*grads[0].shape[:-1], -1)
         return of_x, None, None, of_a.to(a.dtype), of_b.to(b.dtype), None, None

@@ -6,7 +6,6 @@ steps follows about how long a run takes.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from llm4dsr import columns as c
 from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.core.device import seeded, single_thread
 from llm4dsr.core.hashing import user_hashes
+from llm4dsr.core.memory import return_memory
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows, limit_windows
@@ -98,7 +98,7 @@ def measure(data: Dataset, config: Config, sizes: Sizes, todo: list[str]) -> Spe
             judged = sum(_neighborhood(kind, windows, config, sizes) for kind in NEIGHBORHOODS)
         if "evaluate" in todo:
             recommender = _recommender(data, config, sizes)
-    gc.collect()
+    return_memory()  # else the estimate would count it as used
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return Speeds(tuned, scored, suggested, suggesting, features, recommender, judged)
