@@ -5,7 +5,7 @@
 The model is SmolLM2-135M with the recipe `laptop`. "Before" is the plain way: peft's layers, passes of
 2,048 padded tokens, and the instruction read again in every window. Both ways take turns on the same
 windows. Times are CPU seconds of one thread, so other work on the machine counts little. Peak memory is that of the
-process. Needs Linux, and 9 GB for the way before. Takes 5 minutes of one core.
+process. Needs Linux, and 9 GB for the way before. Takes 5 CPU minutes.
 """
 
 from __future__ import annotations
