@@ -105,8 +105,8 @@ class TrainConfig:
     batch_windows: PositiveInt = 256
     """Windows per optimizer step."""
     batch_tokens: PositiveInt = 16_384
-    """Most tokens per forward pass. A step is split into as many passes as needed. On a CPU, a pass of a pre-trained
-    model has at most the tokens whose activations in tuning fit into 1.5 GiB."""
+    """Most tokens per forward pass. A step is split into as many passes as needed. On a CPU, a pass of the embedded
+    model has at most 4,096; of another model, at most those whose activations in tuning fit into 1.5 GiB."""
     max_tokens: PositiveInt = 512
     """Longest prompt. Longer ones are refused with a message."""
     learning_rate: NonNegative = 1e-3
