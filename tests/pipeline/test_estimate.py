@@ -14,7 +14,7 @@ from llm4dsr.cli.main import main
 from llm4dsr.core.memory import free_in_container
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.errors import ModelError, OutputError
-from llm4dsr.lm.passes import CPU_BYTES, pass_tokens, token_bytes
+from llm4dsr.lm.passes import CPU_BYTES, CPU_TOKENS, pass_tokens, token_bytes
 from llm4dsr.lm.shape import LMShape, lm_shape
 from llm4dsr.pipeline import STAGES, preflight
 from llm4dsr.pipeline.estimate import (
@@ -108,7 +108,7 @@ def test_a_pass_on_a_cpu_has_a_bounded_memory():
     assert pass_tokens(wide, lora, gpu=False) == CPU_BYTES // (4 * (32 * (14 * 4096 + 4 * 14_336) + 4 * 4096)) == 109
     assert pass_tokens(wide, lora, gpu=True) == lora.train.batch_tokens
     assert pass_tokens(LM, lora, gpu=False) == lora.train.batch_tokens  # never more
-    assert pass_tokens(wide, configuration(), gpu=False) == configuration().train.batch_tokens  # the embedded model
+    assert pass_tokens(wide, configuration(), gpu=False) == CPU_TOKENS  # the embedded model, of any width
 
 
 def test_lora_tunes_two_matrices_for_each_module(tiny_demo, tmp_path):
@@ -230,14 +230,9 @@ def free(monkeypatch):
     ("sections", "memory", "advice"),
     [
         ({"evaluate": {"backbone": "ease"}}, 2**36, "evaluate needs about .* Use evaluate.backbone: itemknn"),
-        (
-            {"train": {"batch_windows": 10**6, "batch_tokens": 10**9}},
-            2**34,
-            "train needs .* Lower train.batch_tokens",
-        ),
         ({}, 2**26, r"fewer windows \(--limit\)"),
     ],
-    ids=["EASE", "passes", "all"],
+    ids=["EASE", "all"],
 )
 def test_memory_that_cannot_fit_is_refused_with_what_helps(large, free, tmp_path, sections, memory, advice):
     config = configuration(decide={"policy": "probability"}, **sections)
@@ -248,6 +243,14 @@ def test_memory_that_cannot_fit_is_refused_with_what_helps(large, free, tmp_path
     preflight.refuse(large, LM, configuration(), STAGES, tmp_path)
     free(0)  # unknown
     preflight.refuse(large, LM, configuration(), STAGES, tmp_path)
+
+
+def test_passes_that_cannot_fit_are_refused(free, tmp_path):
+    """4,096 tokens of an embedded model this wide take 3.9 GiB; a single window takes 47 MiB."""
+    free(2**31)
+    wide = replace(LM, hidden=2048, intermediate=8192, layers=12)
+    with pytest.raises(ModelError, match=r"train needs .* Lower train\.batch_tokens"):
+        preflight.refuse(SIZES, wide, configuration(decide={"policy": "probability"}), STAGES, tmp_path)
 
 
 def test_a_full_disk_is_refused(free, tmp_path):

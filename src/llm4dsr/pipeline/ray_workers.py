@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import platform
 import signal
 import socket
@@ -25,6 +24,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from llm4dsr import errors
 from llm4dsr.core.cache import PartCache, content_of
 from llm4dsr.core.device import available_cpus, has_amx, use_threads
 from llm4dsr.core.hashing import digest, versions
@@ -34,9 +34,10 @@ from llm4dsr.denoise.storage import load_denoiser
 from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError, OutputError, first_line
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
-NAME, COUNTS, PART, TABLE, ERROR = "name", "counts", "part", "table", "error"  # columns of the blocks that Ray moves
+# Columns of the blocks that Ray moves. Counts and part are places in lists of what Ray stores; the kind is that of an error.
+NAME, COUNTS, PART, TABLE, KIND, ERROR = "name", "counts", "part", "table", "kind", "error"
 CONNECT_SECONDS = 10.0  # to wait for a cluster to answer
-SCHEMA = pa.schema([(NAME, pa.string()), (TABLE, pa.binary()), (ERROR, pa.binary())])
+SCHEMA = pa.schema([(NAME, pa.string()), (TABLE, pa.binary()), (KIND, pa.string()), (ERROR, pa.string())])
 
 
 class Part(Protocol):
@@ -109,7 +110,7 @@ class RayWorkers:
         """
         ray, threads, cache = _imported(self.address), ensemble.config.threads or 1, PartCache(work)
         own = _fingerprint(ensemble.counts)
-        at, counts, sizes, blocks = {own: 0}, [None], dict[str, int](), []
+        at, counts, sizes, blocks, stored = {own: 0}, [None], dict[str, int](), list[Any](), list[Any]()
         if progress:
             progress(0, 0, f"{doing}: find what is missing")
         for by_then, part in parts:
@@ -122,11 +123,11 @@ class RayWorkers:
                 assert by_then.counts is not None
                 counts.append(ray.put(replace(by_then.counts, vectors=None)))  # a worker has the vectors
             sizes[name] = part.size
-            block = pa.table({NAME: [name], COUNTS: [at[known]], PART: [pickle.dumps(part)]})
-            blocks.append(ray.put(block))
+            blocks.append(ray.put(pa.table({NAME: [name], COUNTS: [at[known]], PART: [len(stored)]})))
+            stored.append(ray.put(part))
         if not blocks:
             return
-        given = (str(model.resolve()), ensemble.fingerprint, _made_with(ensemble), counts, threads)
+        given = (str(model.resolve()), ensemble.fingerprint, _made_with(ensemble), counts, stored, threads)
         done, total = 0, sum(sizes.values())
         if progress:
             progress(0, total, doing)
@@ -156,7 +157,7 @@ class RayWorkers:
             for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for row in batch.to_pylist():
                     if row[ERROR] is not None:
-                        raise pickle.loads(row[ERROR])
+                        raise getattr(errors, row[KIND])(row[ERROR])
                     yield row[NAME], row[TABLE]
         except ray.exceptions.RayTaskError:
             raise  # a fault of ours: its traceback is what is needed
@@ -207,9 +208,15 @@ class _Worker:
     """Holds the models and makes one part after another."""
 
     def __init__(
-        self, folder: str, fingerprint: str, expected: dict[str, str], counts: list[Any], threads: int
+        self,
+        folder: str,
+        fingerprint: str,
+        expected: dict[str, str],
+        counts: list[Any],
+        parts: list[Any],
+        threads: int,
     ) -> None:
-        self.counts, self.at, self.error = counts, 0, None
+        self.counts, self.parts, self.at, self.error = counts, parts, 0, None
         use_threads(threads)
         try:
             self.own = self.ensemble = _load(Path(folder), fingerprint, expected)
@@ -217,14 +224,17 @@ class _Worker:
             self.error = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        import ray
+
         (row,) = block.to_pylist()
+        out: dict[str, list[Any]] = {NAME: [row[NAME]], TABLE: [None], KIND: [None], ERROR: [None]}
         if self.error is None:
             try:
-                table = content_of(pickle.loads(row[PART]).table(self._by_then(row[COUNTS])))
-                return pa.table({NAME: [row[NAME]], TABLE: [table], ERROR: [None]}, schema=SCHEMA)
+                part = ray.get(self.parts[row[PART]])
+                return pa.table(out | {TABLE: [content_of(part.table(self._by_then(row[COUNTS])))]}, schema=SCHEMA)
             except LLM4DSRError as error:
                 self.error = error
-        return pa.table({NAME: [row[NAME]], TABLE: [None], ERROR: [pickle.dumps(self.error)]}, schema=SCHEMA)
+        return pa.table(out | {KIND: [type(self.error).__name__], ERROR: [str(self.error)]}, schema=SCHEMA)
 
     def _by_then(self, at: int) -> Ensemble:
         """The ensemble with the counts of a part; 0: those of the model folder."""
