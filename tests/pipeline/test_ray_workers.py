@@ -1,7 +1,6 @@
 """Ray workers make the parts of a stage; its tables have the same bytes, also when workers die in the middle."""
 
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -14,7 +13,7 @@ from llm4dsr import Denoiser
 from llm4dsr.denoise.score_in_time import parts_to_score
 from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.pipeline import FOLDERS, STAGES, Run
-from llm4dsr.pipeline.ray_workers import RayWorkers, _Worker
+from llm4dsr.pipeline.ray_workers import RayWorkers, _error, _Worker
 from tests.faults.harness import contents
 from tests.tiny_run import make_run
 
@@ -122,9 +121,9 @@ def test_suggestions_and_corrections_have_the_same_bytes_after_a_node_was_killed
 
 def answer(folder: Path, fingerprint: str, python: str) -> Exception:
     """What a worker gives back for its first part if it cannot work."""
-    worker = _Worker(str(folder), fingerprint, {"python": python}, [None], 1)
-    (row,) = worker(pa.table({"name": ["x"], "counts": [0], "part": [b""]})).to_pylist()
-    return pickle.loads(row["error"])
+    worker = _Worker(str(folder), fingerprint, {"python": python}, [None], [], 1)
+    (row,) = worker(pa.table({"name": ["x"], "counts": [0], "part": [0]})).to_pylist()
+    return _error(row)
 
 
 def test_a_worker_without_the_model_or_with_other_versions_says_so(local, tmp_path):

@@ -34,7 +34,7 @@ from llm4dsr.denoise.storage import load_denoiser
 from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError, OutputError, first_line
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
-# Columns of the blocks that Ray moves. Counts and part are places in lists of what Ray stores; the kind is that of an error.
+# Columns of the blocks that Ray moves: places in lists of what Ray stores, and what a worker gives back.
 NAME, COUNTS, PART, TABLE, KIND, ERROR = "name", "counts", "part", "table", "kind", "error"
 CONNECT_SECONDS = 10.0  # to wait for a cluster to answer
 SCHEMA = pa.schema([(NAME, pa.string()), (TABLE, pa.binary()), (KIND, pa.string()), (ERROR, pa.string())])
@@ -157,7 +157,7 @@ class RayWorkers:
             for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for row in batch.to_pylist():
                     if row[ERROR] is not None:
-                        raise getattr(errors, row[KIND])(row[ERROR])
+                        raise _error(row)
                     yield row[NAME], row[TABLE]
         except ray.exceptions.RayTaskError:
             raise  # a fault of ours: its traceback is what is needed
@@ -224,11 +224,11 @@ class _Worker:
             self.error = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        import ray
-
         (row,) = block.to_pylist()
         out: dict[str, list[Any]] = {NAME: [row[NAME]], TABLE: [None], KIND: [None], ERROR: [None]}
         if self.error is None:
+            import ray
+
             try:
                 part = ray.get(self.parts[row[PART]])
                 return pa.table(out | {TABLE: [content_of(part.table(self._by_then(row[COUNTS])))]}, schema=SCHEMA)
@@ -245,6 +245,12 @@ class _Worker:
             counts = replace(ray.get(self.counts[at]), vectors=vectors) if at else self.own.counts
             self.at, self.ensemble = at, self.own.with_counts(counts)
         return self.ensemble
+
+
+def _error(row: dict[str, Any]) -> LLM4DSRError:
+    """The error that a worker gave back."""
+    error: LLM4DSRError = getattr(errors, row[KIND])(row[ERROR])
+    return error
 
 
 def _load(folder: Path, fingerprint: str, expected: dict[str, str]) -> Ensemble:
