@@ -64,7 +64,7 @@ Workers = Annotated[
 
 
 def workers_of(engine: str, address: str | None, workers: int | None) -> RayWorkers | None:
-    """Who makes parts ahead of the stages; None: nobody. Raises ConfigError for an unknown engine."""
+    """Who makes parts ahead of the stages; None: the stages make them. Raises ConfigError for an unknown engine."""
     if engine not in ("local", "ray"):
         raise ConfigError(f"--engine {engine}: expected local or ray.")
     if engine == "local":

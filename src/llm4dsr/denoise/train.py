@@ -125,7 +125,7 @@ def _tune(
 ) -> list[float]:
     """The steps of `tune`; mean loss of each epoch."""
     settings, rng = config.train, np.random.default_rng(config.seed)
-    injectable = Injectable.of(catalogue, windows)
+    injectable, reviewed = Injectable.of(catalogue, windows), labels.find(windows)
     rows = np.arange(len(windows))
     if settings.samples and settings.samples < len(rows):
         rows = np.sort(rng.choice(rows, settings.samples, replace=False))
@@ -146,12 +146,12 @@ def _tune(
         # Not the linear schedule of transformers: that falls from the end of the warm-up on and ends at 0.
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min((done + 1) / warmup, max(0.02, 1 - done / max(1, total)))
-        batch = windows.take(at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows])
+        of_step = at.order[at.step * settings.batch_windows : (at.step + 1) * settings.batch_windows]
+        batch, of_batch = windows.take(of_step), reviewed[windows.interactions(of_step)]
         limit = at.loss_limit if at.epoch and settings.small_loss_drop_rate else math.inf
         budget = at.budget or pass_tokens_of(model, config)
-        reviewed = labels.find(batch)
         loss, unlabeled, at.budget = _backward(
-            model, builder, batch, reviewed, injectable, config, rng, limit, budget, scaler
+            model, builder, batch, of_batch, injectable, config, rng, limit, budget, scaler
         )
         at.losses.append(loss)
         if len(unlabeled):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.arrays import BoolArray
+from llm4dsr.core.arrays import BoolArray, among
 from llm4dsr.core.hashing import Hashes, digest, item_hashes, user_hashes
 from llm4dsr.core.progress import log
 from llm4dsr.data.catalogue import Catalogue
@@ -96,9 +96,8 @@ class TrainingLabels:
         out = np.full(len(windows.items), UNLABELED, dtype=np.int8)
         if len(self.keys):
             keys = item_hashes(user_hashes(windows.user_ids)[windows.owners], windows.items)
-            at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-            found = self.keys[at] == keys
-            out[found] = self.is_noise[at[found]]
+            found = among(self.keys, keys)
+            out[found] = self.is_noise[np.searchsorted(self.keys, keys[found])]
         return out
 
     @property
