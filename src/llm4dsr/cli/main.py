@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -71,11 +72,17 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options before the verb."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and context.invoked_subcommand != "train":
+        raise ConfigError(
+            f"A launcher started {os.environ['WORLD_SIZE']} processes, but only `llm4dsr train` is shared by several. "
+            f"Run `llm4dsr {context.invoked_subcommand}` without the launcher, or unset WORLD_SIZE."
+        )
 
 
 options.__doc__ = __doc__  # Typer shows the callback's text as the program's help
@@ -150,12 +157,18 @@ def train(
     overwrite: Overwrite = False,
     skip_estimate: SkipEstimate = False,
 ) -> None:
-    """Tune the language model and calibrate it."""
+    """Tune the language model and calibrate it. Under `accelerate launch`, all processes tune together."""
     from llm4dsr.columns import ITEM, USER
+    from llm4dsr.core.distributed import joined, rank
     from llm4dsr.core.io import read_table
 
     table = None if labels is None else read_table(labels, [USER, ITEM])
-    _alone(open_run(run), "train", overwrite, skip_estimate, start=start, labels=table)
+    with joined():
+        opened = open_run(run)
+        if rank():
+            opened.tune_along(start, table)
+        else:
+            _alone(opened, "train", overwrite, skip_estimate, start=start, labels=table)
 
 
 @app.command()

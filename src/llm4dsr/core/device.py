@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from llm4dsr.core.distributed import local_processes
 from llm4dsr.core.memory import is_out_of_memory
 from llm4dsr.core.progress import log
 from llm4dsr.errors import ModelError
@@ -22,9 +23,12 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def use_threads(threads: int = 0) -> None:
-    """Let torch use so many CPU threads; 0: one for each core that this process may use."""
-    torch.set_num_threads(threads or available_cpus())
+def use_threads(threads: int = 0, processes: int | None = None) -> None:
+    """Let torch use so many CPU threads; 0: one for each core that this process may use.
+
+    Processes of this machine share its cores. Default: as many processes as a launcher started.
+    """
+    torch.set_num_threads(threads or max(1, available_cpus() // (processes or local_processes())))
 
 
 def available_cpus() -> int:

@@ -22,6 +22,8 @@ from llm4dsr.core.device import (
     random_state,
     run_or_oom,
 )
+from llm4dsr.core.distributed import check_same, gathered, own_parts, process_count, rank, same_for_all, sum_gradients
+from llm4dsr.core.hashing import derived_seed
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
@@ -64,6 +66,10 @@ def tune(
 
     Weights are tuned in fp32, with autocast on a GPU, and rounded to `model.dtype` at the end.
 
+    Several processes (`core/distributed.py`) share the passes of each step. Its windows, noise and negatives are the
+    same, so the loss curve is that of one process, up to rounding and the draws of dropout. Each has to call this
+    function with the same arguments; the first one writes the checkpoint, which all can read.
+
     Parameters
     ----------
     model : NoiseLM
@@ -94,7 +100,7 @@ def tune(
     Raises
     ------
     ModelError
-        If the loss or the weights are no longer finite.
+        If the loss or the weights are no longer finite, or processes that tune together differ in what they are given.
 
     References
     ----------
@@ -138,7 +144,9 @@ def _tune(
     scaler = torch.amp.GradScaler("cuda", enabled=half)
     torch.manual_seed(config.seed)  # dropout
     model.train()
+    check_same(checkpoint.key, model.device)
     at, saved = checkpoint.load(model, optimizer, scaler, rng), time.monotonic()
+    same_for_all([*parameters, *([] if model.vectors is None else [model.vectors])])
     while at.epoch < settings.epochs:
         if not len(at.order):
             at.order = rng.permutation(rows)
@@ -150,12 +158,15 @@ def _tune(
         batch, of_batch = windows.take(of_step), reviewed[windows.interactions(of_step)]
         limit = at.loss_limit if at.epoch and settings.small_loss_drop_rate else math.inf
         budget = at.budget or pass_tokens_of(model, config)
+        if process_count() > 1:  # dropout of each process, which a resumed run repeats
+            torch.manual_seed(derived_seed(config.seed, at.epoch, at.step, rank()))
         loss, unlabeled, at.budget = _backward(
             model, builder, batch, of_batch, injectable, config, rng, limit, budget, scaler
         )
         at.losses.append(loss)
         if len(unlabeled):
             at.loss_limit = float(np.quantile(unlabeled, 1 - settings.small_loss_drop_rate))
+        sum_gradients(parameters)
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         scaler.step(optimizer)
@@ -167,7 +178,7 @@ def _tune(
         if at.step == steps:
             curve = [*at.curve, float(np.mean(at.losses))]
             at = Position(at.epoch + 1, curve=curve, budget=at.budget, loss_limit=at.loss_limit)
-        if time.monotonic() - saved >= CHECKPOINT_SECONDS or at.epoch == settings.epochs:
+        if rank() == 0 and (time.monotonic() - saved >= CHECKPOINT_SECONDS or at.epoch == settings.epochs):
             checkpoint.save(model, optimizer, scaler, rng, at)
             saved = time.monotonic()
     return at.curve
@@ -187,26 +198,36 @@ def _backward(
 ) -> tuple[float, FloatArray, int]:
     """Gradients of one step, in passes of `budget` tokens; its loss, those of unlabeled interactions, the next budget.
 
-    On out-of-memory the step starts again in smaller passes, with the same draws.
+    Gradients are those of the passes of this process; the loss and all else are those of the whole step. If any process
+    runs out of memory, all start the step again in smaller passes, with the same draws.
     """
-    numpy_state, restore = rng.bit_generator.state, random_state()
+    numpy_state, restore, size = rng.bit_generator.state, random_state(), len(batch.items)
 
-    def passes() -> tuple[float, FloatArray]:
+    def passes() -> FloatArray:
         loss, unlabeled = 0.0, [np.empty(0)]
         for part, of_unlabeled in _losses(model, builder, batch, reviewed, injectable, config, rng, loss_limit, budget):
             scaler.scale(part).backward()
             loss += float(part.detach())
             unlabeled.append(of_unlabeled.cpu().double().numpy())
-        return loss, np.concatenate(unlabeled)
+        known = np.concatenate([[budget, loss], *unlabeled])
+        return np.append(known, np.full(2 + size - len(known), np.nan))
 
-    while (found := run_or_oom(passes)) is None:
-        budget = halve_budget(budget)
+    out_of_memory = np.zeros(2 + size)
+    while True:
+        found = run_or_oom(passes)
+        told = gathered(out_of_memory if found is None else found, model.device)  # [processes, 2 + size]
+        least = int(told[:, 0].min())
+        if least == budget == int(told[:, 0].max()):
+            break
+        # Out of memory in one of them, or one has a smaller budget from the start
+        budget = least if least else halve_budget(budget)
         model.zero_grad()
         rng.bit_generator.state = numpy_state
         restore()
-    if not np.isfinite(found[0]):
+    loss, unlabeled = float(told[:, 1].sum()), told[:, 2:][~np.isnan(told[:, 2:])]
+    if not np.isfinite(loss):
         raise ModelError("The loss is no longer a number. Lower train.learning_rate, or use dtype: bf16 or fp32.")
-    return *found, budget
+    return loss, unlabeled, budget
 
 
 def _losses(
@@ -238,7 +259,8 @@ def _losses(
               "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
     truth = with_changes(batch, noise_mask=chosen)
     reviewed = np.where(chosen, UNLABELED, reviewed)  # the item that was reviewed is no longer there
-    for group in token_batches([len(r) for r in rows], budget):
+    lengths = [len(r) for r in rows]
+    for group in own_parts(list(token_batches(lengths, _even(budget, lengths)))):
         with precision(config.model.dtype, model.device):
             tokens = collate([rows[i] for i in group], model.device)
             hidden = model.hidden(tokens)  # [B, T, H]
@@ -255,6 +277,14 @@ def _losses(
                 config,
                 loss_limit,
             )
+
+
+def _even(budget: int, lengths: list[int]) -> int:
+    """The tokens of a pass, at most about `budget`, such that all processes have the same work."""
+    if process_count() == 1:
+        return budget
+    rounds = -(-sum(lengths) // (budget * process_count()))
+    return min(budget, max(lengths) + sum(lengths) // (rounds * process_count()))
 
 
 def _loss_start(row: Tokens, config: Config) -> int:

@@ -10,6 +10,8 @@ from typing import Any, Self
 from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
+from llm4dsr.core.device import use_threads
+from llm4dsr.core.distributed import process_count, rank
 from llm4dsr.core.io import as_frame
 from llm4dsr.core.progress import Progress, log
 from llm4dsr.core.progress_bar import shown
@@ -59,6 +61,9 @@ class Fitting(Parameters):
         """Tune the language model on injected noise in `histories`, then calibrate on `valid`.
 
         No noise mask is ever read. What reviewers said may be given as `labels`.
+
+        If `torch.distributed` is initialized, its processes tune together: each calls this with the same arguments, and
+        the denoiser of the first one (rank 0) is fitted.
 
         Parameters
         ----------
@@ -127,6 +132,10 @@ class Fitting(Parameters):
             tuned, self.curve = Ensemble.fit(
                 windows, catalogue, config, report, work, None if start is None else start.ensemble, labels=reviewed
             )
+            if process_count() > 1:
+                if rank():
+                    return self
+                use_threads(config.threads, processes=1)  # the others have nothing left to do
             self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
                 tuned, windows, validation, report, PartCache(work), labels=reviewed
             )

@@ -14,6 +14,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.config import CorrectConfig
+from llm4dsr.core.distributed import process_count
 from llm4dsr.core.io import write_parquet, write_text
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.dataset import Dataset
@@ -108,6 +109,7 @@ class Run(RunTables):
             denoiser.save_pretrained(out)
             facts |= told | {
                 "labels": 0 if labels is None else len(labels),
+                "processes": process_count(),
                 "loss": denoiser.curve,
                 "prompt_hash": denoiser.builder.hash,
                 "calibration": denoiser.calibrator.uncalibrated or self.config.score.calibration,
@@ -118,6 +120,13 @@ class Run(RunTables):
                 "parameters": sum(p.numel() for p in denoiser.model.parameters()),
                 "ranking_weights": asdict(denoiser.ranking_weights),
             }
+
+    def tune_along(self, start: Path | None = None, labels: pl.DataFrame | None = None) -> None:
+        """Share the tuning of `train`, which the first of several processes runs; write nothing."""
+        self.need("prepare", by="train")
+        data, (former, _) = self.data(), load_start(start, self.card())
+        train, valid = data.splits[c.TRAIN], data.splits[c.VALID].histories()
+        Denoiser(self.config).fit(train, data.catalogue, valid, None, self.work("train"), former, labels)
 
     def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         """Score every interaction of every split and write scores/."""
