@@ -1,10 +1,15 @@
 """From log-odds to calibrated probabilities, on mixtures with a known noise rate."""
 
+import tracemalloc
+
 import numpy as np
+import polars as pl
 import pytest
 
+from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.calibrate import (
+    CELLS,
     Calibrator,
     NoiseKind,
     Sample,
@@ -13,6 +18,7 @@ from llm4dsr.denoise.calibrate import (
     join,
 )
 from llm4dsr.denoise.noise_rate import LIMIT, bound_noise_rate, likely_rates
+from llm4dsr.denoise.tables import score_table
 from llm4dsr.metrics import expected_calibration_error
 
 
@@ -210,3 +216,25 @@ def test_the_shape_is_kept_and_padding_stays_padding():
 
 def test_without_calibration_the_logistic_function_is_used():
     np.testing.assert_allclose(Calibrator()(np.array([0.0, np.log(3)])), [0.5, 0.75])
+
+
+def test_probabilities_of_many_interactions_take_little_memory():
+    """A table of scores takes no more than the 250 bytes of an interaction that a run is estimated to need."""
+    count = 40_000
+    lengths = np.full(count, 10)
+    windows = Windows(
+        items=np.zeros(10 * count, np.int64), lengths=lengths, window_ids=np.arange(count),
+        user_ids=pl.Series(np.arange(count)), timestamps=np.full(count, -1),
+    )  # fmt: skip
+    kinds = [NoiseKind([-2.0, 2.0], [0.1, 5.0], 0.02, 0.1, 0.2), NoiseKind([-1.0, 3.0], [0.3, 2.0], 0.01, 0.2, 0.3)]
+    calibrator, log_odds = Calibrator(kinds), np.random.default_rng(0).normal(size=10 * count)
+    tracemalloc.start()
+    try:
+        table = score_table(windows, log_odds, calibrator, Catalogue(pl.Series([7]), ["Robot"]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / (10 * count) < 250
+    some = [0, CELLS - 1, CELLS, 10 * count - 1]  # of the first, second and last block that is read at once
+    alone = [float(calibrator(log_odds[[i]])[0]) for i in some]
+    assert table["noise_probability"][some].to_list() == pytest.approx(alone, rel=1e-12)
