@@ -121,3 +121,24 @@ def test_labels_of_nobody_here_and_of_another_readout_are_refused(tiny_demo, of_
     named = Denoiser(Config.from_dict({"model": {"item_input": "title", "readout": "title"}}))
     with pytest.raises(ConfigError, match="readout: per_position"):
         named.fit(histories, tiny_demo.catalogue, labels=stranger)
+
+
+def test_windows_with_a_label_are_tuned_on_beside_those_that_are_drawn(tiny_demo):
+    """A sample of one window: reviewers did not work in vain."""
+    train, catalogue = tiny_demo.splits["train"], tiny_demo.catalogue
+    user = train.user_ids[0]
+    own = train.take(np.flatnonzero((train.user_ids == user).to_numpy()))
+    item = int(np.bincount(own.items).argmax())
+    with_item = sum(item in own.row(i) for i in range(len(own)))
+    assert with_item > 1
+    config = Config.from_dict({"model": {"hidden_size": 8, "layers": 1, "heads": 1},
+                               "train": {"samples": 1, "batch_windows": 1, "epochs": 1, "folds": 1},
+                               "score": {"stacking": False, "calibration": "off"}})  # fmt: skip
+    steps = []
+    for given in (None, labels((user, catalogue.ids[item], 1))):
+        heard = []
+        Denoiser(config).fit(train, catalogue, tiny_demo.splits["valid"].histories(), labels=given,
+                             progress=lambda done, total, doing, to=heard: to.append((total, doing)))  # fmt: skip
+        steps.append(next(total for total, doing in heard if doing.startswith("tune")))
+    assert steps[0] == 1
+    assert steps[1] in (with_item, with_item + 1)

@@ -134,7 +134,8 @@ def _tune(
     injectable, reviewed = Injectable.of(catalogue, windows), labels.find(windows)
     rows = np.arange(len(windows))
     if settings.samples and settings.samples < len(rows):
-        rows = np.sort(rng.choice(rows, settings.samples, replace=False))
+        labeled = windows.owners[reviewed != UNLABELED]
+        rows = np.union1d(rng.choice(rows, settings.samples, replace=False), labeled)
     parameters = model.trainable()
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = -(-len(rows) // settings.batch_windows)
