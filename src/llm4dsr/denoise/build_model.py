@@ -19,6 +19,7 @@ from llm4dsr.lm.collate import collate, token_batches
 from llm4dsr.lm.embedded import embedded_lm
 from llm4dsr.lm.load import add_lora, load_lm
 from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.passes import pass_tokens_of
 from llm4dsr.lm.prefix_tree import check_scores
 from llm4dsr.lm.prompt import PromptBuilder, is_bidirectional
 
@@ -82,7 +83,7 @@ def pretrain_lm(
     """Train the embedded model as a language model on the training histories (item_input: title), before the task."""
     rng = np.random.default_rng(config.seed)
     optimizer = torch.optim.AdamW(model.trainable(), lr=config.train.learning_rate)
-    size = config.train.batch_windows
+    size, budget = config.train.batch_windows, pass_tokens_of(model, config)
     steps = -(-len(windows) // size)
     model.train()
     for epoch in range(config.model.pretrain_epochs):
@@ -90,7 +91,7 @@ def pretrain_lm(
         for step in range(steps):
             rows = [builder.prompt(windows.row(i)) for i in order[step * size : (step + 1) * size]]
             count = sum(len(r) - 1 for r in rows)
-            for group in token_batches([len(r) for r in rows], config.train.batch_tokens):
+            for group in token_batches([len(r) for r in rows], budget):
                 part = [rows[i] for i in group]
                 batch = collate(part, model.device)
                 spans = [(i, t) for i, r in enumerate(part) for t in range(1, len(r))]

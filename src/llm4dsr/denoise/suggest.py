@@ -27,6 +27,7 @@ from llm4dsr.lm.catalogue_tree import CatalogueTree
 from llm4dsr.lm.collate import collate, run_batches
 from llm4dsr.lm.decode import decode_freely, decode_in_catalogue
 from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.passes import decoding_tokens, pass_tokens_of
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
@@ -154,10 +155,11 @@ def suggest(
             items = decode_in_catalogue(model, asked, tree, [state.excluded(i) for i in flags])
         return [builder.titles[item] if item >= 0 else [] for item in items.tolist()]
 
+    budget = decoding_tokens(config)
     done, nth = 0, np.arange(count) - np.searchsorted(of, of)  # 0 for the first flag of a history, …
     for turn in range(int(nth.max()) + 1):  # later flags of a history must not get what earlier ones got
         turns = np.flatnonzero(nth == turn).tolist()
-        for some, written in run_batches([len(prompts[i]) for i in turns], config.train.batch_tokens // 4,
+        for some, written in run_batches([len(prompts[i]) for i in turns], budget,
                                          lambda part, turns=turns: write([turns[k] for k in part])):  # type: ignore[misc]  # fmt: skip
             with torch.inference_mode():
                 state.ground([turns[k] for k in some], written, tree, constrained)
@@ -224,7 +226,7 @@ class _Work:
             return hidden[range(len(group)), [len(tokens[i]) - 1 for i in group]].float()
 
         with self.model.without_adapter():
-            for group, states in run_batches([len(t) for t in tokens], self.config.train.batch_tokens, last):
+            for group, states in run_batches([len(t) for t in tokens], pass_tokens_of(self.model, self.config), last):
                 for i, state in zip(group, states, strict=True):
                     out[i] = state
         return torch.stack(out)

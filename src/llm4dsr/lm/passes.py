@@ -54,6 +54,20 @@ def pass_tokens(lm: LMShape, config: Config, gpu: bool) -> int:
     return max(1, min(most, CPU_BYTES // token_bytes(lm, config, config.train.max_tokens, tuned=True)))
 
 
+def decoding_tokens(config: Config) -> int:
+    """Return the most tokens of the prompts whose titles are written together.
+
+    On a CPU too, since each step reads all weights for a token of each prompt: more prompts at once cost little more.
+    """
+    return max(1, config.train.batch_tokens // 4)
+
+
+def decoding_bytes(lm: LMShape, config: Config, tokens: float) -> int:
+    """Return the bytes for each token of these prompts: one layer's activations, and all keys and values."""
+    size = 4 if config.model.dtype == "fp32" else 2
+    return token_bytes(lm, config, tokens, tuned=False) + 2 * size * lm.layers * lm.hidden
+
+
 def pass_tokens_of(model: NoiseLM, config: Config) -> int:
     """Return `pass_tokens` of a loaded model."""
     return pass_tokens(LMShape.of(model.base, config.model), config, model.device.type != "cpu")

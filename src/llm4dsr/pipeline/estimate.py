@@ -20,7 +20,7 @@ from llm4dsr.denoise.ranking import SCORES
 from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
 from llm4dsr.features.cooccurrence import CELLS
-from llm4dsr.lm.passes import pass_tokens, token_bytes
+from llm4dsr.lm.passes import decoding_bytes, decoding_tokens, pass_tokens, token_bytes
 from llm4dsr.lm.shape import LMShape
 from llm4dsr.pipeline.sizes import Sizes, distinct_pairs, flags
 from llm4dsr.recommenders import SEEDLESS
@@ -139,7 +139,8 @@ def ranking_fit_bytes(sizes: Sizes, config: Config) -> int:
 def suggesting_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
     """Return the bytes of one group of suggestions."""
     if not columns_of(config):
-        return scoring_bytes(lm, config, sizes)
+        written = decoding_tokens(config) * decoding_bytes(lm, config, sizes.tokens)
+        return max(scoring_bytes(lm, config, sizes), written)
     per_window = sizes.all_interactions / max(1, sizes.all_windows)
     flagged = {name: flags(sizes, name, config.decide) for name in c.SPLITS}
     group = min(FLAGS, CHUNK * max(1, USUAL_NOISE_RATE * per_window))
