@@ -9,7 +9,7 @@ from llm4dsr import columns as c
 from llm4dsr.core.arrays import FloatArray
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.calibrate import Calibrator
+from llm4dsr.denoise.calibrate import CELLS, Calibrator
 from llm4dsr.denoise.decide import decide, ranks
 from llm4dsr.denoise.suggest import Suggestions
 
@@ -19,15 +19,20 @@ def score_table(windows: Windows, log_odds: FloatArray, calibrator: Calibrator, 
 
     Where nothing is known (NaN), the noise probability is the estimated noise rate, or NaN without one.
     """
-    owners = windows.owners
+    stated = {name: np.empty(len(log_odds)) for name in c.PROBABILITIES}
+    rank = np.empty(len(log_odds), dtype=np.int64)
+    for here, batch in windows.batches(CELLS):  # intermediate arrays are several times as large as the table
+        for name, values in probabilities(log_odds[here], calibrator).items():
+            stated[name][here] = values
+        rank[here] = ranks(batch.owners, log_odds[here])
     return pl.DataFrame(
         {
-            c.WINDOW: windows.window_ids[owners],
+            c.WINDOW: np.repeat(windows.window_ids, windows.lengths),
             c.POSITION: windows.positions,
             c.ITEM: catalogue.ids.gather(windows.items),
             c.LOG_ODDS: log_odds,
-            **probabilities(log_odds, calibrator),
-            c.RANK: ranks(owners, log_odds),
+            **stated,
+            c.RANK: rank,
         }
     )
 
