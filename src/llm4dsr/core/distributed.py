@@ -26,6 +26,7 @@ from llm4dsr.errors import ConfigError, ModelError
 T = TypeVar("T")
 BUCKET = 2**24  # gradients that are added at once
 WAIT = timedelta(hours=2)  # for a process that reads and counts what another has ready
+_launched = False  # whether the group is that of `joined`
 
 
 def launched() -> int:
@@ -51,6 +52,7 @@ def joined() -> Iterator[None]:
     ConfigError
         If the machine has GPUs, but fewer than processes, or the launcher's variables are not numbers.
     """
+    global _launched
     if launched() == 1 or process_count() > 1:
         yield
         return
@@ -63,9 +65,18 @@ def joined() -> Iterator[None]:
             )
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if gpus else "gloo", timeout=WAIT)
+    _launched = True
     try:
         yield
     finally:
+        leave()
+
+
+def leave() -> None:
+    """End the work together, unless the group was made elsewhere. All have to leave at about the same time."""
+    global _launched
+    if _launched:
+        _launched = False
         dist.destroy_process_group()
 
 

@@ -11,7 +11,7 @@ from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.device import use_threads
-from llm4dsr.core.distributed import process_count, rank
+from llm4dsr.core.distributed import leave, process_count, rank
 from llm4dsr.core.io import as_frame
 from llm4dsr.core.progress import Progress, log
 from llm4dsr.core.progress_bar import shown
@@ -133,7 +133,9 @@ class Fitting(Parameters):
                 windows, catalogue, config, report, work, None if start is None else start.ensemble, labels=reviewed
             )
             if process_count() > 1:
-                if rank():
+                is_first = rank() == 0
+                leave()
+                if not is_first:
                     return self
                 use_threads(config.threads, processes=1)  # the others have nothing left to do
             self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(

@@ -104,12 +104,12 @@ class Run(RunTables):
         with self.stage("train", overwrite) as (out, facts):
             data, (former, told) = self.data(), load_start(start, self.card())
             train, valid = data.splits[c.TRAIN], data.splits[c.VALID].histories()
-            denoiser = Denoiser(self.config)
+            denoiser, processes = Denoiser(self.config), process_count()
             denoiser.fit(train, data.catalogue, valid, progress, self.work("train"), former, labels)
             denoiser.save_pretrained(out)
             facts |= told | {
                 "labels": 0 if labels is None else len(labels),
-                "processes": process_count(),
+                "processes": processes,
                 "loss": denoiser.curve,
                 "prompt_hash": denoiser.builder.hash,
                 "calibration": denoiser.calibrator.uncalibrated or self.config.score.calibration,
