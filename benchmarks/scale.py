@@ -3,8 +3,8 @@
     python benchmarks/scale.py --scratch DIR --rows 100000 1000000 --out benchmarks/results/scale
 
 A synthetic log of each size is made as in prepare.py (a user for ten interactions, an item for fifty, long tails). Then
-the commands of a run follow one another, each in a process of its own, with default options. Seconds are those of the
-whole process; memory is its largest resident set, from the kernel (Linux). A size that is in the results already is not
+the commands of a run follow one another, each in a process of its own, with default options. CPU seconds are those of
+the whole process; memory is its largest resident set, from the kernel (Linux). A size that is in the results already is not
 measured again, and an interrupted one goes on with the stage that is missing.
 """
 
@@ -74,16 +74,18 @@ def page(found: dict[str, Any], facts: dict[str, Any]) -> str:
     for stage in STAGES:
         cells = (found[size][stage] for size in sizes)
         lines.append(
-            f"| {stage} | " + " | ".join(f"{c['seconds']:,.0f} s, {c['peak_memory_mb']:,} MiB" for c in cells) + " |"
+            f"| {stage} | "
+            + " | ".join(f"{c['cpu_seconds']:,.0f} s, {c['peak_memory_mb']:,} MiB" for c in cells)
+            + " |"
         )
-    total = [sum(found[size][stage]["seconds"] for stage in STAGES) for size in sizes]
+    total = [sum(found[size][stage]["cpu_seconds"] for stage in STAGES) for size in sizes]
     lines.append("| all | " + " | ".join(f"{seconds / 60:,.1f} min" for seconds in total) + " |")
     table = "\n".join(lines)
     return f"""# A whole run at growing sizes
 
     {facts["command"]}
 
-Synthetic logs, default options, one process after another. Seconds are wall time; memory is the peak of the process.
+Synthetic logs, default options, one process after another. CPU seconds and peak memory of each.
 
 {table}
 
