@@ -4,8 +4,8 @@
 
 A synthetic log of each size is made as in prepare.py (a user for ten interactions, an item for fifty, long tails). Then
 the commands of a run follow one another, each in a process of its own, with default options. CPU seconds are those of
-the whole process; memory is its largest resident set, from the kernel (Linux). A size that is in the results already is not
-measured again, and an interrupted one goes on with the stage that is missing.
+the whole process; memory is its largest resident set, from the kernel (Linux). A size that is in the results already
+is not measured again, and an interrupted one goes on with the stage that is missing.
 """
 
 from __future__ import annotations
