@@ -1,12 +1,14 @@
 """Write tables atomically."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import polars as pl
 import pytest
 
 from llm4dsr import columns as c
-from llm4dsr.core.io import as_data_error, write_parquet
+from llm4dsr.core.io import as_data_error, write_bytes, write_parquet
 from llm4dsr.data.dataset import Dataset, make_windows
 from llm4dsr.errors import ConfigError, DataError, OutputError
 
@@ -63,3 +65,16 @@ def test_faults_of_our_own_code_are_not_reported_as_unreadable_data():
         said = pytest.raises(DataError, match=r"The file cannot be read: (gone|cut off)\. Is it cut off")
         with said, as_data_error("The file cannot be read", "Is it cut off?"):
             raise theirs
+
+
+def test_two_writers_may_make_the_folder_at_the_same_moment(tmp_path):
+    together = Barrier(2, timeout=10)
+
+    def write(name: str) -> None:
+        for i in range(200):
+            together.wait()
+            write_bytes(tmp_path / f"folder {i}" / name, b"content")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ["one", "two"]))
+    assert len(list(tmp_path.glob("*/one"))) == len(list(tmp_path.glob("*/two"))) == 200

@@ -53,7 +53,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file; `path` appears complete, or not at all. Raises OutputError if it cannot be written."""
     with _whole(Path(path)) as part:
         if not part.parent.is_dir():
-            part.parent.mkdir(parents=True)
+            part.parent.mkdir(parents=True, exist_ok=True)  # another process may make it at this moment
         part.write_bytes(content)
 
 
