@@ -206,23 +206,14 @@ class Calibrator:
 
     def __call__(self, log_odds: npt.NDArray[Any]) -> Floats:
         """Return the mean over kinds and likely rates, in the shape of `log_odds`; never decreasing; NaN stays NaN."""
-        log_odds = np.asarray(log_odds, dtype=np.float64)
-        out = np.empty(log_odds.size)
-        for start in range(0, log_odds.size, CELLS):  # a mean of many arrays: few of them at once
-            here = slice(start, start + CELLS)
-            out[here] = self._mean(log_odds.ravel()[here])
-        return out.reshape(log_odds.shape)
-
-    def _mean(self, log_odds: Floats) -> Floats:
         if not self.kinds:
-            return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))))
-        ratios = [(kind, kind.ratio(log_odds)) for kind in self.possible]
-        found = [
-            self._at(rate, ratio)
-            for kind, ratio in ratios
-            for rate in np.linspace(kind.rate_low, kind.rate_bound, RATES)
-        ]
-        return np.asarray(np.mean(found, axis=0))
+            return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))), dtype=np.float64)
+        total = np.zeros(np.shape(log_odds))
+        for kind in self.possible:
+            ratio = kind.ratio(log_odds)
+            for rate in np.linspace(kind.rate_low, kind.rate_bound, RATES):
+                total += self._at(rate, ratio)
+        return np.asarray(total / (RATES * len(self.possible)))
 
     def interval(self, log_odds: npt.NDArray[Any]) -> tuple[Floats, Floats]:
         """Return the lowest and the highest probability of all kinds and rates, each in the shape of `log_odds`."""
