@@ -78,11 +78,14 @@ def options(
     ] = False,
 ) -> None:
     """Options before the verb."""
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") and context.invoked_subcommand != "train":
-        raise ConfigError(
-            f"A launcher started {os.environ['WORLD_SIZE']} processes, but only `llm4dsr train` is shared by several. "
-            f"Run `llm4dsr {context.invoked_subcommand}` without the launcher, or unset WORLD_SIZE."
-        )
+    if context.invoked_subcommand != "train" and os.environ.get("WORLD_SIZE"):  # --help needs no torch
+        from llm4dsr.core.distributed import launched
+
+        if launched() > 1:
+            raise ConfigError(
+                f"A launcher started {launched()} processes, but only `llm4dsr train` is shared by several. Run "
+                f"`llm4dsr {context.invoked_subcommand}` without the launcher, or unset WORLD_SIZE."
+            )
 
 
 options.__doc__ = __doc__  # Typer shows the callback's text as the program's help

@@ -23,12 +23,12 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def use_threads(threads: int = 0, processes: int | None = None) -> None:
+def use_threads(threads: int = 0) -> None:
     """Let torch use so many CPU threads; 0: one for each core that this process may use.
 
-    Processes of this machine share its cores. Default: as many processes as a launcher started.
+    Processes of this machine that work together share its cores.
     """
-    torch.set_num_threads(threads or max(1, available_cpus() // (processes or local_processes())))
+    torch.set_num_threads(threads or max(1, available_cpus() // local_processes()))
 
 
 def available_cpus() -> int:

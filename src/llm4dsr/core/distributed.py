@@ -53,7 +53,7 @@ def joined() -> Iterator[None]:
         If the machine has GPUs, but fewer than processes, or the launcher's variables are not numbers.
     """
     global _launched
-    if launched() == 1 or process_count() > 1:
+    if launched() <= 1 or process_count() > 1:
         yield
         return
     end_with_parent(os.getppid())
@@ -72,12 +72,14 @@ def joined() -> Iterator[None]:
         leave()
 
 
-def leave() -> None:
-    """End the work together, unless the group was made elsewhere. All have to leave at about the same time."""
+def leave() -> bool:
+    """End the work that `joined` began, and return whether there was any. All leave at about the same time."""
     global _launched
-    if _launched:
-        _launched = False
-        dist.destroy_process_group()
+    if not _launched:
+        return False
+    _launched = False
+    dist.destroy_process_group()
+    return True
 
 
 def process_count() -> int:
@@ -91,8 +93,8 @@ def rank() -> int:
 
 
 def local_processes() -> int:
-    """Return how many processes the launcher started on this machine, which share its cores."""
-    return max(1, _variable("LOCAL_WORLD_SIZE", 1)) if launched() > 1 else 1
+    """Return how many of the processes that work together are on this machine, and share its cores."""
+    return max(1, _variable("LOCAL_WORLD_SIZE", 1)) if process_count() > 1 else 1
 
 
 def own_parts(parts: Sequence[T]) -> Iterable[T]:

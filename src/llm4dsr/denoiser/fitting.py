@@ -11,7 +11,7 @@ from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.device import use_threads
-from llm4dsr.core.distributed import leave, process_count, rank
+from llm4dsr.core.distributed import leave, rank
 from llm4dsr.core.io import as_frame
 from llm4dsr.core.progress import Progress, log
 from llm4dsr.core.progress_bar import shown
@@ -132,12 +132,11 @@ class Fitting(Parameters):
             tuned, self.curve = Ensemble.fit(
                 windows, catalogue, config, report, work, None if start is None else start.ensemble, labels=reviewed
             )
-            if process_count() > 1:
-                is_first = rank() == 0
-                leave()
-                if not is_first:
-                    return self
-                use_threads(config.threads, processes=1)  # the others have nothing left to do
+            is_first = rank() == 0
+            if leave():
+                use_threads(config.threads)  # of all cores: the others have nothing left to do
+            if not is_first:
+                return self
             self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
                 tuned, windows, validation, report, PartCache(work), labels=reviewed
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -102,10 +103,8 @@ class Run(RunTables):
     ) -> None:
         """Tune the language model, calibrate on validation, and write model/; `start` and `labels` as in `fit`."""
         with self.stage("train", overwrite) as (out, facts):
-            data, (former, told) = self.data(), load_start(start, self.card())
-            train, valid = data.splits[c.TRAIN], data.splits[c.VALID].histories()
-            denoiser, processes = Denoiser(self.config), process_count()
-            denoiser.fit(train, data.catalogue, valid, progress, self.work("train"), former, labels)
+            processes = process_count()
+            denoiser, told = self._fitted(progress, start, labels)
             denoiser.save_pretrained(out)
             facts |= told | {
                 "labels": 0 if labels is None else len(labels),
@@ -124,9 +123,16 @@ class Run(RunTables):
     def tune_along(self, start: Path | None = None, labels: pl.DataFrame | None = None) -> None:
         """Share the tuning of `train`, which the first of several processes runs; write nothing."""
         self.need("prepare", by="train")
-        data, (former, _) = self.data(), load_start(start, self.card())
+        self._fitted(None, start, labels)
+
+    def _fitted(
+        self, progress: Progress | None, start: Path | None, labels: pl.DataFrame | None
+    ) -> tuple[Denoiser, dict[str, Any]]:
+        """The denoiser of the run, and what the card tells of its start."""
+        data, (former, told) = self.data(), load_start(start, self.card())
         train, valid = data.splits[c.TRAIN], data.splits[c.VALID].histories()
-        Denoiser(self.config).fit(train, data.catalogue, valid, None, self.work("train"), former, labels)
+        fitted = Denoiser(self.config).fit(train, data.catalogue, valid, progress, self.work("train"), former, labels)
+        return fitted, told
 
     def score(self, progress: Progress | None = None, overwrite: bool = False) -> None:
         """Score every interaction of every split and write scores/."""
