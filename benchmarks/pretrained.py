@@ -22,7 +22,6 @@ import numpy as np
 import polars as pl
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from llm4dsr import columns as c
@@ -31,9 +30,10 @@ from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_text
 from llm4dsr.data.read import read_data
-from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.data.windows import Windows, align, limit_windows
 from llm4dsr.evaluate.train_and_evaluate import user_codes
 from llm4dsr.lm.load import load_lm
+from llm4dsr.metrics import auroc, average_precision
 
 HEAD = "Items that one person chose, oldest first:\n"
 LONGEST = 24  # tokens of a title that are read
@@ -100,8 +100,8 @@ def ratios(model: TitleLists, histories: Windows) -> tuple[FloatArray, FloatArra
     items = sorted(set(histories.items.tolist()))
     alone = dict(zip(items, (found[0] for found in model.log_likelihoods([[i] for i in items])), strict=True))
     lists = [histories.row(i) for i in range(len(histories))]
-    ahead = model.log_likelihoods([list(row) for row in lists])
-    behind = model.log_likelihoods([list(row)[::-1] for row in lists])
+    ahead = model.log_likelihoods(lists)
+    behind = model.log_likelihoods([row[::-1] for row in lists])
     base = np.array([alone[i] for i in histories.items.tolist()])
     return np.concatenate(ahead) - base, np.concatenate([found[::-1] for found in behind]) - base
 
@@ -114,9 +114,8 @@ def compare(data: Path, run: Path, windows: int) -> dict[str, Any]:
     started = time.process_time()
     ahead, behind = ratios(TitleLists(dataset.catalogue.titles), histories)
     seconds = time.process_time() - started
-    rows = pl.DataFrame({c.WINDOW: histories.window_ids[histories.owners], c.POSITION: histories.positions})
-    scores = pl.read_parquet(run / "scores" / "test.parquet").select(c.WINDOW, c.POSITION, c.LOG_ODDS)
-    known = rows.join(scores, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")[c.LOG_ODDS].to_numpy()
+    scores = pl.read_parquet(run / "scores" / "test.parquet")
+    known = align(scores.filter(pl.col(c.WINDOW).is_in(histories.window_ids)), histories, c.LOG_ODDS)
     scored = np.isfinite(known)
     truth, users = histories.truth()[scored], user_codes(histories)[histories.owners][scored]
     ahead, behind, known = ahead[scored], behind[scored], known[scored]
@@ -134,7 +133,7 @@ def compare(data: Path, run: Path, windows: int) -> dict[str, Any]:
 
 def quality(truth: Any, scores: FloatArray) -> tuple[float, float]:
     """(AUROC, AP)."""
-    return round(float(roc_auc_score(truth, scores)), 4), round(float(average_precision_score(truth, scores)), 4)
+    return round(auroc(scores, truth), 4), round(average_precision(scores, truth), 4)
 
 
 def fitted(features: FloatArray, truth: Any, users: IntArray) -> FloatArray:
@@ -153,7 +152,7 @@ def gain_interval(truth: Any, users: IntArray, alone: FloatArray, both: FloatArr
     gains = []
     for _ in range(SAMPLES):
         at = np.concatenate([of_user[i] for i in rng.integers(0, len(of_user), len(of_user))])
-        gains.append(average_precision_score(truth[at], both[at]) - average_precision_score(truth[at], alone[at]))
+        gains.append(average_precision(both[at], truth[at]) - average_precision(alone[at], truth[at]))
     low, high = np.percentile(gains, [2.5, 97.5])
     return round(float(low), 4), round(float(high), 4)
 

@@ -22,9 +22,12 @@ from typing import Any
 
 import polars as pl
 
+from llm4dsr import Config
+from llm4dsr.columns import SPLITS
 from llm4dsr.core.device import available_cpus
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_text
+from llm4dsr.pipeline import FOLDERS
 from prepare import make_log
 
 STAGES = ("prepare", "train", "score", "decide", "suggest", "correct")
@@ -55,10 +58,9 @@ def run_stages(log: Path, folder: Path, config: Path, done: dict[str, Any]) -> d
         done[stage] = measured([*llm4dsr, stage, *map(str, given), *skip, "--overwrite"])
         print(stage, done[stage], flush=True)
         write_text(folder.with_suffix(".json"), json.dumps(done))
-    windows = [pl.scan_parquet(folder / "windows" / f"{s}.parquet") for s in ("train", "valid", "test")]
-    flags = [pl.scan_parquet(folder / "decisions" / f"{s}.parquet") for s in ("train", "valid", "test")]
-    done["windows"] = sum(table.select(pl.len()).collect().item() for table in windows)
-    done["flags"] = sum(table.select(pl.len()).collect().item() for table in flags)
+    for name, stage in (("windows", "prepare"), ("flags", "decide")):
+        paths = [folder / FOLDERS[stage] / f"{split}.parquet" for split in SPLITS]
+        done[name] = pl.scan_parquet(paths).select(pl.len()).collect().item()
     return done
 
 
@@ -72,10 +74,10 @@ def page(found: dict[str, Any], facts: dict[str, Any]) -> str:
         "| flags | " + " | ".join(f"{found[size]['flags']:,}" for size in sizes) + " |",
     ]
     for stage in STAGES:
-        cells = (found[size][stage] for size in sizes)
+        used = [found[size][stage] for size in sizes]
         lines.append(
             f"| {stage} | "
-            + " | ".join(f"{c['cpu_seconds']:,.0f} s, {c['peak_memory_mb']:,} MiB" for c in cells)
+            + " | ".join(f"{one['cpu_seconds']:,.0f} s, {one['peak_memory_mb']:,} MiB" for one in used)
             + " |"
         )
     total = [sum(found[size][stage]["cpu_seconds"] for stage in STAGES) for size in sizes]
@@ -104,8 +106,6 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="a recipe; default: an empty one")
     parser.add_argument("--note", default="", help="a sentence for the page, such as what else ran")
     given = parser.parse_args()
-    from llm4dsr import Config
-
     results = given.out / "results.json"
     known = json.loads(results.read_text())["sizes"] if results.exists() else {}
     given.scratch.mkdir(parents=True, exist_ok=True)
