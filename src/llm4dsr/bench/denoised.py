@@ -51,6 +51,7 @@ from llm4dsr.evaluate.rows import (
 from llm4dsr.pipeline import origin
 
 NONE, VALIDATION_LEARNED = "none", "none (validation learned)"
+BASELINE_FOLDER = "baselines"  # of a benchmark: a folder for each, with its scores
 BASELINE_RATE = 0.05  # correction rate of baselines
 ORACLES = {ORACLE_DROP: "drop", ORACLE_RESTORE: "replace"}
 UNKNOWN = dict.fromkeys(("auroc", "average_precision", "precision", "recall"), float("nan"))
@@ -133,7 +134,7 @@ def denoised(
     droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
     replaced = {name: REPLACED[name] for name in asked if name in REPLACED}
     baselines = dict.fromkeys([name for name, _ in (*droppers.values(), *replaced.values())])
-    _run_baselines(list(baselines), data, folder / "baselines", config.seed, progress)
+    _run_baselines(list(baselines), data, folder / BASELINE_FOLDER, config.seed, progress)
     with_ours = any(name in OURS for name in asked)
     for seed in range(config.seed, config.seed + denoiser_seeds) if with_ours or replaced else ():
         run = our_run(data, folder / run_name(seed), replace(config, seed=seed), progress)
@@ -141,7 +142,7 @@ def denoised(
         lines += _our_detection(ours, seed) if with_ours else []
         out |= {(name, seed): ours.splits(name) for name in asked if name in OURS}
         for name, (baseline, rate) in replaced.items():
-            tables = ours.tables(rate, _scores(folder / "baselines" / baseline))
+            tables = ours.tables(rate, baseline_scores(folder / BASELINE_FOLDER / baseline))
             out[name, seed] = correct_splits(data.splits, tables, data.catalogue, replace(how, action="replace"))
     if VALIDATION_LEARNED in asked:
         out[VALIDATION_LEARNED, None] = with_validation_learned(data.splits)
@@ -149,7 +150,7 @@ def denoised(
         if name in asked:
             out[name, None] = oracle_splits(data.splits, data.catalogue, action, how.train_targets)
     for name, (baseline, rate) in droppers.items():
-        out[name, None], found = _corrected_by_baseline(folder / "baselines" / baseline, data, rate, config)
+        out[name, None], found = _corrected_by_baseline(folder / BASELINE_FOLDER / baseline, data, rate, config)
         lines += [{**line, "denoiser": name, "denoiser_seed": None} for line in found]
     return out, pl.DataFrame(lines, schema_overrides={"denoiser_seed": pl.Int64}, infer_schema_length=None)
 
@@ -253,7 +254,7 @@ def _card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _scores(folder: Path) -> Scores:
+def baseline_scores(folder: Path) -> Scores:
     """Scores of a baseline as the stages read them. Baselines state no probability; 1 stands for all."""
     certain = pl.lit(1.0).alias(c.NOISE_PROBABILITY)
     return {n: pl.read_parquet(folder / f"{n}.parquet", glob=False).with_columns(certain) for n in c.SPLITS}
@@ -261,7 +262,7 @@ def _scores(folder: Path) -> Scores:
 
 def _corrected_by_baseline(folder: Path, data: Dataset, rate: float, config: Config) -> tuple[Splits, Lines]:
     """(its corrected splits, a line on detection for each split), with our cap on flags in a window."""
-    card, lines, denoiser, scores = _card(folder), Lines(), Denoiser(config), _scores(folder)
+    card, lines, denoiser, scores = _card(folder), Lines(), Denoiser(config), baseline_scores(folder)
     decisions = {n: denoiser.decide(s, "rate", rate, is_train=n == c.TRAIN) for n, s in scores.items()}
     how = replace(config.correct, action="drop")
     out = correct_splits(data.splits, DecisionTables(decisions, {}), data.catalogue, how)

@@ -79,7 +79,7 @@ class Neighborhood:
         def rank(part: slice, scores: Any) -> None:
             ranks[part] = scores.shape[1] - _count_below(scores, targets[part], self.tolerance)
 
-        self._read_scores(histories, rank)
+        self.read_scores(histories, rank)
         return ranks
 
     def recommend(self, histories: Windows, k: int) -> IntArray:
@@ -110,11 +110,20 @@ class Neighborhood:
             is_shown = (rank < k) & (scores.data[order] > self.tolerance)
             out[part][row[is_shown], rank[is_shown]] = scores.indices[order[is_shown]]
 
-        self._read_scores(histories, show)
+        self.read_scores(histories, show)
         return out
 
-    def _read_scores(self, histories: Windows, read: Callable[[slice, Any], None]) -> None:
-        """Call `read` with slices of the histories and the scores [B, n_items] of all items; again on out-of-memory."""
+    def read_scores(self, histories: Windows, read: Callable[[slice, Any], None]) -> None:
+        """Score the whole catalogue, in batches of histories that fit in memory.
+
+        Parameters
+        ----------
+        histories : Windows
+            Histories, without their targets.
+        read : callable
+            Called with the histories of a batch, as a slice, and their scores [B, n_items], sparse or dense: unbounded,
+            higher = more likely next. On out-of-memory it is called again, for a part of them.
+        """
         n_items = self.weights.shape[0]
         weighted = history_matrix(histories, n_items, self.config.decay)
         neighbors = self.weights.getnnz(axis=1) if sparse.issparse(self.weights) else np.full(n_items, n_items)

@@ -20,6 +20,7 @@ import polars as pl
 import torch
 
 from llm4dsr import columns as c
+from llm4dsr.bench.denoised import BASELINE_FOLDER
 from llm4dsr.bench.studies.study import Context, Found
 from llm4dsr.config import ModelConfig
 from llm4dsr.core.hashing import versions
@@ -184,7 +185,7 @@ def _ours(context: Context) -> dict[str, Any]:
 
 def _baselines(context: Context) -> list[dict[str, Any]]:
     lines = []
-    for path in sorted((context.folder / "baselines").glob("*/card.json")):
+    for path in sorted((context.folder / BASELINE_FOLDER).glob("*/card.json")):
         card = json.loads(path.read_text(encoding="utf-8"))
         lines.append(
             _whole_line(path.parent.name, context, card["fit_seconds"], card["score_seconds"], card["memory_mb"], 1)
