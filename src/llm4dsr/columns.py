@@ -14,6 +14,7 @@ CANONICAL: Final = "canonical_id"  # first item with the same title
 RATING: Final = "rating"  # float; optional
 CATEGORY: Final = "category"  # of an item; optional
 WINDOW: Final = "window_id"
+ROW: Final = "row"  # of a file of histories, from 0
 ITEMS: Final = "item_ids"  # list, oldest first; the last one is the target
 CLEAN_ITEMS: Final = "clean_item_ids"  # list: what stood there before noise was injected; for measuring only
 CLEAN_ITEM: Final = "clean_item_id"  # the same in an interaction log, one per row; null: inserted

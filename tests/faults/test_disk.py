@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from llm4dsr.core.lock import LOCK
 from llm4dsr.errors import ConfigError, OutputError
-from llm4dsr.pipeline import CARD, FOLDERS, LOCK, Run
+from llm4dsr.pipeline import CARD, FOLDERS, Run
 from llm4dsr.pipeline.run_folder import FORMAT
 
 from .harness import CONFIG, LONG, before, contents, demo, in_child, start

@@ -33,8 +33,11 @@ def test_there_is_an_archive_of_todays_formats():
     assert f"run-{RUN}-denoiser-{DENOISER}.tar.xz" in {path.name for path in ARCHIVES}
 
 
-def test_todays_format_of_a_denoiser_is_documented():
+def test_todays_formats_are_documented():
     assert f"The format is {DENOISER}." in TABLES.read_text(encoding="utf-8")
+    formats = (TABLES.parent / "formats.md").read_text(encoding="utf-8")
+    assert f"| run folder | {RUN} |" in formats
+    assert f"| saved denoiser | {DENOISER} |" in formats
 
 
 def test_a_kept_run_is_read_and_can_go_on(run):

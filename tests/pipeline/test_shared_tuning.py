@@ -14,9 +14,9 @@ from filelock import FileLock
 
 from llm4dsr import Config
 from llm4dsr import columns as c
+from llm4dsr.core.lock import LOCK
 from llm4dsr.errors import ConfigError
 from llm4dsr.pipeline import Run
-from llm4dsr.pipeline.run_folder import LOCK
 from tests.tiny_run import CONFIG
 
 # No dropout, which each process draws anew

@@ -15,6 +15,7 @@ import typer
 from rich.markup import escape
 
 from llm4dsr import __version__
+from llm4dsr.cli import apply as apply_command
 from llm4dsr.cli import bench as bench_commands
 from llm4dsr.cli import config as config_commands
 from llm4dsr.cli import data as data_commands
@@ -305,6 +306,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 for _command in (results_commands.report, results_commands.review, results_commands.export):
     app.command()(_command)
+app.command("apply")(apply_command.apply)
 app.command("serve")(serve_command.serve)
 app.command("bench")(bench_commands.bench)
 app.command("study")(bench_commands.study)

@@ -37,12 +37,14 @@ def serve(
 ) -> None:
     """Denoise histories over HTTP: POST /v1/denoise. Ends on SIGTERM or Ctrl-C, once all accepted work is done."""
     try:
-        from llm4dsr.serve import Limits, Service, open_model, read_token
+        from llm4dsr.serve import Limits, Service, read_token
         from llm4dsr.serve import serve as serve_forever
     except ImportError as error:
         raise ModelError(
             f"The service needs {error.name}, which is not installed:  pip install 'llm4dsr[serve]'"
         ) from None
+    from llm4dsr.pipeline.served_model import open_model
+
     limits = Limits(wait / 1_000, batch, queue, timeout, drain=drain, token=read_token(token_file))
     with bound(host, port) as listener:
         if not is_loopback(listener) and limits.token is None:

@@ -18,7 +18,6 @@ from llm4dsr import columns as c
 from llm4dsr.core.arrays import BoolArray, IntArray
 from llm4dsr.core.hashing import history_ids
 from llm4dsr.core.io import as_frame
-from llm4dsr.core.progress import log
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.ids import whole_numbers
 from llm4dsr.data.sources.source import to_seconds
@@ -45,6 +44,8 @@ class Histories:
         [n] where each interaction of `windows` is: its row in a long table, else its number among all items.
     lengths : array of int
         [H] items of each list; empty for a long table.
+    unknown : int
+        Interactions of items that are not in the catalogue, which are left out of `windows`.
     """
 
     given: Any
@@ -52,6 +53,7 @@ class Histories:
     windows: Windows
     places: IntArray
     lengths: IntArray
+    unknown: int = 0
 
     @classmethod
     def of(cls, given: Any, catalogue: Catalogue, strict: bool = False) -> Histories:
@@ -65,7 +67,7 @@ class Histories:
         catalogue : Catalogue
             The items.
         strict : bool, default False
-            Refuse items that are not in the catalogue. Otherwise they are left where they are, and a warning is logged.
+            Refuse items that are not in the catalogue. Otherwise they are left where they are, and `unknown`.
 
         Raises
         ------
@@ -104,8 +106,9 @@ class Histories:
                     f"The table has the columns {', '.join(names)}. Expected {c.ITEMS!r}, a list in each row, or "
                     f"{c.USER!r} and {c.ITEM!r}, an interaction in each row. Rename a column."
                 )
-        windows, kept = _windows(items, owners, users, catalogue, strict)
-        return cls(given, form, windows, places[kept], lengths)
+        rows = catalogue.index(items, "the histories") if strict else _rows(items, catalogue)
+        windows, kept = _windows(rows, owners, users)
+        return cls(given, form, windows, places[kept], lengths, int((rows < 0).sum()))
 
     def corrected(self, edits: pl.DataFrame, action: str) -> Any:
         """Return what was given, with the edits of `windows` applied.
@@ -170,16 +173,8 @@ def _by_user(frame: pl.DataFrame) -> tuple[IntArray, IntArray, pl.Series]:
     return frame["row"].cast(pl.Int64).to_numpy(), owners.to_numpy(), users
 
 
-def _windows(
-    items: pl.Series, owners: IntArray, users: pl.Series | None, catalogue: Catalogue, strict: bool
-) -> tuple[Windows, IntArray]:
+def _windows(rows: IntArray, owners: IntArray, users: pl.Series | None) -> tuple[Windows, IntArray]:
     """(Windows of the histories with two known items or more, places of their interactions among all)."""
-    if strict:
-        rows = catalogue.index(items, "the histories")
-    else:
-        rows = _rows(items, catalogue)
-        if unknown := int((rows < 0).sum()):
-            log.warning("%d interaction(s) are of items that the denoiser does not know. They are kept.", unknown)
     known = np.flatnonzero(rows >= 0)
     size = int(owners.max(initial=-1)) + 1 if users is None else len(users)
     enough = np.bincount(owners[known], minlength=size) >= 2

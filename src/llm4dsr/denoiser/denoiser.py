@@ -10,7 +10,7 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.charts import Chart
 from llm4dsr.core.cache import PartCache
-from llm4dsr.core.progress import Progress
+from llm4dsr.core.progress import Progress, log
 from llm4dsr.core.progress_bar import shown
 from llm4dsr.data.histories import Histories
 from llm4dsr.data.overlap import merge_scores
@@ -363,6 +363,8 @@ class Denoiser(Fitting):
         self, given: Any, policy: str | None, eta: float | None, cap: int | None, action: str | None, is_train: bool
     ) -> Any:
         found = None if isinstance(given, Windows) else Histories.of(given, self.catalogue)
+        if found is not None and found.unknown:
+            log.warning("%d interaction(s) are of items that the denoiser does not know. They are kept.", found.unknown)
         windows = given if found is None else found.windows
         action = action or self.config.correct.action
         decisions = self.decide(self.score(windows), policy, eta, cap, is_train)

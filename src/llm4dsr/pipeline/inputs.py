@@ -34,7 +34,7 @@ def inputs_of(data: str | Path | Dataset) -> Inputs:
     """Return size, time and SHA-256 of each file that is read; nothing for data in memory. Raises DataError."""
     if isinstance(data, Dataset):
         return {}
-    return {str(path.resolve()): _described(path) for path in find_files(Path(data)).values()}
+    return {str(path.resolve()): described(path) for path in find_files(Path(data)).values()}
 
 
 def start_of(folder: str | Path) -> dict[str, str]:
@@ -112,7 +112,7 @@ def check_inputs(inputs: Inputs, folder: Path) -> None:
         stat = path.stat()
         if (stat.st_size, stat.st_mtime_ns) == (before["bytes"], before["modified_ns"]):
             continue
-        if (now := _described(path))["sha256"] != before["sha256"]:
+        if (now := described(path))["sha256"] != before["sha256"]:
             raise OutputError(
                 f"{path} has changed since {folder} was made from it ({before['bytes']:,} bytes then, {now['bytes']:,} "
                 "now). Start a run in another folder, or make this one again:  llm4dsr prepare … --overwrite"
@@ -131,7 +131,8 @@ def warn_of_versions(before: dict[str, str], now: dict[str, str], made: str) -> 
     return changed
 
 
-def _described(path: Path) -> dict[str, Any]:
+def described(path: Path) -> dict[str, Any]:
+    """Return size, time and SHA-256 of a file."""
     stat = path.stat()
     return {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "sha256": file_hash(path)}
 

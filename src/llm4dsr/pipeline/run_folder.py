@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 import shutil
 import sys
@@ -22,13 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
 from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.device import use_threads
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import as_output_error, sync_folder, write_text
+from llm4dsr.core.lock import HOLDER, LOCK, locked_folder
 from llm4dsr.core.manifest import DamageError, file_hash, read_manifest, read_sealed, write_manifest, write_sealed
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.data.dataset import Dataset
@@ -51,7 +49,7 @@ FOLDERS = {
 # Stages that a stage reads from. Only replacing needs suggestions; evaluation applies the decisions itself.
 NEEDS = {name: [s for s in STAGES[: STAGES.index(name)] if s not in ("suggest", "correct")] for name in STAGES}
 CARD, CONFIG, MADE, REPORT = "run_card.json", "config.yaml", "stage.json", "report.html"
-WORK, LOCK, HOLDER = ".work", ".lock", ".holder"  # finished parts; the lock; who holds it, for messages
+WORK = ".work"  # finished parts
 FORMAT = 3  # of a run folder; other formats are refused
 
 
@@ -334,45 +332,16 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run folder, so that no other process works on it.
-
-        The operating system releases the lock when the process ends, however it ends.
-
-        Raises
-        ------
-        OutputError
-            Names the process that holds the folder.
-        """
+        """Hold the run folder, so that no other process works on it, as `locked_folder`."""
         if self._held:
             yield
             return
-        made = not self.folder.exists()
-        lock, holder = FileLock(self.folder / LOCK), self.folder / HOLDER
-        with as_output_error(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / LOCK).touch()  # a disk that cannot be written to is reported as such
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
-                raise OutputError(
-                    f"{self.folder} is in use by {who}. Wait for it, stop it, or choose another folder."
-                ) from None
-            except (OSError, NotImplementedError) as error:
-                raise OutputError(
-                    f"{self.folder} cannot be locked: {error}. Choose a folder on another disk."
-                ) from None
-        try:
-            with as_output_error(self.folder):
-                holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        with locked_folder(self.folder):
             self._held = True
-            yield
-        finally:
-            self._held = False
-            holder.unlink(missing_ok=True)
-            lock.release()
-            if made and {f.name for f in self.folder.iterdir()} <= {LOCK}:
-                shutil.rmtree(self.folder, ignore_errors=True)
+            try:
+                yield
+            finally:
+                self._held = False
 
     def _write_card(self, name: str, facts: dict[str, Any]) -> None:
         """Write the run card with the facts of a stage; facts of later stages are removed."""

@@ -2,8 +2,7 @@
 
 from llm4dsr.serve.app import create_app
 from llm4dsr.serve.limits import Limits, read_token
-from llm4dsr.serve.model import open_model
 from llm4dsr.serve.server import serve
 from llm4dsr.serve.service import Service
 
-__all__ = ["Limits", "Service", "create_app", "open_model", "read_token", "serve"]
+__all__ = ["Limits", "Service", "create_app", "read_token", "serve"]

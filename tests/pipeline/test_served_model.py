@@ -8,9 +8,15 @@ import pytest
 
 from llm4dsr.errors import ModelError, OutputError
 from llm4dsr.pipeline import Run
-from llm4dsr.serve import open_model
+from llm4dsr.pipeline.served_model import open_model
 
 from ..tiny_run import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_demo) -> Run:
+    """A scored run."""
+    return make_run(tmp_path_factory.mktemp("served") / "run", tiny_demo, "score")
 
 
 def test_a_run_brings_its_model_its_windows_and_its_newest_map(run, tiny_demo):

@@ -1,4 +1,4 @@
-"""Open what is served: a saved denoiser, or that of a run."""
+"""Open what is served or applied to a file: a saved denoiser, or that of a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from llm4dsr.data.overlap import split_long
 from llm4dsr.denoise.storage import CARD
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ModelError
-from llm4dsr.pipeline import Run
 from llm4dsr.pipeline.run_folder import CONFIG
+from llm4dsr.pipeline.stages import Run
 
 
 def open_model(folder: str | Path, threads: int | None = None) -> Denoiser:

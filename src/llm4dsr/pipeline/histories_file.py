@@ -1,0 +1,286 @@
+"""A file of histories of any size, corrected by a saved denoiser in bounded memory.
+
+The file is read in parts of some thousand rows. Each part is scored, decided, suggested for and corrected alone, and
+written as a folder of its own: `part-00000/` with the tables HISTORIES, EDITS and SCORES. A part is whole or absent, so
+an interrupted call resumes with the part that is missing.
+
+Only the policy `probability` flags alike whatever else is in a part, and `mixed` replaces by what else there is.
+Histories have no target here, so nothing is counted. So parts do not depend on each other.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm4dsr import columns as c
+from llm4dsr.core.hashing import digest, versions
+from llm4dsr.core.io import new_folder, write_parquet
+from llm4dsr.core.lock import HOLDER, LOCK, locked_folder
+from llm4dsr.core.manifest import (
+    MANIFEST,
+    DamageError,
+    read_manifest,
+    read_sealed,
+    write_manifest,
+    write_sealed,
+)
+from llm4dsr.core.memory import peak_memory_mb
+from llm4dsr.core.progress import Progress, log, subprogress
+from llm4dsr.data.histories import Histories
+from llm4dsr.denoise.decide import STAND_IN
+from llm4dsr.denoiser import Denoiser
+from llm4dsr.errors import ConfigError, DataError, OutputError, first_line
+from llm4dsr.pipeline.inputs import described, warn_of_versions
+
+HISTORIES, EDITS, SCORES = "histories", "edits", "scores"  # tables of a part
+CARD: Final = "apply.json"
+ALONE = ("replace", "drop", "downweight")  # actions that do the same whatever else is in a part
+COUNTED = ("histories", "interactions", "scored", "flagged", "unknown items")
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """How histories are corrected.
+
+    Attributes
+    ----------
+    eta : float
+        Interactions with at least this noise probability are flagged, in [0, 1].
+    cap : int
+        Most flagged interactions in a history.
+    action : str
+        One of ALONE.
+    rows : int
+        Histories of a part.
+    """
+
+    eta: float
+    cap: int
+    action: str
+    rows: int
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, eta: float | None, action: str | None, rows: int) -> ApplyOptions:
+        """Fill in what is not given from the configuration of the denoiser.
+
+        Raises
+        ------
+        ConfigError
+            If an option is out of range, or the configured η belongs to another policy.
+        """
+        decide, action = denoiser.config.decide, action or denoiser.config.correct.action
+        if action not in ALONE:
+            raise ConfigError(f"--action {action}: for a file, expected one of {', '.join(ALONE)}.")
+        if eta is None and decide.policy not in (STAND_IN, "validation"):
+            raise ConfigError(
+                f"The denoiser is configured to flag by {decide.policy}, which compares all histories with each other. "
+                "A file is flagged by probability: give --eta, such as 0.5."
+            )
+        if eta is None:
+            eta = decide.eta if decide.eta_test is None else decide.eta_test
+        if not 0 <= eta <= 1:
+            raise ConfigError(f"--eta {eta}: expected a noise probability, from 0 to 1.")
+        return cls(eta, decide.cap if decide.cap_test is None else decide.cap_test, action, rows)
+
+
+def apply_to_file(
+    denoiser: Denoiser, data: Path, out: Path, options: ApplyOptions, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Correct a Parquet file of histories, or a folder of such files.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        A fitted denoiser.
+    data : Path
+        One history in each row: a list `item_ids`, oldest first, and optionally `user_id`. Other columns are kept.
+        Of a folder, its `*.parquet` files are read in order of their names.
+    out : Path
+        Folder of the parts. The same call resumes what is there.
+    options : ApplyOptions
+        How histories are corrected.
+    progress : Progress, optional
+        Called with (histories done, all histories, what is being done).
+
+    Returns
+    -------
+    dict
+        How many `histories` and `interactions` there were; of these, how many were `scored` and `flagged`, and how many
+        are of `unknown items`; `edits` by action; `seconds` of this call and `peak memory MiB`. Also kept in the card.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read, has no `item_ids`, or changes while it is read.
+    ConfigError
+        If `out` holds results of another model, other histories or other options.
+    OutputError
+        If `out` is complete already, in use, damaged, or cannot be written to.
+    """
+    files = _files(data)
+    total = sum(_opened(path).metadata.num_rows for path in files)
+    if not total:
+        raise DataError(f"{data} has no histories.")
+    counts = denoiser.ensemble.counts
+    inputs = {str(path.resolve()): described(path) for path in files}
+    made_from = {
+        "model": digest(
+            denoiser.ensemble.fingerprint, "" if counts is None else counts.fingerprint, asdict(denoiser.calibrator),
+            asdict(denoiser.ranking_weights),
+        ),
+        "inputs": inputs,
+        "options": asdict(options),
+    }  # fmt: skip
+    started = time.monotonic()
+    with locked_folder(out):
+        _begin(out, made_from)
+        done, sums, edits = 0, Counter[str](), Counter[str]()
+        for number, frame in enumerate(_parts(files, options.rows)):
+            folder = out / f"part-{number:05d}"
+            step = progress and subprogress(progress, done, len(frame), total)
+            told = _kept(folder)
+            if told is None:
+                told = _make(denoiser, frame, done, folder, options, step)
+            sums.update({name: told[name] for name in COUNTED})
+            edits.update(told["edits"])
+            done += len(frame)
+            if progress:
+                progress(done, total, "apply")
+        for path in files:
+            if described(path) != inputs[str(path.resolve())]:
+                raise DataError(f"{path} has changed while it was read. Choose another --out for what it holds now.")
+        facts = {
+            **{name: sums[name] for name in COUNTED}, "edits": dict(edits),
+            "seconds": round(time.monotonic() - started, 1), "peak memory MiB": peak_memory_mb(),
+        }  # fmt: skip
+        if facts["unknown items"]:
+            log.warning(
+                "%s of %s interactions are of items that the denoiser does not know. They are kept as they are.",
+                f"{facts['unknown items']:,}", f"{facts['interactions']:,}",
+            )  # fmt: skip
+        write_sealed(out / CARD, made_from | {"versions": versions(), "command": " ".join(sys.argv), "result": facts})
+    return facts
+
+
+def _files(data: Path) -> list[Path]:
+    """The files of histories, after a look at their columns."""
+    found = sorted(data.glob("*.parquet")) if data.is_dir() else [data]
+    if not found or not all(path.is_file() for path in found):
+        raise DataError(f"{data} is no Parquet file, and no folder that holds any. Give one with a list {c.ITEMS!r}.")
+    for path in found:
+        names = _opened(path).schema_arrow.names
+        if c.ITEMS not in names:
+            raise DataError(
+                f"{path} has the columns {', '.join(names)}; expected {c.ITEMS!r}, a list of item ids in each row. "
+                "Group interactions by user first."
+            )
+    return found
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as Parquet: {first_line(error)}. Is it cut off, or another format?"
+        ) from None
+
+
+def _parts(files: list[Path], size: int) -> Iterator[pl.DataFrame]:
+    """Parts of `size` rows, and what is left at the end of each file; one part is in memory at a time."""
+    for path in files:
+        held, count = list[pa.RecordBatch](), 0
+        batches = _opened(path).iter_batches(batch_size=size)
+        while (batch := _next(batches, path)) is not None:
+            held.append(batch)
+            count += len(batch)
+            if count < size:
+                continue
+            table = pa.Table.from_batches(held)
+            yield pl.DataFrame(pl.from_arrow(table.slice(0, size)))
+            held, count = table.slice(size).to_batches(), count - size
+        if count:
+            yield pl.DataFrame(pl.from_arrow(pa.Table.from_batches(held)))
+
+
+def _next(batches: Iterator[pa.RecordBatch], path: Path) -> pa.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged: {first_line(error)}. Finished parts are kept.") from None
+
+
+def _begin(out: Path, made_from: dict[str, Any]) -> None:
+    """Write the card of a new folder, or check that of one that is resumed."""
+    card = out / CARD
+    if not card.is_file():
+        if {path.name for path in out.iterdir()} - {LOCK, HOLDER}:
+            raise OutputError(f"{out} exists already. Choose another --out.")
+        write_sealed(card, made_from | {"versions": versions()})
+        return
+    try:
+        found = read_sealed(card)
+    except DamageError as error:
+        raise OutputError(f"{error}. Choose another --out.") from None
+    for name, what in (
+        ("model", "of another model"),
+        ("inputs", "of other histories"),
+        ("options", "of other options"),
+    ):
+        if found.get(name) != made_from[name]:
+            raise ConfigError(f"{out} holds results {what}. Repeat its command to resume it, or choose another --out.")
+    if "result" in found:
+        raise OutputError(f"{out} is complete already. Choose another --out.")
+    warn_of_versions(found["versions"], versions(), f"A part of {out}")
+
+
+def _kept(folder: Path) -> dict[str, Any] | None:
+    """What was counted in a part that is there; None if it is absent."""
+    if not folder.is_dir():
+        return None
+    try:
+        return dict(read_manifest(folder)["told"])
+    except DamageError as error:
+        raise OutputError(f"{error}. Remove {folder} and repeat the command to make it again.") from None
+
+
+def _make(
+    denoiser: Denoiser, frame: pl.DataFrame, before: int, folder: Path, options: ApplyOptions, progress: Progress | None
+) -> dict[str, Any]:
+    """Write one part, of the rows after `before`; what was counted in it."""
+    found = Histories.of(frame, denoiser.catalogue)
+    scores = denoiser.score(found.windows, progress)
+    decisions = denoiser.decide(scores, STAND_IN, options.eta, options.cap, is_train=False)
+    edits = denoiser.correct(found.windows, decisions, action=options.action).edits
+    ends = np.cumsum(found.lengths)
+
+    def placed(table: pl.DataFrame) -> pl.DataFrame:
+        """The table with rows of the input and places in its lists, instead of windows and their positions."""
+        at = found.places[found.windows.offsets[table[c.WINDOW].to_numpy()] + table[c.POSITION].to_numpy()]
+        row = np.searchsorted(ends, at, side="right")
+        names = {c.ROW: before + row} | ({c.USER: frame[c.USER].gather(row)} if c.USER in frame.columns else {})
+        rest = table.select(pl.exclude(c.WINDOW, c.USER, c.POSITION))
+        return pl.DataFrame({**names, c.POSITION: at - (ends - found.lengths)[row], **rest.to_dict()})
+
+    told = {
+        "histories": len(frame), "interactions": int(found.lengths.sum()), "scored": len(scores),
+        "flagged": len(decisions), "unknown items": found.unknown,
+        "edits": dict(edits[c.ACTION].value_counts().iter_rows()),
+    }  # fmt: skip
+    with new_folder(folder) as part:
+        write_parquet(found.corrected(edits, options.action), part / f"{HISTORIES}.parquet")
+        write_parquet(placed(edits), part / f"{EDITS}.parquet")
+        write_parquet(placed(scores), part / f"{SCORES}.parquet")
+        write_manifest(part, MANIFEST, told=told)
+    return told

@@ -1,0 +1,229 @@
+"""A file of histories is corrected in parts: the same result however many there are, whatever happens in between."""
+
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from llm4dsr.errors import ConfigError, DataError, OutputError
+from llm4dsr.pipeline.histories_file import ApplyOptions, _parts, apply_to_file
+from llm4dsr.pipeline.served_model import open_model
+
+from ..tiny_run import make_run
+
+OPTIONS = ApplyOptions(eta=0.0, cap=2, action="replace", rows=40)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_demo):
+    return make_run(tmp_path_factory.mktemp("applied") / "run", tiny_demo, "train")
+
+
+@pytest.fixture(scope="module")
+def denoiser(run):
+    return open_model(run.path("train"))
+
+
+@pytest.fixture(scope="module")
+def histories(tiny_demo):
+    test = tiny_demo.splits["test"].to_frame(tiny_demo.catalogue)
+    train = tiny_demo.splits["train"].to_frame(tiny_demo.catalogue).head(80)
+    return pl.concat([test, train], how="diagonal_relaxed").select("user_id", "item_ids", note=pl.col("window_id") * 2)
+
+
+@pytest.fixture
+def file(tmp_path, histories):
+    histories.write_parquet(tmp_path / "histories.parquet", row_group_size=17)
+    return tmp_path / "histories.parquet"
+
+
+def tables(out, name):
+    return pl.read_parquet(out / "part-*" / f"{name}.parquet")
+
+
+def contents(out):
+    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*.parquet")}
+
+
+def test_parts_give_what_transform_gives_at_once(denoiser, file, histories, tmp_path):
+    told = apply_to_file(denoiser, file, tmp_path / "out", OPTIONS)
+    at_once = denoiser.transform(histories, policy="probability", eta=0.0, cap=2, action="replace")
+    assert_frame_equal(tables(tmp_path / "out", "histories"), at_once)  # in order, with the column `note`
+    assert told["histories"] == len(histories)
+    assert told["interactions"] == told["scored"] == histories["item_ids"].list.len().sum()
+    assert told["edits"] == {"replace": told["flagged"]}
+    assert sorted(path.name for path in (tmp_path / "out").glob("part-*")) == [
+        f"part-{i:05d}" for i in range(-(-len(histories) // 40))
+    ]
+
+
+def test_edits_and_scores_name_row_and_position_of_the_file(denoiser, file, histories, tmp_path):
+    apply_to_file(denoiser, file, tmp_path / "out", OPTIONS)
+    before, after = histories["item_ids"].to_list(), tables(tmp_path / "out", "histories")["item_ids"].to_list()
+    edits, scores = (tables(tmp_path / "out", name) for name in ("edits", "scores"))
+    assert len(edits) > 10
+    for row, position, item, kept in edits.select("row", "position", "item_id", "kept_item_id").iter_rows():
+        assert (before[row][position], after[row][position]) == (item, kept)
+    assert scores["item_id"].to_list() == [item for history in before for item in history]
+    assert edits["user_id"].to_list() == [histories["user_id"][row] for row in edits["row"]]
+
+
+def test_one_part_or_many_give_the_same_scores(denoiser, file, tmp_path):
+    for rows in (1_000, 7):
+        apply_to_file(denoiser, file, tmp_path / str(rows), ApplyOptions(0.0, 2, "replace", rows))
+    one, many = (tables(tmp_path / str(rows), "scores") for rows in (1_000, 7))
+    np.testing.assert_allclose(one["log_odds"], many["log_odds"], atol=1e-4)
+    assert_frame_equal(one.select("row", "position", "item_id"), many.select("row", "position", "item_id"))
+
+
+def test_an_interrupted_call_resumes_to_the_same_bytes(denoiser, file, tmp_path):
+    apply_to_file(denoiser, file, tmp_path / "whole", OPTIONS)
+
+    def stop(done, total, doing):
+        if doing == "apply" and done >= 80:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply_to_file(denoiser, file, tmp_path / "out", OPTIONS, stop)
+    assert len(list((tmp_path / "out").glob("part-*"))) == 2
+    kept = (tmp_path / "out" / "part-00000" / "scores.parquet").stat().st_mtime_ns
+    apply_to_file(denoiser, file, tmp_path / "out", OPTIONS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert (tmp_path / "out" / "part-00000" / "scores.parquet").stat().st_mtime_ns == kept  # not made again
+
+
+def interrupted(denoiser, file, out):
+    """Stop after the first part."""
+
+    def stop(done, total, doing):
+        if doing == "apply":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply_to_file(denoiser, file, out, OPTIONS, stop)
+
+
+def test_a_damaged_part_is_noticed(denoiser, file, tmp_path):
+    out = tmp_path / "out"
+    interrupted(denoiser, file, out)
+    path = out / "part-00000" / "edits.parquet"
+    path.write_bytes(path.read_bytes()[:-9] + b"x" * 9)
+    with pytest.raises(OutputError, match=r"edits.parquet is damaged.*Remove"):
+        apply_to_file(denoiser, file, out, OPTIONS)
+    shutil.rmtree(out / "part-00000")
+    apply_to_file(denoiser, file, out, OPTIONS)
+
+
+def test_a_folder_of_other_results_is_left_alone(denoiser, file, histories, tmp_path):
+    out = tmp_path / "out"
+    interrupted(denoiser, file, out)
+    with pytest.raises(ConfigError, match="of other options"):
+        apply_to_file(denoiser, file, out, ApplyOptions(0.5, 2, "replace", 40))
+    newer = open_model_with_counts(denoiser, histories)
+    with pytest.raises(ConfigError, match="of another model"):
+        apply_to_file(newer, file, out, OPTIONS)
+    histories.head(50).write_parquet(file)
+    with pytest.raises(ConfigError, match="of other histories"):
+        apply_to_file(denoiser, file, out, OPTIONS)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(OutputError, match="exists already"):
+        apply_to_file(denoiser, file, tmp_path / "mine", OPTIONS)
+    apply_to_file(denoiser, file, tmp_path / "done", OPTIONS)
+    with pytest.raises(OutputError, match="is complete already"):
+        apply_to_file(denoiser, file, tmp_path / "done", OPTIONS)
+
+
+def open_model_with_counts(denoiser, histories):
+    import copy
+
+    newer = copy.copy(denoiser)
+    new = histories.with_columns(user_id=pl.lit(99_999), window_id=pl.int_range(pl.len()))
+    return newer.update_counts(new.select("window_id", "user_id", "item_ids"))
+
+
+def test_histories_that_cannot_be_scored_stay_as_they_are(denoiser, tiny_demo, tmp_path, caplog):
+    known = tiny_demo.catalogue.ids.to_list()
+    odd = pl.DataFrame({"item_ids": [[known[0]], [], None, [known[1], -5, known[2]]]})
+    odd.write_parquet(tmp_path / "odd.parquet")
+    told = apply_to_file(denoiser, tmp_path / "odd.parquet", tmp_path / "out", ApplyOptions(1.0, 2, "drop", 3))
+    assert_frame_equal(tables(tmp_path / "out", "histories"), odd)
+    assert (told["scored"], told["unknown items"]) == (2, 1)
+    assert "1 of 4 interactions are of items that the denoiser does not know" in caplog.text
+    assert tables(tmp_path / "out", "scores")["position"].to_list() == [0, 2]  # in the list as it is in the file
+
+
+def test_files_of_a_folder_follow_one_another(denoiser, histories, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, part in (("b", histories[50:]), ("a", histories[:50])):
+        part.write_parquet(tmp_path / "in" / f"{name}.parquet")
+    apply_to_file(denoiser, tmp_path / "in", tmp_path / "out", OPTIONS)
+    assert tables(tmp_path / "out", "histories")["note"].to_list() == histories["note"].to_list()
+    assert tables(tmp_path / "out", "scores")["row"].max() == len(histories) - 1
+
+
+def test_one_part_at_a_time_is_read(tmp_path):
+    """Row groups of 7 rows, parts of 10: no part waits for the whole file."""
+    pl.DataFrame({"item_ids": [[i] for i in range(25)]}).write_parquet(tmp_path / "a.parquet", row_group_size=7)
+    parts = list(_parts([tmp_path / "a.parquet", tmp_path / "a.parquet"], 10))
+    assert [len(part) for part in parts] == [10, 10, 5, 10, 10, 5]
+    assert [item for part in parts[:3] for (item,) in part["item_ids"]] == list(range(25))
+
+
+def test_the_command(llm4dsr, run, file, tmp_path):
+    code, printed = llm4dsr("apply", run.folder, "-d", file, "-o", tmp_path / "out", "--eta", 0.9, "-a", "downweight")
+    assert code == 0, printed
+    assert "histories" in printed
+    assert set(tables(tmp_path / "out", "histories").columns) == {"user_id", "item_ids", "note", "weights"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "compares all histories"),  # the tiny run flags by rate
+        (["--eta", 2], "from 0 to 1"),
+        (["--eta", 0.5, "-a", "mixed"], "for a file, expected one of replace, drop, downweight"),
+        (["--eta", 0.5, "--rows", 0], "rows"),
+    ],
+)
+def test_wrong_options_are_refused(llm4dsr, run, file, tmp_path, options, expected):
+    code, printed = llm4dsr("apply", run.folder, "-d", file, "-o", tmp_path / "out", *options)
+    assert (code != 0, expected in " ".join(printed.split())) == (True, True), printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["absent", "text", "cut", "no lists", "interactions", "empty", "folder"])
+def test_wrong_files_are_refused(denoiser, file, tmp_path, kind):
+    path = tmp_path / "wrong.parquet"
+    expected = "cannot be read as Parquet"
+    if kind == "text":
+        path.write_text("user_id,item_ids")
+    elif kind == "cut":
+        path.write_bytes(file.read_bytes()[:-40])
+    elif kind == "no lists":
+        pl.DataFrame({"item_ids": ["1 2 3"]}).write_parquet(path)
+        expected = "expected a list of item ids"
+    elif kind == "interactions":
+        pl.DataFrame({"user_id": [1], "item_id": [1]}).write_parquet(path)
+        expected = "Group interactions by user first"
+    elif kind == "empty":
+        pl.DataFrame({"item_ids": pl.Series([], dtype=pl.List(pl.Int64))}).write_parquet(path)
+        expected = "has no histories"
+    elif kind == "folder":
+        path.mkdir()
+        expected = "no folder that holds any"
+    else:
+        expected = "is no Parquet file"
+    with pytest.raises(DataError, match=expected):
+        apply_to_file(denoiser, path, tmp_path / "out", OPTIONS)
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(denoiser, file, histories, tmp_path):
+    def change(done, total, doing):
+        if doing == "apply" and done == total:
+            histories.with_columns(note=pl.lit(1)).write_parquet(file)
+
+    with pytest.raises(DataError, match="has changed while it was read"):
+        apply_to_file(denoiser, file, tmp_path / "out", OPTIONS, change)
