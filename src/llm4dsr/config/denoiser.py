@@ -4,9 +4,10 @@ The defaults are those of the embedded model, which needs no download and no GPU
 settings (arXiv 2408.08208, section 5.1, and its released code).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from llm4dsr.config.fields import Count, Fraction, Name, NonNegative, PositiveInt, UpTo1024, VocabularySize, options
 
@@ -32,8 +33,9 @@ class ModelConfig:
     """`embedded`, `smollm2`, a hub name, or a local path (a checkpoint, a GGUF file or a LoRA adapter)."""
     item_input: Literal["title", "soft_token"] = "soft_token"
     """How an item enters the prompt: its quoted title (published), or one soft token."""
-    readout: Literal["title", "per_position"] = "per_position"
-    """How noise is read: the noisy title as the answer (published), or a noise logit at each position."""
+    readout: Literal["title", "per_position", "likelihood"] = "per_position"
+    """How noise is read: the noisy title as the answer (published); a noise logit at each position; or how much more
+    likely a title is among the others than alone. `likelihood` needs titles, and is tuned on lists in random order."""
     attention: Literal["causal", "bidirectional"] = "bidirectional"
     """`bidirectional`: soft tokens that are read per position also see what follows. All else is causal anyway."""
     cooccurrence: bool = True
@@ -73,6 +75,14 @@ class ModelConfig:
     """Size of the embedded tokenizer."""
     pretrain_epochs: Count = 1
     """Language-model passes over the training histories before the task. `item_input: title` only."""
+
+    @model_validator(mode="after")
+    def _likelihood_of_titles(self) -> Self:
+        if self.readout == "likelihood" and self.item_input != "title":
+            raise PydanticCustomError(
+                "unfitting", "readout: likelihood reads titles. Add item_input: title, or choose another readout."
+            )
+        return self
 
 
 @options

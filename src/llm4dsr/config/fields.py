@@ -63,6 +63,8 @@ def message(error: ValidationError, kind: type[Any]) -> str:
     place, limits = "".join(f"{_shown(part, str)}: " for part in section), first.get("ctx", {})
     value, key = _shown(first["input"], repr), _shown(key, str)
     match first["type"]:
+        case "unfitting":  # options that exclude each other
+            return "".join(f"{part}: " for part in first["loc"]) + first["msg"]
         case "unexpected_keyword_argument":
             return f"{place}unknown option {key!r}. Known here: {', '.join(_known(kind, section))}."
         case "dataclass_type" | "dataclass_exact_type":

@@ -18,6 +18,7 @@ from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
 from llm4dsr.lm.passes import pass_tokens_of
 from llm4dsr.lm.prefix_tree import WindowTree, sequence_log_probs
 from llm4dsr.lm.prompt import PromptBuilder
+from llm4dsr.lm.title_lists import likelihood_ratios
 from llm4dsr.lm.tokens import Tokens
 
 MERGED_FROM = 8  # windows from which on adding an adapter to the weights takes less time than computing it
@@ -59,14 +60,19 @@ def score_windows(
         belongs. With readout: per_position, noise logits read at all positions in one
         pass. With readout: title, from the probability of each title of the window as the answer: its odds against "no
         item" if the model was tuned on windows without injected noise, which makes windows comparable, else against the
-        other titles.
+        other titles. With readout: likelihood, a log-likelihood ratio instead of log-odds (`lm/title_lists.py`).
     """
     out, begins = np.full(len(windows.items), np.nan), windows.offsets
     model.eval()
     if len(windows) >= MERGED_FROM:
         model = model.merged()
-    scorer, done = _positions if config.model.readout == "per_position" else _titles, 0
-    for group, values in scorer(model, builder, windows, builder.prompts(windows), catalogue, config):
+    done, readout = 0, config.model.readout
+    if readout == "likelihood":
+        found = likelihood_ratios(model, builder, windows, config.model.dtype, pass_tokens_of(model, config) // 2)
+    else:
+        scorer = _positions if readout == "per_position" else _titles
+        found = scorer(model, builder, windows, builder.prompts(windows), catalogue, config)
+    for group, values in found:
         for i, row in zip(group, values, strict=True):
             out[begins[i] : begins[i] + len(row)] = row
         done += len(group)

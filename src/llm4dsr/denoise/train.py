@@ -59,6 +59,9 @@ def tune(
 ) -> list[float]:
     """Tune a model in place on the self-supervised task.
 
+    With readout: likelihood, it is tuned as a language model instead: on lists of titles in random order, without
+    injected noise.
+
     From the second epoch on, unlabeled interactions with a large loss are left out (readout: per_position). Much of
     them is noise, which would otherwise be taught as fitting. The limit is the loss that the fraction
     `train.small_loss_drop_rate` of the unlabeled interactions of the step before exceeded. So about that fraction is
@@ -243,7 +246,11 @@ def _losses(
     budget: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The loss of a step in parts, one forward pass each, which add up to its mean over the answers; see `_loss`."""
-    corrupted, chosen = draw_noise(batch, injectable, config.task, rng)
+    if config.model.readout == "likelihood":  # lists as they are, in random order
+        order = np.lexsort((rng.random(len(batch.items)), batch.owners))
+        corrupted, chosen = batch.items[order], np.zeros(len(batch.items), dtype=bool)
+    else:
+        corrupted, chosen = draw_noise(batch, injectable, config.task, rng)
     rows = []
     unknown = rng.random(len(injectable.catalogue)) < UNKNOWN
     features = builder.features(with_changes(batch, items=corrupted), unknown)

@@ -13,12 +13,14 @@ Three options shape it (ModelConfig):
   `Noise Items:` and reads a noise logit at each entry in one pass, so probabilities are exact and never tie. Soft
   tokens that see each other in both directions (attention: bidirectional) need no second list: each is scored in place.
 
+  `likelihood` asks nothing: it reads how likely each title of a plain list is (`title_lists.py`).
 - chat_template: the instruction and the items are the user's turn, the rest is the assistant's.
 
     <instruction>\\nItems: "t1", "t2"\\nNoise Items: "t2"\\nSuggested Replacements: "y"      title, title (published)
     <instruction>\\nItems: A "t1", B "t2"\\nNoise Items: A B\\nSuggested Replacements: B "y"  title, per_position
     <instruction>\\nItems: [A+v1] [B+v2]\\nNoise Items: [A+v1] [B+v2]                        soft_token, per_position
     <instruction>\\nItems: [A+v1] [B+v2]                                                    … and bidirectional
+    <list>\\nItems: "t1", "t2", "t3"                                                        title, likelihood
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ INSTRUCTION = (
     "Below are the items that a user has interacted with, oldest first. Find the items that do not fit the interests "
     "shown by the majority, and suggest replacements that do."
 )
+LIST = "Below are items that a user has interacted with."  # in place of the instruction, with readout: likelihood
 ITEMS = "\nItems:"
 NOISE = "\nNoise Items:"
 SUGGESTED = "\nSuggested Replacements:"
@@ -92,7 +95,8 @@ class PromptBuilder:
             begin, noise = [] if bos is None else [bos], self.encode(NOISE)
         else:
             begin, noise = self.encode(self._turns[0]), self.encode(self._turns[1]) + self.encode(NOISE.lstrip())
-        self.head, self.noise = begin + self.encode(INSTRUCTION) + self.encode(ITEMS), noise
+        opening = LIST if config.readout == "likelihood" else INSTRUCTION
+        self.head, self.noise = begin + self.encode(opening) + self.encode(ITEMS), noise
         self.suggested = self.encode(SUGGESTED)
         self.open, self.close, self.separator = self.encode(OPEN), self.encode(CLOSE), self.encode(SEPARATOR)
         self.titles: list[list[int]] = []
@@ -175,7 +179,8 @@ class PromptBuilder:
         Returns
         -------
         Tokens
-            Ends just before the noisy title's first token (readout: title), or with the list of items (per_position).
+            Ends just before the noisy title's first token (readout: title), or with the list of items. `read` has the
+            last token of each title (likelihood).
 
         Raises
         ------
@@ -193,8 +198,11 @@ class PromptBuilder:
             if position and self.config.item_input == "title":
                 out.add(self.separator)
             self._item(out, position, row)
-            if full:
+            if full or self.config.readout == "likelihood":
                 out.read.append(len(out) - 1)
+        if self.config.readout == "likelihood":
+            out.answer = len(self.head)
+            return self._checked(out)
         if self.config.readout == "title":
             out.add(self.noise + self.open)
         elif not full:
@@ -206,6 +214,9 @@ class PromptBuilder:
                 out.read.append(len(out) - 1)
         if features is not None:
             out.features = np.concatenate([features] * (sum(s >= 0 for s in out.slots) // max(1, len(window))))
+        return self._checked(out)
+
+    def _checked(self, out: Tokens) -> Tokens:
         if len(out) > self.max_tokens:
             raise ConfigError(
                 f"A prompt has {len(out)} tokens, more than train.max_tokens = {self.max_tokens}. Raise it, prepare "
@@ -233,6 +244,10 @@ class PromptBuilder:
             Continues with the title of the replacement, or ends with the token that holds its vector (soft tokens with
             readout: title).
         """
+        if self.config.readout == "likelihood":  # the next title of the list of the others
+            out = self.prompt([*window[:position], *window[position + 1 :]])
+            out.add((self.separator if len(window) > 1 else []) + self.open)
+            return out
         out = self.prompt(window, features)
         if self.config.readout == "title":
             out.add(self.titles[window[position]])
@@ -255,9 +270,9 @@ class PromptBuilder:
         Parameters
         ----------
         window : sequence of int
-            Catalogue rows with injected items, oldest first.
+            Catalogue rows with injected items, oldest first; with readout: likelihood, as they are in any order.
         noisy : sequence of int
-            Positions of injected items, ascending; may be empty.
+            Positions of injected items, ascending; may be empty. Ignored with readout: likelihood, like replacements.
         replacements : sequence of int
             The rows that stood there.
         features : array of float, optional
@@ -269,6 +284,8 @@ class PromptBuilder:
             `answer` is the first token of the answer, where the loss starts.
         """
         out = self.prompt(window, features)
+        if self.config.readout == "likelihood":
+            return out
         if self.config.readout == "title":
             for i, position in enumerate(noisy):
                 if i:
@@ -291,6 +308,8 @@ class PromptBuilder:
     def hash(self) -> str:
         """A short hash of the prompt's wording and form, saved with every result."""
         form = (self.config.item_input, self.config.readout, str(is_bidirectional(self.config)), *(self._turns or ()))
+        if self.config.readout == "likelihood":
+            form = (*form, LIST)
         parts = "\x00".join((*PHRASES, OPEN, CLOSE, SEPARATOR, NO_NOISE, *form))
         return hashlib.sha256(parts.encode()).hexdigest()[:12]
 

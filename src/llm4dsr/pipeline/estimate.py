@@ -66,7 +66,8 @@ def logit_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
     if config.model.item_input == "soft_token" and config.model.readout == "per_position":
         return 0
     pretrained = config.model.source == EMBEDDED and config.model.item_input == "title" and config.model.pretrain_epochs
-    share = 1.0 if config.task.whole_prompt_loss or pretrained else min(1.0, 2 * sizes.title_tokens / sizes.tokens)
+    whole = config.task.whole_prompt_loss or pretrained or config.model.readout == "likelihood"
+    share = 1.0 if whole else min(1.0, 2 * sizes.title_tokens / sizes.tokens)
     return int(share * lm.vocabulary * 4 * 3)  # logits, their log-softmax, and its gradient
 
 
@@ -85,6 +86,8 @@ def scoring_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int |
     each = token_bytes(lm, config, sizes.tokens, tuned=False)
     if config.model.readout == "title":  # a quarter of the tokens, each with its logits
         each = (each + 8 * lm.vocabulary) // 4
+    elif config.model.readout == "likelihood":  # half of the tokens
+        each = (each + 8 * lm.vocabulary) // 2
     is_merged = config.model.load_in == "full" and not gpu
     return int(tokens * each + BYTES[config.model.dtype] * lm.adapted * is_merged)
 
