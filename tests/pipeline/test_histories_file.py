@@ -1,6 +1,9 @@
 """A file of histories is corrected in parts: the same result however many there are, whatever happens in between."""
 
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import polars as pl
@@ -92,6 +95,31 @@ def test_an_interrupted_call_resumes_to_the_same_bytes(denoiser, file, tmp_path)
     apply_to_file(denoiser, file, tmp_path / "out", OPTIONS)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert (tmp_path / "out" / "part-00000" / "scores.parquet").stat().st_mtime_ns == kept  # not made again
+
+
+def test_a_call_that_was_killed_before_its_first_part_is_resumed(denoiser, file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".apply.json.123.part").write_text("{")
+    assert apply_to_file(denoiser, file, out, OPTIONS)["histories"] > 0
+
+
+def test_a_process_that_is_killed_is_resumed(run, file, histories, tmp_path):
+    """SIGKILL in the middle: what is whole stays, what is not is made again."""
+    pl.concat([histories] * 30).write_parquet(file)
+    command = ["apply", run.folder, "-d", file, "-o", tmp_path / "out", "--eta", 0.0, "--rows", 200]
+    started = subprocess.Popen([sys.executable, "-m", "llm4dsr", *map(str, command)], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out" / "part-00003").is_dir():
+        assert started.poll() is None
+        time.sleep(0.01)
+    started.kill()
+    started.wait()
+    denoiser, options = open_model(run.folder), ApplyOptions(0.0, 3, "replace", 200)
+    told = apply_to_file(denoiser, file, tmp_path / "out", options)
+    apply_to_file(denoiser, file, tmp_path / "whole", options)
+    assert told["histories"] == 30 * len(histories)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "out").glob(".part-*"))
 
 
 def interrupted(denoiser, file, out):

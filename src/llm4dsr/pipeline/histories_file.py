@@ -225,7 +225,8 @@ def _begin(out: Path, made_from: dict[str, Any]) -> None:
     """Write the card of a new folder, or check that of one that is resumed."""
     card = out / CARD
     if not card.is_file():
-        if {path.name for path in out.iterdir()} - {LOCK, HOLDER}:
+        unwritten = f".{CARD}."  # of a process that was killed while it wrote the card
+        if any(path.name not in (LOCK, HOLDER) and not path.name.startswith(unwritten) for path in out.iterdir()):
             raise OutputError(f"{out} exists already. Choose another --out.")
         write_sealed(card, made_from | {"versions": versions()})
         return
