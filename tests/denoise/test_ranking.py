@@ -7,9 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm4dsr import Config, Denoiser
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.ranking import RankingWeights, _fit, allowed_items, assign_distinct
+from llm4dsr.denoise.noise_injection import inject
+from llm4dsr.denoise.ranking import (
+    RankingWeights,
+    _fit,
+    allowed_items,
+    assign_distinct,
+    fit_ranking_weights,
+    ranking_features,
+)
 
 
 def assigned(scores: np.ndarray, histories: list[int]) -> list[int]:
@@ -91,3 +100,21 @@ def test_planted_weights_are_found_and_evidence_against_the_truth_gets_none():
 def test_without_co_occurrence_the_cosine_ranks():
     scores = RankingWeights()(torch.tensor([[[0.1, 0.9, 0.5]]]))
     assert scores.argsort(descending=True).tolist() == [[1, 2, 0]]
+
+
+def test_weights_do_not_depend_on_how_many_flags_are_held_at_once(tiny_demo, monkeypatch):
+    """Items of a dense log have thousands of neighbors: all of those of a window are in memory at once."""
+    config = Config.from_dict({"threads": 1, "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
+                               "train": {"epochs": 1, "folds": 1}, "score": {"calibration": "off"}})  # fmt: skip
+    ensemble = Denoiser(config).fit(tiny_demo.splits["train"], tiny_demo.catalogue, tiny_demo.splits["valid"]).ensemble
+    rng, valid = np.random.default_rng(0), tiny_demo.splits["valid"].histories()
+    windows, chosen, _, originals = inject(valid, ensemble.injectable(valid), rng)
+    given = ensemble.models[0], ensemble.builder, windows, chosen, originals, tiny_demo.catalogue, config
+    groups = [len(group) for group, _ in ranking_features(*given[:4], config)]
+    at_once = fit_ranking_weights(*given)
+    monkeypatch.setattr("llm4dsr.denoise.ranking.NEIGHBORS", 2_000)
+    smaller = [len(group) for group, _ in ranking_features(*given[:4], config)]
+    assert groups == [len(windows)]
+    assert sum(smaller) == len(windows) > max(smaller) > 0
+    for name, weight in vars(fit_ranking_weights(*given)).items():
+        assert weight == pytest.approx(getattr(at_once, name), rel=1e-2, abs=1e-3)

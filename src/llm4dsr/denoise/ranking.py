@@ -26,6 +26,8 @@ from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 
 SCORES = 30_000_000  # items × flags that are held at once when the weights are fitted
+NEIGHBORS = 2_000_000  # entries of co-occurring items that are held at once there
+FEATURES = 4  # what RankingWeights weighs, if there are counts
 MIN_GAIN = 0.002  # nats per suggestion that the model must add to co-occurrence, or a warning is logged
 
 
@@ -98,19 +100,20 @@ def fit_ranking_weights(
     if builder.cooccurrence is None:
         return RankingWeights()
     assert model.vectors is not None
-    most = max(50, SCORES // len(model.vectors))
-    columns, wanted, barred, count = [], [], [], 0
+    most, n_items, count = max(50, SCORES // len(model.vectors)), len(model.vectors), 0
+    size = min(most, int(chosen.sum()))
+    x = torch.empty(FEATURES, size, n_items)  # filled in place: the parts need not be kept
+    y, mask = torch.empty(size, dtype=torch.long), torch.empty(size, n_items, dtype=torch.bool)
     for group, features in ranking_features(model, builder, windows, chosen, config):
+        group = group[: size - count]
+        here, some = slice(count, count + len(group)), np.arange(len(group))
         truth = catalogue.canonical[originals[group]]
         allowed = allowed_items(windows.take(group), catalogue)
-        allowed[np.arange(len(group)), truth] = True  # it may stand in the window twice
-        columns.append(features)
-        wanted.append(torch.from_numpy(truth))
-        barred.append(torch.from_numpy(~allowed))
+        allowed[some, truth] = True  # it may stand in the window twice
+        x[:, here], y[here], mask[here] = features[:, some], torch.from_numpy(truth), torch.from_numpy(~allowed)
         count += len(group)
-        if count >= most:
+        if count >= size:
             break
-    x, y, mask = torch.cat(columns, dim=1)[:, :most], torch.cat(wanted)[:most], torch.cat(barred)[:most]
     weights, loss = _fit(x, y, mask)
     _, without = _fit(x[1:], y, mask)
     if without - loss < MIN_GAIN:
@@ -219,6 +222,9 @@ def ranking_features(
             columns.append(popularity.expand_as(columns[0]))
         return torch.stack(columns)
 
-    size = max(1, SCORES // 8 // len(vectors))
+    size = SCORES // 8 // len(vectors)
+    if counts is not None:  # neighbors of all items of a window are in memory at once
+        size = min(size, int(NEIGHBORS / max(1.0, counts.mean_neighbors * windows.lengths.mean())))
+    size = max(1, size)
     with torch.inference_mode():
         yield from predict(model, builder, windows, flagged, config, describe, size)

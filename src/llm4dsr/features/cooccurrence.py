@@ -226,6 +226,11 @@ class CooccurrenceCounts:
         total = np.bincount(rows * n_items + items, weights=scores, minlength=len(windows) * n_items)
         return np.asarray(total.reshape(len(windows), n_items))
 
+    @property
+    def mean_neighbors(self) -> float:
+        """Mean number of items that an item occurs with."""
+        return float(self._neighbors[0][-1]) / max(1, len(self.popularity))
+
     def neighbors(self, windows: Windows, context: BoolArray) -> tuple[IntArray, IntArray, FloatArray]:
         """List the items that other users have with the items of a window.
 

@@ -16,7 +16,7 @@ from llm4dsr.denoise.calibrate import KINDS
 from llm4dsr.denoise.decide import VALIDATION
 from llm4dsr.denoise.ensemble import CHUNK
 from llm4dsr.denoise.noise_injection import USUAL_NOISE_RATE
-from llm4dsr.denoise.ranking import SCORES
+from llm4dsr.denoise.ranking import NEIGHBORS, SCORES
 from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
 from llm4dsr.features.cooccurrence import CELLS
@@ -135,8 +135,11 @@ def ranking_fit_bytes(sizes: Sizes, config: Config) -> int:
     """Return the bytes of fitting the ranking weights on injected noise."""
     if not counts_bytes(sizes, config) or config.score.calibration == "off":
         return 0
-    # Four features of each item and flag, twice; the mask, twice; the loss and its gradient.
-    return 46 * min(sizes.windows[c.VALID] * sizes.items, max(50 * sizes.items, SCORES))
+    scores = min(sizes.windows[c.VALID] * sizes.items, max(50 * sizes.items, SCORES))
+    per_window = sizes.all_interactions / max(1, sizes.all_windows)
+    entries = min(NEIGHBORS, sizes.windows[c.VALID] * per_window * 2 * distinct_pairs(sizes) / sizes.items)
+    # Four features of each item and flag, those of a part again; the mask, twice; the loss and its gradient.
+    return int(46 * scores + 140 * entries)
 
 
 def suggesting_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:

@@ -95,7 +95,7 @@ def measure(data: Dataset, config: Config, sizes: Sizes, todo: list[str]) -> Spe
         if "train" in todo:
             features = _features(catalogue, windows, config, sizes)
         if "decide" in todo and config.decide.policy == VALIDATION:
-            judged = sum(_neighborhood(kind, windows, config, sizes) for kind in NEIGHBORHOODS)
+            judged = sum(neighborhood_seconds(kind, windows, config, sizes) for kind in NEIGHBORHOODS)
         if "evaluate" in todo:
             recommender = _recommender(data, config, sizes)
     return_memory()  # else the estimate would count it as used
@@ -226,7 +226,7 @@ def _folded(windows: Windows, items: int) -> Windows:
     return replace(windows, items=windows.items % items)
 
 
-def _neighborhood(kind: str, windows: Windows, config: Config, sizes: Sizes) -> float:
+def neighborhood_seconds(kind: str, windows: Windows, config: Config, sizes: Sizes) -> float:
     """Seconds of fitting item-kNN, which grows with the windows, or EASE, which grows with the cube of the items."""
     few = min(2 * ITEMS, sizes.items) if kind == "ease" else sizes.items
     users = user_matrix(_folded(windows, few), few)
@@ -245,7 +245,7 @@ def _recommender(data: Dataset, config: Config, sizes: Sizes) -> float:
     settings, kind = config.evaluate, config.evaluate.backbone
     windows = limit_windows(data.splits[c.TRAIN], WINDOWS, config.seed)
     if kind in NEIGHBORHOODS:
-        return _neighborhood(kind, windows, config, sizes)
+        return neighborhood_seconds(kind, windows, config, sizes)
     count = max(2, len(windows) * sizes.windows[c.VALID] // sizes.windows[c.TRAIN])
     valid = limit_windows(data.splits[c.VALID], count, config.seed)
     once, llara = replace(settings.recommender, epochs=1), settings.llara
