@@ -2,8 +2,8 @@
 
     python benchmarks/apply.py --model RUN --scratch DIR --histories 100000 1000000 --out benchmarks/results/apply
 
-The file repeats the histories of the run's training and test windows, each copy with users of its own. Each size runs
-in a process of its own on one thread; peak memory is its largest resident set (Linux). `--name` names the model in the
+The file repeats the histories of the run's training and test windows, each copy with other users. Each size runs in a
+new process on one thread; peak memory is its largest resident set (Linux). `--name` names the model in the
 table. With `--eta 0`, each history gets as many flags as it may have. A size that is in the results is not measured
 again, and an interrupted one goes on with the part that is missing; its seconds are then those of the last call.
 """
@@ -65,7 +65,7 @@ def page(found: dict[str, dict[str, dict[str, float]]], command: str) -> str:
     {command}
 
 `llm4dsr apply` with 20,000 rows a part, one thread, shared with other work. CPU seconds hold the start of
-the process and reading the model. The file repeats histories, with users of its own for each copy.
+the process and reading the model. The file repeats histories, with other users in each copy.
 
 {table}
 """

@@ -3,7 +3,7 @@
     python benchmarks/scale.py --scratch DIR --rows 100000 1000000 --out benchmarks/results/scale
 
 A synthetic log of each size is made as in prepare.py (a user for ten interactions, an item for fifty, long tails). Then
-the commands of a run follow one another, each in a process of its own, with default options. CPU seconds are those of
+the commands of a run follow one another, each in a new process, with default options. CPU seconds are those of
 the whole process; memory is its largest resident set, from the kernel (Linux). A size that is in the results already
 is not measured again, and an interrupted one goes on with the stage that is missing.
 """

@@ -7,9 +7,11 @@ import time
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
+from llm4dsr import Config, Denoiser
 from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.pipeline.histories_file import ApplyOptions, _parts, apply_to_file
 from llm4dsr.pipeline.served_model import open_model
@@ -147,6 +149,8 @@ def test_a_damaged_part_is_noticed(denoiser, file, tmp_path):
 def test_a_folder_of_other_results_is_left_alone(denoiser, file, histories, tmp_path):
     out = tmp_path / "out"
     interrupted(denoiser, file, out)
+    with pytest.raises(ConfigError, match="for a file, expected one of"):
+        ApplyOptions(0.5, 2, "mixed", 40)
     with pytest.raises(ConfigError, match="of other options"):
         apply_to_file(denoiser, file, out, ApplyOptions(0.5, 2, "replace", 40))
     newer = open_model_with_counts(denoiser, histories)
@@ -190,6 +194,78 @@ def test_files_of_a_folder_follow_one_another(denoiser, histories, tmp_path):
     apply_to_file(denoiser, tmp_path / "in", tmp_path / "out", OPTIONS)
     assert tables(tmp_path / "out", "histories")["note"].to_list() == histories["note"].to_list()
     assert tables(tmp_path / "out", "scores")["row"].max() == len(histories) - 1
+
+
+def test_users_that_pandas_made_floats_are_recognized(denoiser, histories, tmp_path):
+    """A column with a gap: 5 became 5.0. Scored by the model that did not see the user, as before."""
+    for name, users in (("whole", pl.col("user_id")), ("float", pl.col("user_id").cast(pl.Float64))):
+        histories.with_columns(users).write_parquet(tmp_path / f"{name}.parquet")
+        apply_to_file(denoiser, tmp_path / f"{name}.parquet", tmp_path / name, OPTIONS)
+    whole, float_ = (tables(tmp_path / name, "scores").drop("user_id") for name in ("whole", "float"))
+    assert_frame_equal(whole, float_)
+
+
+def test_a_file_that_was_moved_or_touched_is_the_same(denoiser, file, tmp_path):
+    interrupted(denoiser, file, tmp_path / "out")
+    moved = file.rename(tmp_path / "moved.parquet")
+    moved.touch()
+    assert apply_to_file(denoiser, moved, tmp_path / "out", OPTIONS)["histories"] > 0
+
+
+def test_weights_of_the_file_are_multiplied(denoiser, histories, tmp_path):
+    some = histories.head(40)
+    lengths = some["item_ids"].list.len().to_list()
+    weights = [None if i == 0 else [0.5] * n for i, n in enumerate(lengths)]
+    path = tmp_path / "weighted.parquet"
+    some.with_columns(weights=pl.Series(weights)).write_parquet(path)
+    apply_to_file(denoiser, path, tmp_path / "out", ApplyOptions(1.0, 2, "downweight", 40))
+    found = tables(tmp_path / "out", "histories")["weights"].to_list()
+    assert found[:2] == [[1.0] * lengths[0], [0.5] * lengths[1]]
+    some.with_columns(weights=pl.Series([[0.5]] * len(some))).write_parquet(path)
+    with pytest.raises(DataError, match="Row 0 of the histories has"):
+        apply_to_file(denoiser, path, tmp_path / "other", ApplyOptions(1.0, 2, "downweight", 40))
+
+
+def test_histories_whose_titles_do_not_fit_stay_as_they_are(tiny_demo, tmp_path, caplog):
+    """One of them would stop a file of millions."""
+    model = {"item_input": "title", "readout": "likelihood", "hidden_size": 16, "layers": 1, "heads": 2}
+    config = {"threads": 1, "model": {**model, "pretrain_epochs": 0}, "score": {"calibration": "off"}}
+    train = {"epochs": 0, "folds": 1, "max_tokens": 512}
+    lists = tiny_demo.splits["train"].to_frame(tiny_demo.catalogue).head(60)
+    few = lists.select("window_id", "user_id", pl.col("item_ids").list.head(2))
+    denoiser = Denoiser(Config.from_dict(config | {"train": train})).fit(few, tiny_demo.catalogue, few)
+    longest = sorted(tiny_demo.catalogue.titles, key=len)[-3:]
+    ids = [tiny_demo.catalogue.ids[tiny_demo.catalogue.titles.index(title)] for title in longest]
+    denoiser.ensemble.builder.max_tokens = len(denoiser.builder.prompt([0, 1])) + 3
+    pl.DataFrame({"item_ids": [ids, few["item_ids"][0].to_list()[:1] * 2]}).write_parquet(tmp_path / "long.parquet")
+    told = apply_to_file(denoiser, tmp_path / "long.parquet", tmp_path / "out", ApplyOptions(0.0, 1, "drop", 10))
+    assert told["too long"] >= 1
+    assert tables(tmp_path / "out", "histories")["item_ids"][0].to_list() == ids
+    assert "more title tokens than train.max_tokens" in caplog.text
+
+
+def test_memory_for_reading_does_not_grow_with_the_file(tmp_path):
+    """pyarrow keeps all that it has read of a file, unless it is told not to."""
+    rng = np.random.default_rng(0)
+    ids = pl.Series("item_ids", rng.integers(0, 2**60, (200_000, 10)).tolist(), dtype=pl.List(pl.Int64))
+    ids.to_frame().write_parquet(tmp_path / "large.parquet", compression="uncompressed")  # 16 MB
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in _parts([tmp_path / "large.parquet"], 5_000):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 6_000_000
+
+
+def test_files_of_a_folder_must_be_alike(denoiser, histories, tmp_path):
+    (tmp_path / "in").mkdir()
+    histories.write_parquet(tmp_path / "in" / "a.parquet")
+    histories.drop("note").write_parquet(tmp_path / "in" / "b.parquet")
+    with pytest.raises(DataError, match=r"b.parquet has other columns or types than .*a.parquet"):
+        apply_to_file(denoiser, tmp_path / "in", tmp_path / "out", OPTIONS)
+
+
+def test_an_output_that_is_a_file_is_refused(denoiser, file, tmp_path):
+    with pytest.raises(OutputError, match="is a file"):
+        apply_to_file(denoiser, file, file, OPTIONS)
 
 
 def test_one_part_at_a_time_is_read(tmp_path):

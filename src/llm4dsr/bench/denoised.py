@@ -255,7 +255,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def baseline_scores(folder: Path) -> Scores:
-    """Scores of a baseline as the stages read them. Baselines state no probability; 1 stands for all."""
+    """Read the scores of a baseline as the stages take them. Baselines state no probability; 1 stands for all."""
     certain = pl.lit(1.0).alias(c.NOISE_PROBABILITY)
     return {n: pl.read_parquet(folder / f"{n}.parquet", glob=False).with_columns(certain) for n in c.SPLITS}
 

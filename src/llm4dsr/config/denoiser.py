@@ -35,7 +35,8 @@ class ModelConfig:
     """How an item enters the prompt: its quoted title (published), or one soft token."""
     readout: Literal["title", "per_position", "likelihood"] = "per_position"
     """How noise is read: the noisy title as the answer (published); a noise logit at each position; or how much more
-    likely a title is among the others than alone. `likelihood` needs titles, and is tuned on lists in random order."""
+    likely a title is among the others than alone. `likelihood` needs titles, and is tuned on lists in random order. Its
+    scores are log-odds only after calibration."""
     attention: Literal["causal", "bidirectional"] = "bidirectional"
     """`bidirectional`: soft tokens that are read per position also see what follows. All else is causal anyway."""
     cooccurrence: bool = True

@@ -28,6 +28,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     OutputError
         Names the process that holds the folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file. Choose another folder.")
     made = not folder.exists()
     lock, holder = FileLock(folder / LOCK), folder / HOLDER
     with as_output_error(folder):

@@ -96,10 +96,10 @@ class Histories:
                 lengths = lists.list.len().fill_null(0).cast(pl.Int64).to_numpy()
                 items = lists.filter(pl.Series(lengths > 0)).explode().alias(c.ITEM)
                 owners, places = np.repeat(np.arange(len(lengths)), lengths), np.arange(len(items))
-                users = frame[c.USER] if c.USER in frame.columns else None
+                users = whole_numbers(frame[c.USER]) if c.USER in frame.columns else None
             elif c.ITEM in names:
                 form, frame = INTERACTIONS, _columns(given, (c.USER, c.ITEM), (c.TIME,))
-                places, owners, users = _by_user(frame)
+                places, owners, users = _by_user(frame.with_columns(whole_numbers(frame[c.USER])))
                 items = frame[c.ITEM].gather(places)
             else:
                 raise DataError(
@@ -310,7 +310,13 @@ def _times(weights: list[Any], table: Any, name: str) -> list[Any]:
     """Weights of each row, times those that the table has already."""
     if name not in _names(table):
         return weights
-    return [part * np.array(_as_list(before)) for part, before in zip(weights, _column(table, name), strict=True)]
+    out = []
+    for row, (part, before) in enumerate(zip(weights, _column(table, name), strict=True)):
+        known = np.ones(len(part)) if before is None else np.array(_as_list(before), dtype=np.float64)
+        if len(known) != len(part):
+            raise DataError(f"Row {row} of the histories has {len(part)} item(s) and {len(known)} in {name!r}.")
+        out.append(part * known)
+    return out
 
 
 def _like(frame: pl.DataFrame, table: Any) -> Any:

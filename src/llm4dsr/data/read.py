@@ -15,6 +15,7 @@ from llm4dsr.core.io import as_data_error, as_frame
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset, make_windows
 from llm4dsr.data.files import find_files, read_files
+from llm4dsr.data.ids import whole_number_ids
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
 
@@ -111,4 +112,5 @@ def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
         frame = pl.DataFrame({c.WINDOW: np.arange(size), c.USER: np.arange(size), c.ITEMS: lists})
         windows = to_windows(frame, catalogue, "the histories")
         return replace(windows, user_ids=history_ids([windows.row(i) for i in range(size)]))
-    return to_windows(as_frame(histories, "The histories"), catalogue, "the histories")
+    frame = whole_number_ids(as_frame(histories, "The histories").lazy()).collect()
+    return to_windows(frame, catalogue, "the histories")

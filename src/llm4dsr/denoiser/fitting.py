@@ -7,8 +7,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from llm4dsr import columns as c
 from llm4dsr.config import Config
+from llm4dsr.core.arrays import IntArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.device import use_threads
 from llm4dsr.core.distributed import leave, rank
@@ -96,7 +99,7 @@ class Fitting(Parameters):
         ------
         ConfigError
             If `start` has other options of `model`, or another number of folds; or labels are given, but noise is
-            read as a title (`model.readout`).
+            not read per position (`model.readout`).
         DataError
             If the histories, items or labels cannot be used.
         ModelError
@@ -267,6 +270,14 @@ class Fitting(Parameters):
         """Return (the windows, what is scored: in parts of at most `width` items, where the parts come from)."""
         windows = as_windows(histories, self.catalogue)
         return windows, *self._short(windows.histories() if has_target else windows, self.width)
+
+    def fitting_rows(self, histories: Any) -> IntArray:
+        """Return the rows of histories whose prompts fit into `train.max_tokens`; all of them, with soft tokens."""
+        windows, parts, origin = self.in_parts(histories, False)
+        if self.config.model.item_input == "soft_token":
+            return np.arange(len(windows))
+        long = np.array([i for i in range(len(parts)) if not self.builder.fits(parts.row(i))], dtype=np.int64)
+        return np.setdiff1d(np.arange(len(windows)), long if origin is None else origin.histories[long])
 
     def _labels(self, table: Any, catalogue: Catalogue, *windows: Windows) -> TrainingLabels:
         """Labels of a table, if one is given, and if these windows hold what they are about."""

@@ -9,10 +9,8 @@ Three options shape it (ModelConfig):
 - item_input: `title` lists quoted titles (published). `soft_token` puts one soft token per item: the embedding of its
   marker plus the projected title vector, as LLaRA (arXiv 2312.02445) does.
 - readout: `title` names the noisy titles (published, arXiv 2408.08208, section 4). `per_position` repeats the list
-  after
-  `Noise Items:` and reads a noise logit at each entry in one pass, so probabilities are exact and never tie. Soft
+  after `Noise Items:` and reads a noise logit at each entry in one pass, so probabilities are exact and never tie. Soft
   tokens that see each other in both directions (attention: bidirectional) need no second list: each is scored in place.
-
   `likelihood` asks nothing: it reads how likely each title of a plain list is (`title_lists.py`).
 - chat_template: the instruction and the items are the user's turn, the rest is the assistant's.
 
@@ -223,6 +221,14 @@ class PromptBuilder:
                 "shorter windows, or use item_input: soft_token."
             )
         return out
+
+    def fits(self, window: Sequence[int]) -> bool:
+        """Return whether a window has a prompt: neither too many items nor too many tokens."""
+        try:
+            self.prompt(window)
+        except ConfigError:
+            return False
+        return True
 
     def suggestion_prompt(
         self, window: Sequence[int], position: int, features: npt.NDArray[np.float32] | None = None

@@ -53,18 +53,40 @@ def likelihood_ratios(
     alone = np.zeros(int(items.max(initial=-1)) + 1)
     for group, found in title_log_probs(model, builder, [[item] for item in items.tolist()], dtype, budget):
         alone[items[group]] = np.concatenate(found)
-    behind = [np.empty(0)] * len(lists)
-    for group, found in title_log_probs(model, builder, [row[::-1] for row in lists], dtype, budget):
+    both = [ordered for row in lists for ordered in (row, row[::-1])]  # neighbors: of equal length, so read together
+    half = dict[int, FloatArray]()
+    for group, found in title_log_probs(model, builder, both, dtype, budget):
+        rows, ratios = list[int](), list[FloatArray]()
         for i, of_row in zip(group, found, strict=True):
-            behind[i] = of_row[::-1]
-    for group, found in title_log_probs(model, builder, lists, dtype, budget):
-        yield group, [2 * alone[lists[i]] - ahead - behind[i] for i, ahead in zip(group, found, strict=True)]
+            other = half.pop(i ^ 1, None)
+            if other is None:
+                half[i] = of_row
+                continue
+            ahead, behind = (other, of_row) if i % 2 else (of_row, other)
+            rows.append(i // 2)
+            ratios.append(2 * alone[lists[i // 2]] - ahead - behind[::-1])
+        yield rows, ratios
 
 
 def title_log_probs(
     model: NoiseLM, builder: PromptBuilder, lists: Lists, dtype: str, budget: int
 ) -> Iterator[tuple[list[int], list[FloatArray]]]:
-    """Yield (some of the lists of catalogue rows, [items] log P of each title given those before it, for each)."""
+    """Compute how likely each title of a list is.
+
+    Parameters
+    ----------
+    model, builder, dtype, budget
+        As in `likelihood_ratios`.
+    lists : sequence of sequence of int
+        Catalogue rows.
+
+    Yields
+    ------
+    rows : list of int
+        Some of the lists.
+    log_probs : list of array of float
+        For each of them [items] log P(title | titles before it), at most 0.
+    """
     prompts = [builder.prompt(row) for row in lists]
     with torch.inference_mode(), precision(dtype, model.device):
         prefix = model.read_prefix(builder.head)

@@ -1,11 +1,11 @@
 """A file of histories of any size, corrected by a saved denoiser in bounded memory.
 
 The file is read in parts of some thousand rows. Each part is scored, decided, suggested for and corrected alone, and
-written as a folder of its own: `part-00000/` with the tables HISTORIES, EDITS and SCORES. A part is whole or absent, so
-an interrupted call resumes with the part that is missing.
+written into one folder: `part-00000/` with the tables HISTORIES, EDITS and SCORES. A part is whole or absent, so an
+interrupted call resumes with the part that is missing.
 
-Only the policy `probability` flags alike whatever else is in a part, and `mixed` replaces by what else there is.
-Histories have no target here, so nothing is counted. So parts do not depend on each other.
+Parts do not depend on each other: histories have no target here, so nothing is counted. The policy `probability` flags
+alike whatever else is in a part. Other policies and the action `mixed` do not.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llm4dsr import columns as c
 from llm4dsr.core.hashing import digest, versions
-from llm4dsr.core.io import new_folder, write_parquet
+from llm4dsr.core.io import as_output_error, new_folder, write_parquet
 from llm4dsr.core.lock import HOLDER, LOCK, locked_folder
 from llm4dsr.core.manifest import (
     MANIFEST,
     DamageError,
+    file_hash,
     read_manifest,
     read_sealed,
     write_manifest,
     write_sealed,
 )
 from llm4dsr.core.memory import peak_memory_mb
+from llm4dsr.core.parquet import parquet_parts, parquet_schema
 from llm4dsr.core.progress import Progress, log, subprogress
 from llm4dsr.data.histories import Histories
-from llm4dsr.denoise.decide import STAND_IN
+from llm4dsr.denoise.decide import STAND_IN, VALIDATION
 from llm4dsr.denoiser import Denoiser
-from llm4dsr.errors import ConfigError, DataError, OutputError, first_line
-from llm4dsr.pipeline.inputs import described, warn_of_versions
+from llm4dsr.errors import ConfigError, DataError, OutputError
+from llm4dsr.pipeline.inputs import warn_of_versions
 
 HISTORIES, EDITS, SCORES = "histories", "edits", "scores"  # tables of a part
 CARD: Final = "apply.json"
 ALONE = ("replace", "drop", "downweight")  # actions that do the same whatever else is in a part
-COUNTED = ("histories", "interactions", "scored", "flagged", "unknown items")
+COUNTED = ("histories", "interactions", "scored", "flagged", "unknown items", "too long")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,15 @@ class ApplyOptions:
     action: str
     rows: int
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError if an option is out of range."""
+        if self.action not in ALONE:
+            raise ConfigError(f"--action {self.action}: for a file, expected one of {', '.join(ALONE)}.")
+        if not 0 <= self.eta <= 1:
+            raise ConfigError(f"--eta {self.eta}: expected a noise probability, from 0 to 1.")
+        if self.rows < 1 or self.cap < 0:
+            raise ConfigError(f"rows = {self.rows}, cap = {self.cap}; expected at least 1, and at least 0.")
+
     @classmethod
     def of(cls, denoiser: Denoiser, eta: float | None, action: str | None, rows: int) -> ApplyOptions:
         """Fill in what is not given from the configuration of the denoiser.
@@ -80,17 +89,13 @@ class ApplyOptions:
             If an option is out of range, or the configured η belongs to another policy.
         """
         decide, action = denoiser.config.decide, action or denoiser.config.correct.action
-        if action not in ALONE:
-            raise ConfigError(f"--action {action}: for a file, expected one of {', '.join(ALONE)}.")
-        if eta is None and decide.policy not in (STAND_IN, "validation"):
+        if eta is None and decide.policy not in (STAND_IN, VALIDATION):
             raise ConfigError(
                 f"The denoiser is configured to flag by {decide.policy}, which compares all histories with each other. "
                 "A file is flagged by probability: give --eta, such as 0.5."
             )
         if eta is None:
             eta = decide.eta if decide.eta_test is None else decide.eta_test
-        if not 0 <= eta <= 1:
-            raise ConfigError(f"--eta {eta}: expected a noise probability, from 0 to 1.")
         return cls(eta, decide.cap if decide.cap_test is None else decide.cap_test, action, rows)
 
 
@@ -117,34 +122,35 @@ def apply_to_file(
     -------
     dict
         How many `histories` and `interactions` there were; of these, how many were `scored` and `flagged`, and how many
-        are of `unknown items`; `edits` by action; `seconds` of this call and `peak memory MiB`. Also kept in the card.
+        are of `unknown items`; how many histories are `too long` for a prompt of titles; `edits` by action; `seconds`
+        of this call and `peak memory MiB`. Also kept in the card.
 
     Raises
     ------
     DataError
-        If a file cannot be read, has no `item_ids`, or changes while it is read.
+        If a file cannot be read, has no `item_ids`, differs from others of its folder, or changes while it is read.
     ConfigError
         If `out` holds results of another model, other histories or other options.
     OutputError
         If `out` is complete already, in use, damaged, or cannot be written to.
     """
     files = _files(data)
-    total = sum(_opened(path).metadata.num_rows for path in files)
+    total = sum(parquet_schema(path)[1] for path in files)
     if not total:
         raise DataError(f"{data} has no histories.")
     counts = denoiser.ensemble.counts
-    inputs = {str(path.resolve()): described(path) for path in files}
+    inputs = [file_hash(path) for path in files]
     made_from = {
         "model": digest(
             denoiser.ensemble.fingerprint, "" if counts is None else counts.fingerprint, asdict(denoiser.calibrator),
             asdict(denoiser.ranking_weights),
         ),
-        "inputs": inputs,
+        "inputs": inputs,  # SHA-256 of the files: they may be moved
         "options": asdict(options),
     }  # fmt: skip
     started = time.monotonic()
     with locked_folder(out):
-        _begin(out, made_from)
+        card = _begin(out, made_from)
         done, sums, edits = 0, Counter[str](), Counter[str]()
         for number, frame in enumerate(_parts(files, options.rows)):
             folder = out / f"part-{number:05d}"
@@ -157,93 +163,83 @@ def apply_to_file(
             done += len(frame)
             if progress:
                 progress(done, total, "apply")
-        for path in files:
-            if described(path) != inputs[str(path.resolve())]:
+        for path, before in zip(files, inputs, strict=True):
+            if file_hash(path) != before:
                 raise DataError(f"{path} has changed while it was read. Choose another --out for what it holds now.")
         facts = {
             **{name: sums[name] for name in COUNTED}, "edits": dict(edits),
             "seconds": round(time.monotonic() - started, 1), "peak memory MiB": peak_memory_mb(),
         }  # fmt: skip
+        if facts["too long"]:
+            log.warning(
+                "%s of %s histories have more title tokens than train.max_tokens. They are kept as they are.",
+                f"{facts['too long']:,}", f"{facts['histories']:,}",
+            )  # fmt: skip
         if facts["unknown items"]:
             log.warning(
                 "%s of %s interactions are of items that the denoiser does not know. They are kept as they are.",
                 f"{facts['unknown items']:,}", f"{facts['interactions']:,}",
             )  # fmt: skip
-        write_sealed(out / CARD, made_from | {"versions": versions(), "command": " ".join(sys.argv), "result": facts})
+        write_sealed(out / CARD, card | {"result": facts})
     return facts
 
 
 def _files(data: Path) -> list[Path]:
     """The files of histories, after a look at their columns."""
-    found = sorted(data.glob("*.parquet")) if data.is_dir() else [data]
+    found = sorted(p for p in data.glob("*.parquet") if p.name[0] not in "._") if data.is_dir() else [data]
     if not found or not all(path.is_file() for path in found):
         raise DataError(f"{data} is no Parquet file, and no folder that holds any. Give one with a list {c.ITEMS!r}.")
+    first, _ = parquet_schema(found[0])
     for path in found:
-        names = _opened(path).schema_arrow.names
-        if c.ITEMS not in names:
+        schema, _ = parquet_schema(path)
+        if c.ITEMS not in schema.names:
             raise DataError(
-                f"{path} has the columns {', '.join(names)}; expected {c.ITEMS!r}, a list of item ids in each row. "
-                "Group interactions by user first."
+                f"{path} has the columns {', '.join(schema.names)}; expected {c.ITEMS!r}, a list of item ids in each "
+                "row. Group interactions by user first."
             )
+        if schema.remove_metadata() != first.remove_metadata():
+            raise DataError(f"{path} has other columns or types than {found[0]}. Write all files alike.")
     return found
-
-
-def _opened(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as Parquet: {first_line(error)}. Is it cut off, or another format?"
-        ) from None
 
 
 def _parts(files: list[Path], size: int) -> Iterator[pl.DataFrame]:
     """Parts of `size` rows, and what is left at the end of each file; one part is in memory at a time."""
     for path in files:
-        held, count = list[pa.RecordBatch](), 0
-        batches = _opened(path).iter_batches(batch_size=size)
-        while (batch := _next(batches, path)) is not None:
+        held, count = list[pl.DataFrame](), 0
+        for batch in parquet_parts(path, size):
             held.append(batch)
             count += len(batch)
-            if count < size:
-                continue
-            table = pa.Table.from_batches(held)
-            yield pl.DataFrame(pl.from_arrow(table.slice(0, size)))
-            held, count = table.slice(size).to_batches(), count - size
+            if count >= size:
+                table = pl.concat(held)
+                yield table[:size]
+                held, count = [table[size:]], count - size
         if count:
-            yield pl.DataFrame(pl.from_arrow(pa.Table.from_batches(held)))
+            yield pl.concat(held)
 
 
-def _next(batches: Iterator[pa.RecordBatch], path: Path) -> pa.RecordBatch | None:
-    try:
-        return next(batches, None)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged: {first_line(error)}. Finished parts are kept.") from None
-
-
-def _begin(out: Path, made_from: dict[str, Any]) -> None:
-    """Write the card of a new folder, or check that of one that is resumed."""
-    card = out / CARD
-    if not card.is_file():
+def _begin(out: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+    """The card of a new folder, which is written, or of one that is resumed, which is checked."""
+    path, now = out / CARD, versions()
+    if not path.is_file():
         unwritten = f".{CARD}."  # of a process that was killed while it wrote the card
-        if any(path.name not in (LOCK, HOLDER) and not path.name.startswith(unwritten) for path in out.iterdir()):
+        if any(file.name not in (LOCK, HOLDER) and not file.name.startswith(unwritten) for file in out.iterdir()):
             raise OutputError(f"{out} exists already. Choose another --out.")
-        write_sealed(card, made_from | {"versions": versions()})
-        return
+        card = made_from | {"versions": now, "command": " ".join(sys.argv)}
+        write_sealed(path, card)
+        return card
     try:
-        found = read_sealed(card)
+        card = read_sealed(path)
     except DamageError as error:
         raise OutputError(f"{error}. Choose another --out.") from None
-    for name, what in (
-        ("model", "of another model"),
-        ("inputs", "of other histories"),
-        ("options", "of other options"),
-    ):
-        if found.get(name) != made_from[name]:
-            raise ConfigError(f"{out} holds results {what}. Repeat its command to resume it, or choose another --out.")
-    if "result" in found:
+    for name, what in (("model", "another model"), ("inputs", "other histories"), ("options", "other options")):
+        if card.get(name) != made_from[name]:
+            raise ConfigError(
+                f"{out} holds results of {what}. Repeat its command to resume it, or choose another --out."
+            )
+    if "result" in card:
         raise OutputError(f"{out} is complete already. Choose another --out.")
-    warn_of_versions(found["versions"], versions(), f"A part of {out}")
+    changed = warn_of_versions(card["versions"], now, f"A part of {out}")
+    return card | ({"changed_versions": changed} if changed else {})
 
 
 def _kept(folder: Path) -> dict[str, Any] | None:
@@ -261,9 +257,11 @@ def _make(
 ) -> dict[str, Any]:
     """Write one part, of the rows after `before`; what was counted in it."""
     found = Histories.of(frame, denoiser.catalogue)
-    scores = denoiser.score(found.windows, progress)
+    windows = found.windows.take(denoiser.fitting_rows(found.windows))
+    scores = denoiser.score(windows, progress and subprogress(progress, 0, 1, 2))
     decisions = denoiser.decide(scores, STAND_IN, options.eta, options.cap, is_train=False)
-    edits = denoiser.correct(found.windows, decisions, action=options.action).edits
+    correcting = progress and subprogress(progress, 1, 1, 2)
+    edits = denoiser.correct(windows, decisions, action=options.action, progress=correcting).edits
     ends = np.cumsum(found.lengths)
 
     def placed(table: pl.DataFrame) -> pl.DataFrame:
@@ -277,9 +275,10 @@ def _make(
     told = {
         "histories": len(frame), "interactions": int(found.lengths.sum()), "scored": len(scores),
         "flagged": len(decisions), "unknown items": found.unknown,
+        "too long": len(found.windows) - len(windows),
         "edits": dict(edits[c.ACTION].value_counts().iter_rows()),
     }  # fmt: skip
-    with new_folder(folder) as part:
+    with as_output_error(folder), new_folder(folder) as part:
         write_parquet(found.corrected(edits, options.action), part / f"{HISTORIES}.parquet")
         write_parquet(placed(edits), part / f"{EDITS}.parquet")
         write_parquet(placed(scores), part / f"{SCORES}.parquet")

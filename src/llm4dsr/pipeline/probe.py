@@ -227,7 +227,7 @@ def _folded(windows: Windows, items: int) -> Windows:
 
 
 def neighborhood_seconds(kind: str, windows: Windows, config: Config, sizes: Sizes) -> float:
-    """Seconds of fitting item-kNN, which grows with the windows, or EASE, which grows with the cube of the items."""
+    """Measure the seconds of fitting item-kNN, which grow with the windows, or EASE, with the cube of the items."""
     few = min(2 * ITEMS, sizes.items) if kind == "ease" else sizes.items
     users = user_matrix(_folded(windows, few), few)
     started = time.perf_counter()

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llm4dsr import columns as c
 from llm4dsr.core.io import DELIMITED, one_column
+from llm4dsr.core.parquet import parquet_parts, parquet_schema
 from llm4dsr.core.text import separator_of
 from llm4dsr.data.atomic import ATOMIC, INTER, ITEM_LIST, plain_names, title_column, unquoted
 from llm4dsr.data.ids import WHOLE_TEXT, text_ids, without_decimals
@@ -36,7 +35,7 @@ from llm4dsr.data.sources.source import (
     typed,
     typed_log,
 )
-from llm4dsr.errors import DataError, first_line
+from llm4dsr.errors import DataError
 
 UNTYPED: Final = (*DELIMITED, *ATOMIC)
 JSON: Final = (".jsonl", ".ndjson")
@@ -252,20 +251,9 @@ def _separator(path: Path) -> str:
 def _parquet(
     path: Path, columns: Columns, needed: tuple[str, ...], optional: tuple[str, ...]
 ) -> Iterator[pl.DataFrame]:
-    try:
-        with pq.ParquetFile(path) as file:
-            names = pick(file.schema_arrow.names, columns, needed, optional, str(path))
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(names.values()))):
-                batch.validate(full=True)  # Polars panics on text that is not UTF-8
-                frame = pl.DataFrame(pl.from_arrow(batch))
-                yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
-    except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as error:
-        raise _no_parquet(path, error) from None
-
-
-def _no_parquet(path: Path, error: Exception) -> DataError:
-    why = first_line(error)
-    return DataError(f"{path} cannot be read as Parquet: {why}. Is it cut off, or another format?")
+    names = pick(parquet_schema(path)[0].names, columns, needed, optional, str(path))
+    for frame in parquet_parts(path, BATCH_ROWS, list(dict.fromkeys(names.values()))):
+        yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
 
 
 def _json_types(path: Path) -> dict[str, set[type]]:
@@ -299,10 +287,7 @@ def columns_of(path: Path) -> list[str]:
     """Return the column names of a table."""
     kind = kind_of(path)
     if kind == ".parquet":
-        try:
-            return list(pq.read_schema(path).names)
-        except (pa.ArrowException, OSError) as error:
-            raise _no_parquet(path, error) from None
+        return list(parquet_schema(path)[0].names)
     if kind in JSON:
         return list(_json_types(path))
     names = header(path, _separator(path), quoted=kind not in ATOMIC)
