@@ -4,7 +4,7 @@
 
 SmolLM2-135M is tuned with LoRA on windows with injected noise, from the same start, in each of five ways:
 
-- markers: the titles, each with a marker; then the markers again, with a noise logit at each. The recipe `laptop`.
+- markers: the titles, each with a marker; then the markers again, with a noise logit at each (`readout: per_position`).
 - list twice: the titles twice, with a noise logit behind each title of the second list.
 - both directions: the titles once. All tokens see each other, and the noise logit is behind each title.
 - likelihood: the titles in random order, as plain text; `readout: likelihood` does so with quoted titles. Scores are

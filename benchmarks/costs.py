@@ -1,0 +1,145 @@
+"""What a default run costs at sizes from ten thousand to a billion interactions.
+
+    python benchmarks/costs.py --data WINDOWS --interactions N --out benchmarks/results/costs
+
+Computed by the formulas of the estimate that begins each run (`pipeline/estimate.py`, `pipeline/probe.py`), with speeds
+that are measured on WINDOWS, prepared windows of some ten thousand interactions such as those of benchmarks/scale.py,
+on one core. The log of each size has ten interactions a user, and one item for fifty interactions, at most a million.
+Beside it stands what benchmarks/scale.py measured. Takes a few minutes.
+
+- Judges: EASE is left out where its matrices would take more than EASE_BYTES, as a run does on such a machine.
+- GPU: tuning and scoring are divided by the ratios of benchmarks/results/gpu.
+- Cluster: scoring and suggesting are divided by its cores; all else is done by one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm4dsr.config import Config
+from llm4dsr.core.hashing import versions
+from llm4dsr.core.io import write_text
+from llm4dsr.core.memory import resident_memory
+from llm4dsr.data.dataset import Dataset
+from llm4dsr.data.read import read_data
+from llm4dsr.lm.prompt import PromptBuilder
+from llm4dsr.lm.shape import lm_shape
+from llm4dsr.pipeline.estimate import needs
+from llm4dsr.pipeline.preflight import duration, readable
+from llm4dsr.pipeline.probe import measure, neighborhood_seconds, seconds
+from llm4dsr.pipeline.sizes import Sizes
+from llm4dsr.recommenders.ease import memory_needed
+
+SIZES = [10**power for power in range(4, 10)]
+STAGES = ("train", "score", "decide", "suggest")
+MOST_ITEMS = 1_000_000
+EASE_BYTES = 16 * 2**30
+CORES = 64  # of the cluster
+RESULTS = Path(__file__).parent / "results"
+
+
+def scaled(of: Sizes, interactions: int, before: int) -> Sizes:
+    """Sizes of a log of so many interactions, from those of a log of `before`."""
+    f, items = interactions / before, min(MOST_ITEMS, interactions // 50)
+    return replace(
+        of, items=items, characters=round(of.characters * items / of.items), pairs=round(of.pairs * f),
+        windows={name: round(count * f) for name, count in of.windows.items()},
+        interactions={name: round(count * f) for name, count in of.interactions.items()},
+    )  # fmt: skip
+
+
+def measured_sizes(data: Dataset, config: Config) -> Sizes:
+    """Sizes of the windows at hand."""
+    _, tokenizer = lm_shape(config.model, data.catalogue.titles, config.train.max_tokens)
+    builder = PromptBuilder(tokenizer, data.catalogue.titles, config.model, config.train.max_tokens)
+    some = [len(builder.prompt(data.splits["train"].row(i))) for i in range(256)]
+    return Sizes.of(data, config, sum(some) / len(some), 0.0)
+
+
+def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
+    """What each size costs."""
+    torch.set_num_threads(1)
+    config = replace(Config(), threads=1)
+    at_hand, windows = measured_sizes(data, config), data.splits["train"]
+    shape, _ = lm_shape(config.model, data.catalogue.titles, config.train.max_tokens)
+    parts = json.loads((RESULTS / "gpu/results.json").read_text())["parts"]
+    gpu = {part["part"].split()[0]: part["ratio"] for part in parts}
+    known = json.loads((RESULTS / "scale/results.json").read_text())["sizes"]
+    for count in SIZES:
+        sizes = scaled(at_hand, count, before)
+        with_ease = memory_needed(sizes.items) <= EASE_BYTES
+        speeds = measure(data, config, sizes, list(STAGES))
+        if not with_ease:
+            speeds = replace(speeds, judged=neighborhood_seconds("itemknn", windows, config, sizes))
+        took = {name: found for name, found in seconds(speeds, sizes, config, 1).items() if name in STAGES}
+        found = needs(sizes, shape, config, {"itemknn": 1, "ease": int(with_ease), "evaluate": 0}, 0, False)
+        folds = config.train.folds
+        fitted = min(config.train.samples, sizes.windows["train"] * (folds - 1) / folds)
+        tuned, total, scoring = folds * config.train.epochs * fitted * speeds.tuned, sum(took.values()), took["score"]
+        measured = known.get(str(count))
+        yield {
+            "interactions": count, "windows": sizes.all_windows, "items": sizes.items, "EASE": with_ease,
+            "core seconds": {name: round(found, 1) for name, found in took.items()},
+            "with a GPU": round(total - tuned - scoring + tuned / gpu["tune"] + scoring / gpu["score"], 1),
+            "on a cluster": round(total - scoring + scoring / CORES, 1),
+            "memory": max(found[name].memory for name in STAGES) + resident_memory(),
+            "disk": sum(found[name].disk for name in ("prepare", *STAGES, "correct")),
+            "measured": measured and {
+                "core seconds": sum(measured[name]["cpu_seconds"] for name in STAGES),
+                "memory": 2**20 * max(measured[name]["peak_memory_mb"] for name in STAGES),
+            },
+        }  # fmt: skip
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    """The table of all sizes."""
+    lines = [
+        "| interactions | windows | items | one core | of that: train, score, decide | memory | disk | with a GPU | "
+        f"cluster of {CORES} cores |",
+        "|---" * 9 + "|",
+    ]
+    for one in found:
+        of = one["core seconds"]
+        judged = "" if one["EASE"] else " (without EASE)"
+        cells = [
+            f"{one['interactions']:,}", f"{one['windows']:,}", f"{one['items']:,}", duration(sum(of.values())),
+            f"{duration(of['train'])}, {duration(of['score'])}, {duration(of['decide'])}{judged}",
+            readable(one["memory"]), readable(one["disk"]), duration(one["with a GPU"]), duration(one["on a cluster"]),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+        if one["measured"]:
+            told = one["measured"]
+            lines.append(f"| *measured* | | | {duration(told['core seconds'])} | | {readable(told['memory'])} | | | |")
+    table = "\n".join(lines)
+    return f"""# What a default run costs
+
+    python benchmarks/costs.py --data WINDOWS --interactions N --out benchmarks/results/costs
+
+Computed, with speeds measured on one core of a server; rows *measured* are [whole runs](../scale/README.md). Formulas
+and assumptions are in the benchmark's docstring. Evaluation is not among the stages.
+
+{table}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--interactions", type=int, required=True, help="of the log that WINDOWS were made from")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    found = list(costs(read_data(given.data), given.interactions))
+    write_text(given.out / "results.json", json.dumps({"sizes": found, "versions": versions()}, indent=1))
+    write_text(given.out / "README.md", page(found))
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()
