@@ -111,6 +111,7 @@ def test_a_shared_prefix_changes_no_state(name):
     [
         {"item_input": "title", "readout": "title", "tuning": "lora"},
         {"item_input": "title", "readout": "per_position", "tuning": "full", "chat_template": True},
+        {"item_input": "title", "readout": "likelihood", "tuning": "lora"},
         {"item_input": "soft_token", "readout": "per_position", "tuning": "lora", "vector_size": 8},
     ],
     ids=lambda form: f"{form['item_input']}-{form['readout']}-{form['tuning']}",

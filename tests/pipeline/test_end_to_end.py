@@ -1,5 +1,6 @@
 """The main job on the tiny demo: every stage writes its table, saved models score the same, targets stay."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -250,8 +251,10 @@ def test_without_a_run_nothing_can_be_chosen_on_validation():
         Denoiser(Config()).decide(scores, "validation")
 
 
-@pytest.mark.parametrize("items", ["title", "soft_token"])
-@pytest.mark.parametrize("answer", ["title", "per_position"])
+@pytest.mark.parametrize(
+    ("items", "answer"),
+    [*itertools.product(["title", "soft_token"], ["title", "per_position"]), ("title", "likelihood")],
+)
 def test_saved_and_loaded_denoisers_score_the_same(tmp_path, items, answer):
     data = make_demo(size="tiny").data
     config = Config.from_dict(

@@ -187,7 +187,9 @@ def test_an_estimate_in_words():
 # --- before a run starts ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [("soft_token", "per_position"), ("title", "title")], ids=["soft tokens", "titles"])
+@pytest.mark.parametrize(
+    "form", [("soft_token", "per_position"), ("title", "title"), ("title", "likelihood")], ids="-".join
+)
 def test_every_stage_still_to_do_is_told(form, tiny_demo, tmp_path):
     state = torch.get_rng_state()
     settings = {"item_input": form[0], "readout": form[1], "hidden_size": 16, "layers": 1, "vector_size": 16}
