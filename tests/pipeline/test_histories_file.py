@@ -75,6 +75,15 @@ def test_edits_and_scores_name_row_and_position_of_the_file(denoiser, file, hist
     assert edits["user_id"].to_list() == [histories["user_id"][row] for row in edits["row"]]
 
 
+def test_progress_is_that_of_the_whole_file(denoiser, file, histories, tmp_path):
+    seen = []
+    apply_to_file(denoiser, file, tmp_path / "out", OPTIONS, lambda *report: seen.append(report))
+    assert {(total, doing) for _, total, doing in seen} == {(len(histories), "apply")}
+    done = [done for done, _, _ in seen]
+    assert done == sorted(done)
+    assert done[-1] == len(histories)
+
+
 def test_one_part_or_many_give_the_same_scores(denoiser, file, tmp_path):
     for rows in (1_000, 7):
         apply_to_file(denoiser, file, tmp_path / str(rows), ApplyOptions(0.0, 2, "replace", rows))
@@ -86,12 +95,7 @@ def test_one_part_or_many_give_the_same_scores(denoiser, file, tmp_path):
 def test_an_interrupted_call_resumes_to_the_same_bytes(denoiser, file, tmp_path):
     apply_to_file(denoiser, file, tmp_path / "whole", OPTIONS)
 
-    def stop(done, total, doing):
-        if doing == "apply" and done >= 80:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        apply_to_file(denoiser, file, tmp_path / "out", OPTIONS, stop)
+    interrupted(denoiser, file, tmp_path / "out", after="part-00001")
     assert len(list((tmp_path / "out").glob("part-*"))) == 2
     kept = (tmp_path / "out" / "part-00000" / "scores.parquet").stat().st_mtime_ns
     apply_to_file(denoiser, file, tmp_path / "out", OPTIONS)
@@ -124,11 +128,11 @@ def test_a_process_that_is_killed_is_resumed(run, file, histories, tmp_path):
     assert not list((tmp_path / "out").glob(".part-*"))
 
 
-def interrupted(denoiser, file, out):
-    """Stop after the first part."""
+def interrupted(denoiser, file, out, after="part-00000"):
+    """Stop after a part."""
 
     def stop(done, total, doing):
-        if doing == "apply":
+        if (out / after).is_dir():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -45,6 +45,7 @@ from llm4dsr.pipeline.inputs import warn_of_versions
 
 HISTORIES, EDITS, SCORES = "histories", "edits", "scores"  # tables of a part
 CARD: Final = "apply.json"
+DOING: Final = "apply"
 ALONE = ("replace", "drop", "downweight")  # actions that do the same whatever else is in a part
 COUNTED = ("histories", "interactions", "scored", "flagged", "unknown items", "too long")
 
@@ -154,7 +155,7 @@ def apply_to_file(
         done, sums, edits = 0, Counter[str](), Counter[str]()
         for number, frame in enumerate(_parts(files, options.rows)):
             folder = out / f"part-{number:05d}"
-            step = progress and subprogress(progress, done, len(frame), total)
+            step = progress and _of_part(progress, done, len(frame), total)
             told = _kept(folder)
             if told is None:
                 told = _make(denoiser, frame, done, folder, options, step)
@@ -162,7 +163,7 @@ def apply_to_file(
             edits.update(told["edits"])
             done += len(frame)
             if progress:
-                progress(done, total, "apply")
+                progress(done, total, DOING)
         for path, before in zip(files, inputs, strict=True):
             if file_hash(path) != before:
                 raise DataError(f"{path} has changed while it was read. Choose another --out for what it holds now.")
@@ -182,6 +183,12 @@ def apply_to_file(
             )  # fmt: skip
         write_sealed(out / CARD, card | {"result": facts})
     return facts
+
+
+def _of_part(progress: Progress, before: int, size: int, total: int) -> Progress:
+    """Progress of a part as that of the file: one bar for scoring and suggesting."""
+    whole = subprogress(progress, before, size, total)
+    return lambda done, of, _: whole(done, of, DOING)
 
 
 def _files(data: Path) -> list[Path]:
