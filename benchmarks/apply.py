@@ -68,6 +68,10 @@ def page(found: dict[str, dict[str, dict[str, float]]], command: str) -> str:
 the process and reading the model. The file repeats histories, with other users in each copy.
 
 {table}
+
+- *tiny* flags as many interactions as it may in each history (η = 0), the default model those with a probability of at
+  least 0.5.
+- All users are new, so each history is scored by the three models of the default. Users in training are scored by one.
 """
 
 
@@ -83,7 +87,7 @@ def main() -> None:
     results = given.out / "results.json"
     known = json.loads(results.read_text())["models"] if results.exists() else {}
     given.scratch.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # as many threads as there are cores
     for rows in given.histories:
         if str(rows) in known.setdefault(given.name, {}):
             continue

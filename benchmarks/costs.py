@@ -32,7 +32,7 @@ from llm4dsr.data.read import read_data
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.shape import lm_shape
 from llm4dsr.pipeline.estimate import needs
-from llm4dsr.pipeline.preflight import duration, readable
+from llm4dsr.pipeline.preflight import KEPT, duration, readable
 from llm4dsr.pipeline.probe import measure, neighborhood_seconds, seconds
 from llm4dsr.pipeline.sizes import Sizes
 from llm4dsr.recommenders.ease import memory_needed
@@ -89,7 +89,7 @@ def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
             "core seconds": {name: round(found, 1) for name, found in took.items()},
             "with a GPU": round(total - tuned - scoring + tuned / gpu["tune"] + scoring / gpu["score"], 1),
             "on a cluster": round(total - scoring + scoring / CORES, 1),
-            "memory": max(found[name].memory for name in STAGES) + resident_memory(),
+            "memory": max(found[name].memory for name in STAGES) + resident_memory() + KEPT,
             "disk": sum(found[name].disk for name in ("prepare", *STAGES, "correct")),
             "measured": measured and {
                 "core seconds": sum(measured[name]["cpu_seconds"] for name in STAGES),
