@@ -16,6 +16,7 @@ from llm4dsr.evaluate.result_table import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import Difference, summarize
 from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate, user_codes
+from llm4dsr.metrics import ndcg
 from llm4dsr.recommenders import NAMES, SEEDLESS
 
 DATA = make_demo(size="tiny").data
@@ -220,3 +221,19 @@ def test_evaluating_alone_leaves_the_threads_as_they_were():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+def test_equal_runs_say_nothing_about_other_runs():
+    """A denoiser that corrects nothing gives the same windows with each seed: p over seeds would be 0."""
+    ranks = {"ours": [[1, 2, 30]] * 3, "other": [[1, 3, 30]]}
+    rows = {
+        name: pl.DataFrame({
+            "denoiser_seed": range(len(found)), "seed": 0, "ndcg": [ndcg(np.array(r), 20) for r in found],
+            "ranks": found, "users": [[0, 1, 2]] * len(found),
+        })
+        for name, found in ranks.items()
+    }  # fmt: skip
+    found = Difference.between(rows["ours"], rows["other"], 20)
+    assert found.gain == pytest.approx((1 / np.log2(3) - 1 / 2) / 3)
+    assert np.isnan(found.p_seeds)
+    assert 0 < found.p_users < 1

@@ -28,7 +28,8 @@ class Difference:
     half_width : float
         Half of the gain's 95 % interval over seeds, as in `crossed_interval`.
     p_seeds : float
-        Two-sided p of a paired t test over seeds, of denoiser and recommender: would other runs show the same?
+        Two-sided p of a paired t test over seeds, of denoiser and recommender: would other runs show the same? NaN if
+        all runs are equal, as where nothing was corrected.
     user_half_width : float
         Half of the gain's 95 % interval over test windows, each with its mean over seeds, clustered by user.
     user_half_width_percent : float
@@ -63,6 +64,8 @@ class Difference:
             return cls(*[math.nan] * 7)
         differences = [[x[p]["ndcg"] - y[q]["ndcg"] for p, q in line] for line in pairs]
         gain, half, over_seeds = crossed_interval(differences)
+        if half == 0 and gain:  # seeds change nothing here, such as where nothing was corrected: they say nothing
+            over_seeds = math.nan
         cells_a, cells_b = (dict.fromkeys(pair[side] for line in pairs for pair in line) for side in (0, 1))
         a, b = pl.DataFrame([x[p] for p in cells_a]), pl.DataFrame([y[q] for q in cells_b])
         percent = 100 / max(_mean(b["ndcg"]), 1e-12)
