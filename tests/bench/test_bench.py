@@ -374,10 +374,10 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     (tmp_path / "toy").mkdir()
     write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
     text = tables.results_markdown(tmp_path)
-    means, gain = "0.7500 ± 0.0000 | 1.0000 ± 0.0000", "+50.0 ± 635.3 % | < .001 | 0.500"  # t = 12.706, error ⅛
+    means, gain = "0.7500 ± 0.0000 | 1.0000 ± 0.0000", "+50.0 ± 635.3 % | – | 0.500"  # t = 12.706, error ⅛
     assert f"| llm4dsr (drop 5 %) | 1 × 2 | {means} | {gain} | +0.0 % |  |  | 1.0 |" in text
     assert "| none | 1 × 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  |  |  | 1.0 |" in text
-    assert "llm4dsr (drop 5 %) against none: +50.0 ± 635.3 % NDCG@20, significant over seeds" in text
+    assert "llm4dsr (drop 5 %) against none: +50.0 ± 635.3 % NDCG@20, not significant (p – over seeds, 0.500" in text
     assert "llm4dsr (drop 5 %) against the best baseline that drops 5 %, pmi: +200.0 ± " in text
     assert "Best on validation, of none and ours: none (NDCG@20 0.4000, none 0.4000)" in text
     assert text.index("llm4dsr (drop 5 %) |") < text.index("none |") < text.index("pmi |")  # best first

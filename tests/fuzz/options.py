@@ -23,10 +23,13 @@ class Option:
     facts: dict[str, Any]
 
     def recipe(self, value: Any) -> dict[str, Any]:
-        """A recipe that sets this option alone."""
-        for name in reversed(self.path):
-            value = {name: value}
-        return value  # type: ignore[no-any-return]
+        """A recipe that sets this option alone, and what it cannot be without."""
+        recipe: Any = {self.path[-1]: value}
+        if value == "likelihood":
+            recipe["item_input"] = "title"
+        for name in reversed(self.path[:-1]):
+            recipe = {name: recipe}
+        return recipe  # type: ignore[no-any-return]
 
     def extremes(self) -> list[Any]:
         """The ends of what the schema allows; every choice and both truth values."""

@@ -135,9 +135,10 @@ def test_item_item_matrices_and_workers():
 
 
 def test_ranking_is_fitted_on_a_bounded_number_of_cells():
-    assert ranking_fit_bytes(SIZES, configuration()) == 46 * 20 * 1000
-    many = replace(SIZES, windows={**SPLITS, "valid": 10**6})
-    assert ranking_fit_bytes(many, configuration()) == 46 * 30_000_000
+    neighbors = 2 * distinct_pairs(SIZES) / SIZES.items  # of an item
+    assert ranking_fit_bytes(SIZES, configuration()) == int(46 * 20 * 1000 + 140 * 20 * 10 * neighbors)
+    many = replace(SIZES, windows={**SPLITS, "valid": 10**6}, interactions={**SIZES.interactions, "valid": 10**7})
+    assert ranking_fit_bytes(many, configuration()) == 46 * 30_000_000 + 140 * 2_000_000
     assert ranking_fit_bytes(many, TITLES) == 0
 
 
