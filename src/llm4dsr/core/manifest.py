@@ -125,11 +125,11 @@ def read_manifest(folder: Path, name: str = MANIFEST, only: set[str] | None = No
 
 
 @contextmanager
-def sealed_folder(out: Path) -> Iterator[Path]:
-    """`io.new_folder`, with a manifest of what was written into it."""
+def sealed_folder(out: Path, **facts: Any) -> Iterator[Path]:
+    """`io.new_folder`, with a manifest of what was written into it, and further entries of the manifest."""
     with new_folder(out) as part:
         yield part
-        write_manifest(part)
+        write_manifest(part, **facts)
 
 
 def _seal(facts: dict[str, Any]) -> str:

@@ -273,9 +273,9 @@ class Fitting(Parameters):
 
     def fitting_rows(self, histories: Any) -> IntArray:
         """Return the rows of histories whose prompts fit into `train.max_tokens`; all of them, with soft tokens."""
-        windows, parts, origin = self.in_parts(histories, False)
         if self.config.model.item_input == "soft_token":
-            return np.arange(len(windows))
+            return np.arange(len(as_windows(histories, self.catalogue)))
+        windows, parts, origin = self.in_parts(histories, False)
         long = np.array([i for i in range(len(parts)) if not self.builder.fits(parts.row(i))], dtype=np.int64)
         return np.setdiff1d(np.arange(len(windows)), long if origin is None else origin.histories[long])
 

@@ -23,22 +23,14 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.hashing import digest, versions
-from llm4dsr.core.io import as_output_error, new_folder, write_parquet
+from llm4dsr.core.io import as_output_error, write_parquet
 from llm4dsr.core.lock import HOLDER, LOCK, locked_folder
-from llm4dsr.core.manifest import (
-    MANIFEST,
-    DamageError,
-    file_hash,
-    read_manifest,
-    read_sealed,
-    write_manifest,
-    write_sealed,
-)
+from llm4dsr.core.manifest import DamageError, file_hash, read_manifest, read_sealed, sealed_folder, write_sealed
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.core.parquet import parquet_parts, parquet_schema
 from llm4dsr.core.progress import Progress, log, subprogress
 from llm4dsr.data.histories import Histories
-from llm4dsr.denoise.decide import STAND_IN, VALIDATION
+from llm4dsr.denoise.decide import STAND_IN, configured_rule
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.pipeline.inputs import warn_of_versions
@@ -89,15 +81,13 @@ class ApplyOptions:
         ConfigError
             If an option is out of range, or the configured η belongs to another policy.
         """
-        decide, action = denoiser.config.decide, action or denoiser.config.correct.action
-        if eta is None and decide.policy not in (STAND_IN, VALIDATION):
+        policy, configured, cap = configured_rule(denoiser.config.decide, is_train=False)
+        if eta is None and policy != STAND_IN:
             raise ConfigError(
-                f"The denoiser is configured to flag by {decide.policy}, which compares all histories with each other. "
+                f"The denoiser is configured to flag by {policy}, which compares all histories with each other. "
                 "A file is flagged by probability: give --eta, such as 0.5."
             )
-        if eta is None:
-            eta = decide.eta if decide.eta_test is None else decide.eta_test
-        return cls(eta, decide.cap if decide.cap_test is None else decide.cap_test, action, rows)
+        return cls(configured if eta is None else eta, cap, action or denoiser.config.correct.action, rows)
 
 
 def apply_to_file(
@@ -135,8 +125,7 @@ def apply_to_file(
     OutputError
         If `out` is complete already, in use, damaged, or cannot be written to.
     """
-    files = _files(data)
-    total = sum(parquet_schema(path)[1] for path in files)
+    files, total = _files(data)
     if not total:
         raise DataError(f"{data} has no histories.")
     counts = denoiser.ensemble.counts
@@ -191,22 +180,21 @@ def _of_part(progress: Progress, before: int, size: int, total: int) -> Progress
     return lambda done, of, _: whole(done, of, DOING)
 
 
-def _files(data: Path) -> list[Path]:
-    """The files of histories, after a look at their columns."""
+def _files(data: Path) -> tuple[list[Path], int]:
+    """(The files of histories, after a look at their columns; their rows)."""
     found = sorted(p for p in data.glob("*.parquet") if p.name[0] not in "._") if data.is_dir() else [data]
     if not found or not all(path.is_file() for path in found):
         raise DataError(f"{data} is no Parquet file, and no folder that holds any. Give one with a list {c.ITEMS!r}.")
-    first, _ = parquet_schema(found[0])
-    for path in found:
-        schema, _ = parquet_schema(path)
+    schemas, rows = zip(*(parquet_schema(path) for path in found), strict=True)
+    for path, schema in zip(found, schemas, strict=True):
         if c.ITEMS not in schema.names:
             raise DataError(
                 f"{path} has the columns {', '.join(schema.names)}; expected {c.ITEMS!r}, a list of item ids in each "
                 "row. Group interactions by user first."
             )
-        if schema.remove_metadata() != first.remove_metadata():
+        if schema.remove_metadata() != schemas[0].remove_metadata():
             raise DataError(f"{path} has other columns or types than {found[0]}. Write all files alike.")
-    return found
+    return found, sum(rows)
 
 
 def _parts(files: list[Path], size: int) -> Iterator[pl.DataFrame]:
@@ -285,9 +273,8 @@ def _make(
         "too long": len(found.windows) - len(windows),
         "edits": dict(edits[c.ACTION].value_counts().iter_rows()),
     }  # fmt: skip
-    with as_output_error(folder), new_folder(folder) as part:
+    with as_output_error(folder), sealed_folder(folder, told=told) as part:
         write_parquet(found.corrected(edits, options.action), part / f"{HISTORIES}.parquet")
         write_parquet(placed(edits), part / f"{EDITS}.parquet")
         write_parquet(placed(scores), part / f"{SCORES}.parquet")
-        write_manifest(part, MANIFEST, told=told)
     return told
