@@ -33,6 +33,16 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"]  # fmt: skip
 
 
+# Printed by each process when it ends: the threads that still carry messages between processes
+THREADS_LEFT = """
+import atexit, os
+def left():
+    names = [open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")]
+    print("threads left:", sum("gloo" in name for name in names), flush=True)
+atexit.register(left)
+"""
+
+
 def prepared(folder: Path, data, config: Config) -> Run:
     run = Run.create(folder, config)
     run.prepare(data)
@@ -101,12 +111,17 @@ def test_a_model_tuned_by_two_processes_gives_the_scores_of_one(alone: Run, toge
 
 
 def test_titles_are_tuned_together_too(tmp_path: Path, tiny_demo) -> None:
-    """An embedded model of text: pre-training on titles, then title answers."""
+    """An embedded model of text: pre-training on titles, then title answers.
+
+    A thread between processes that outlives the tuning may abort a process that ends.
+    """
     one, two = (prepared(tmp_path / name, tiny_demo, TITLES) for name in ("one", "two"))
     one.train()
-    process = launch(two, ACCELERATE)
+    process = launch(two, ACCELERATE, THREADS_LEFT if sys.platform == "linux" else "")
     shown = finish(process)
     assert process.returncode == 0, shown
+    if sys.platform == "linux":
+        assert shown.count("threads left:") == shown.count("threads left: 0") == 2, shown
     assert two.facts("train")["processes"] == 2
     np.testing.assert_allclose(two.facts("train")["loss"], one.facts("train")["loss"], rtol=1e-3)
 

@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -64,6 +65,9 @@ def joined() -> Iterator[None]:
                 f"Process {local + 1} of this machine has no GPU. Launch at most {gpus} here, one for each GPU."
             )
         torch.cuda.set_device(local)
+    # Imported while a group exists, its functions keep the group as a default. Its threads then outlive `leave`, and
+    # one that frees a tensor while the interpreter ends aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if gpus else "gloo", timeout=WAIT)
     _launched = True
     try:
