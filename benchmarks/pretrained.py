@@ -1,20 +1,32 @@
-"""What a pre-trained language model knows of noise before any tuning, and what that adds to the default denoiser.
+"""What a pre-trained language model finds, before tuning and after, and what it adds to the default denoiser.
 
-    python benchmarks/pretrained.py --data DATA/toys --run OUT/toys-15000/llm4dsr-0 --out benchmarks/results/pretrained
+    python benchmarks/pretrained.py --data DATA/toys --run OUT/toys-15000/llm4dsr-0 --scratch DIR \\
+      --out benchmarks/results/pretrained
 
-SmolLM2-135M reads the titles of a history as a plain list, once in order and once reversed. For each item it gives
-log P(title | the titles before it in the list) - log P(title alone). That takes two passes for a history.
-`--run` is a run on the same windows, such as `llm4dsr bench` leaves; its test scores are compared.
+SmolLM2-135M with the recipe `laptop` scores 600 test histories with known noise, each way in a process of its own:
 
-What the ratios add is measured by a logistic regression on the known noise, cross-validated by user. So it is an upper
-bound: a denoiser has no labels to fit it to. Intervals are from 1,000 bootstrap samples of users.
+- tuned on 0, 250, 1,000 and 4,000 windows, one epoch of LoRA each;
+- `random`: the same shape with random weights, all tuned on 1,000 windows, as likelihood;
+- `answers`: the published task (`readout: title`, one injected item in each window), tuned on 1,000 windows. One model,
+  scored by the first token of each title and by whole titles.
+
+`--run` is a default run on all windows, such as `llm4dsr bench` leaves. `embedded` cells fit the default denoiser on
+the windows of so many users instead: a small site, whose counts say little.
+
+What a model adds to another is measured by a logistic regression of both scores on the known noise, cross-validated by
+user. So it is an upper bound: a denoiser has no labels to fit it to. Intervals are from 1,000 bootstrap samples of
+users. The cascade asks the language model only for the histories in which the default denoiser is least certain.
+
+Cells that are in `--scratch` are not made again. Times are CPU seconds of one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,117 +38,130 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from llm4dsr import columns as c
 from llm4dsr.config import Config
-from llm4dsr.core.arrays import FloatArray, IntArray
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_text
+from llm4dsr.core.memory import peak_memory_mb
+from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.read import read_data
 from llm4dsr.data.windows import Windows, align, limit_windows
+from llm4dsr.denoise.build_model import build_model
+from llm4dsr.denoise.score import score_windows
+from llm4dsr.denoise.train import tune
+from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate.train_and_evaluate import user_codes
-from llm4dsr.lm.load import load_lm
 from llm4dsr.metrics import auroc, average_precision
 
-HEAD = "Items that one person chose, oldest first:\n"
-LONGEST = 24  # tokens of a title that are read
-ROWS = 16  # lists in a pass
 SAMPLES = 1_000
-
-RATIOS = {
-    "in order": lambda ahead, behind: -ahead,
-    "reversed": lambda ahead, behind: -behind,
-    "sum of both": lambda ahead, behind: -(ahead + behind),
-    "larger of both": lambda ahead, behind: -np.maximum(ahead, behind),
+SHARES = (0.1, 0.25, 0.5, 1.0)  # of the histories that a cascade asks the language model for
+LAPTOP = {"model": {"source": "smollm2", "dtype": "bf16"}, "train": {"epochs": 1}}
+RANDOM = {"model": {"tuning": "full"}}
+ANSWERS = {
+    "model": {"readout": "title"},
+    "task": {"replaced": 1, "none": 0.0, "popular": 0.0, "whole_prompt_loss": True},
+    "train": {"small_loss_drop_rate": 0.0},
 }
+MODES = {"first-token": "first token", "whole-title": "whole title"}
 
 
-class TitleLists:
-    """Log-likelihoods of titles in lists, by a model as it was published."""
-
-    def __init__(self, titles: list[str]) -> None:
-        model = Config.from_dict({"model": {"source": "smollm2", "item_input": "title", "dtype": "bf16"}}).model
-        self.lm, tokenizer = load_lm(model.source, model)
-
-        def tokens(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        self.head = ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]) + tokens(HEAD)
-        self.bullet, self.titles, self.tokens = tokens("-"), titles, tokens
-
-    def log_likelihoods(self, lists: list[list[int]]) -> list[list[float]]:
-        """Of each title of each list of items, given what precedes it; the sum over its tokens."""
-        out = list[list[float]]()
-        for start in range(0, len(lists), ROWS):
-            out += self._of_pass(lists[start : start + ROWS])
-        return out
-
-    @torch.inference_mode()
-    def _of_pass(self, lists: list[list[int]]) -> list[list[float]]:
-        rows, spans = list[list[int]](), list[list[tuple[int, int]]]()
-        for items in lists:
-            row, where = list(self.head), []
-            for item in items:
-                row += self.bullet
-                title = self.tokens(f" {self.titles[item]}\n")[:LONGEST]
-                where.append((len(row), len(row) + len(title)))
-                row += title
-            rows.append(row)
-            spans.append(where)
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        with torch.autocast("cpu", torch.bfloat16):
-            states = self.lm.model(input_ids=ids).last_hidden_state  # causal, so padding behind a row does not matter
-            out = []
-            for i, where in enumerate(spans):
-                at = [t for begin, end in where for t in range(begin, end)]
-                known = (
-                    self.lm.lm_head(states[i, [t - 1 for t in at]]).float().log_softmax(-1)[range(len(at)), ids[i, at]]
-                )
-                out.append([float(part.sum()) for part in known.split([end - begin for begin, end in where])])
-        return out
+def of_model(cell: str, data: Dataset, histories: Windows) -> dict[str, FloatArray]:
+    """Scores of a language model, tuned as the cell says."""
+    kind, windows = cell.split("-")[0], int(cell.split("-")[1])
+    config = Config.from_dict(LAPTOP, base=Config.from_yaml("laptop"))
+    config = Config.from_dict({"random": RANDOM, "answers": ANSWERS}.get(kind, {}), base=config)
+    config = Config.from_dict({"train": {"samples": max(1, windows)}}, base=config)
+    train = data.splits[c.TRAIN]
+    model, builder = build_model(config, data.catalogue, train, None, None, 0)
+    if kind == "random":
+        torch.manual_seed(0)
+        model.lm.load_state_dict(type(model.lm)(model.lm.config).state_dict())
+    if windows:
+        tune(model, builder, train, data.catalogue, config)
+    if kind != "answers":
+        return {"": score_windows(model, builder, histories, data.catalogue, config)}
+    modes = {name: Config.from_dict({"score": {"mode": mode}}, base=config) for mode, name in MODES.items()}
+    return {name: score_windows(model, builder, histories, data.catalogue, how) for name, how in modes.items()}
 
 
-def ratios(model: TitleLists, histories: Windows) -> tuple[FloatArray, FloatArray]:
-    """[n] log-likelihood ratios of the titles in order, and reversed."""
-    items = sorted(set(histories.items.tolist()))
-    alone = dict(zip(items, (found[0] for found in model.log_likelihoods([[i] for i in items])), strict=True))
-    lists = [histories.row(i) for i in range(len(histories))]
-    ahead = model.log_likelihoods(lists)
-    behind = model.log_likelihoods([row[::-1] for row in lists])
-    base = np.array([alone[i] for i in histories.items.tolist()])
-    return np.concatenate(ahead) - base, np.concatenate([found[::-1] for found in behind]) - base
+def of_few_users(cell: str, data: Dataset, histories: Windows) -> dict[str, FloatArray]:
+    """Scores of the default denoiser, fitted on the windows of so many users."""
+    train = data.splits[c.TRAIN]
+    codes = user_codes(train)
+    chosen = np.random.default_rng(0).permutation(int(codes.max()) + 1)[: int(cell.split("-")[1])]
+    some = train.take(np.flatnonzero(np.isin(codes, chosen)))
+    denoiser = Denoiser(Config.from_dict({"threads": 1})).fit(some, data.catalogue)
+    return {"": align(denoiser.score(histories), histories, c.LOG_ODDS)}
 
 
-def compare(data: Path, run: Path, windows: int) -> dict[str, Any]:
-    """AUROC and AP of the ratios, of the run's scores, and of both together."""
+def make(cell: str, path: Path, windows: int, out: Path) -> None:
+    """Write the scores of one cell, with what they cost."""
     torch.set_num_threads(1)
-    dataset = read_data(data)
-    histories = limit_windows(dataset.splits[c.TEST], windows, 0).histories()
-    started = time.process_time()
-    ahead, behind = ratios(TitleLists(dataset.catalogue.titles), histories)
-    seconds = time.process_time() - started
-    scores = pl.read_parquet(run / "scores" / "test.parquet")
-    known = align(scores.filter(pl.col(c.WINDOW).is_in(histories.window_ids)), histories, c.LOG_ODDS)
-    scored = np.isfinite(known)
-    truth, users = histories.truth()[scored], user_codes(histories)[histories.owners][scored]
-    ahead, behind, known = ahead[scored], behind[scored], known[scored]
-    more = np.column_stack([known, ahead, behind, np.maximum(ahead, behind)])
-    alone, both = fitted(known[:, None], truth, users), fitted(more, truth, users)
-    low, high = gain_interval(truth, users, alone, both)
-    return {
-        "histories": len(histories), "interactions": len(truth),
-        "seconds a history": round(seconds / len(histories), 3),
-        "ratios": {name: quality(truth, of(ahead, behind)) for name, of in RATIOS.items()},
-        "denoiser": quality(truth, alone), "denoiser + ratios": quality(truth, both),
-        "gain in AP": [low, high],
-    }  # fmt: skip
+    data = read_data(path)
+    histories = limit_windows(data.splits[c.TEST], windows, 0).histories()
+    began = time.process_time()
+    scores = (of_few_users if cell.startswith("embedded") else of_model)(cell, data, histories)
+    cost = {"CPU minutes": round((time.process_time() - began) / 60, 1), "GiB": round(peak_memory_mb() / 1024, 1)}
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / f"{cell}.json", json.dumps(cost | {name: list(values) for name, values in scores.items()}))
+    print(cell, cost, {name: quality(histories.truth(), values) for name, values in scores.items()}, flush=True)
 
 
-def quality(truth: Any, scores: FloatArray) -> tuple[float, float]:
+def compare(path: Path, run: Path, windows: int, cells: list[str], scratch: Path) -> dict[str, Any]:
+    """AUROC and AP of each cell, of the run's scores, and of both together."""
+    data = read_data(path)
+    histories = limit_windows(data.splits[c.TEST], windows, 0).histories()
+    table = pl.read_parquet(run / "scores" / "test.parquet")
+    default = align(table.filter(pl.col(c.WINDOW).is_in(histories.window_ids)), histories, c.LOG_ODDS)
+    found, costs = dict[str, FloatArray](), dict[str, Any]()
+    for cell in cells:
+        kept = json.loads((scratch / f"{cell}.json").read_text())
+        costs[cell] = {name: kept.pop(name) for name in ("CPU minutes", "GiB")}
+        found |= {f"{cell} {name}".strip(): np.array(values) for name, values in kept.items()}
+    scored = np.isfinite(np.column_stack([default, *found.values()])).all(axis=1)
+    truth, users, owners = histories.truth()[scored], user_codes(histories)[histories.owners][scored], histories.owners
+    default, found, owners = default[scored], {name: s[scored] for name, s in found.items()}, owners[scored]
+    models = [name for name in found if not name.startswith("embedded")]
+    out = {"histories": len(histories), "interactions": len(truth), "costs": costs,
+           "alone": {"default": quality(truth, default)} | {name: quality(truth, s) for name, s in found.items()},
+           "together": {name: together(default, found[name], truth, users) for name in models},
+           "few users": {f"{few} + {name}": together(found[few], found[name], truth, users)
+                         for few in found if few.startswith("embedded") for name in models}}  # fmt: skip
+    best = max(models, key=lambda name: out["together"][name]["AP"][1])
+    return out | {"cascade": cascade(default, found[best], truth, users, owners), "cascade of": best}
+
+
+def together(alone: FloatArray, more: FloatArray, truth: BoolArray, users: IntArray) -> dict[str, Any]:
+    """AUROC and AP of one score and of both, and the interval of what is gained in AP."""
+    both = fitted(np.column_stack([alone, more]), truth, users)
+    first = fitted(alone[:, None], truth, users)
+    pairs = [quality(truth, first), quality(truth, both)]
+    return {"AUROC": [auroc for auroc, _ in pairs], "AP": [ap for _, ap in pairs],
+            "gain in AP": gain_interval(truth, users, first, both)}  # fmt: skip
+
+
+def cascade(
+    alone: FloatArray, more: FloatArray, truth: BoolArray, users: IntArray, owners: IntArray
+) -> list[dict[str, float]]:
+    """AP where only the least certain histories get the second score."""
+    first, both = fitted(alone[:, None], truth, users), fitted(np.column_stack([alone, more]), truth, users)
+    doubt = np.zeros(int(owners.max()) + 1)
+    np.maximum.at(doubt, owners, -np.abs(first) + 100)  # largest where one is near even odds
+    asked = np.argsort(-doubt[np.unique(owners)], kind="stable")
+    places = np.unique(owners)[asked]
+    rows = [{"share": 0.0, "AP": quality(truth, first)[1]}]
+    for share in SHARES:
+        chosen = np.isin(owners, places[: round(share * len(places))])
+        rows.append({"share": share, "AP": quality(truth, np.where(chosen, both, first))[1]})
+    return rows
+
+
+def quality(truth: BoolArray, scores: FloatArray) -> tuple[float, float]:
     """(AUROC, AP)."""
-    return round(auroc(scores, truth), 4), round(average_precision(scores, truth), 4)
+    known = np.isfinite(scores)
+    return round(auroc(scores[known], truth[known]), 4), round(average_precision(scores[known], truth[known]), 4)
 
 
-def fitted(features: FloatArray, truth: Any, users: IntArray) -> FloatArray:
+def fitted(features: FloatArray, truth: BoolArray, users: IntArray) -> FloatArray:
     """Log-odds of a logistic regression that has not seen the user."""
     features = (features - features.mean(0)) / features.std(0)
     folds = GroupKFold(10)
@@ -145,7 +170,7 @@ def fitted(features: FloatArray, truth: Any, users: IntArray) -> FloatArray:
     )
 
 
-def gain_interval(truth: Any, users: IntArray, alone: FloatArray, both: FloatArray) -> tuple[float, float]:
+def gain_interval(truth: BoolArray, users: IntArray, alone: FloatArray, both: FloatArray) -> tuple[float, float]:
     """95 % interval of the gain in AP, over users."""
     rng = np.random.default_rng(0)
     of_user = [np.flatnonzero(users == user) for user in np.unique(users)]
@@ -157,52 +182,25 @@ def gain_interval(truth: Any, users: IntArray, alone: FloatArray, both: FloatArr
     return round(float(low), 4), round(float(high), 4)
 
 
-def page(found: dict[str, Any]) -> str:
-    """The table of all datasets."""
-
-    def row(name: str, cells: list[tuple[float, float]]) -> str:
-        return f"| {name} | " + " | ".join(f"{auroc:.3f} / {ap:.3f}" for auroc, ap in cells) + " |"
-
-    datasets = list(found.values())
-    lines = [
-        "| AUROC / AP of noise | " + " | ".join(found) + " |",
-        "|---|" + "---|" * len(found),
-        *(row(f"likelihood ratio, {name}", [d["ratios"][name] for d in datasets]) for name in RATIOS),
-        row("default denoiser", [d["denoiser"] for d in datasets]),
-        row("default denoiser + ratios", [d["denoiser + ratios"] for d in datasets]),
-        "| 95 % interval of what the ratios add to AP | "
-        + " | ".join(f"{low:+.3f} to {high:+.3f}" for low, high in (d["gain in AP"] for d in datasets)) + " |",
-        "| CPU seconds a history, one core | " + " | ".join(f"{d['seconds a history']:.2f}" for d in datasets) + " |",
-        "| test histories | " + " | ".join(f"{d['histories']:,}" for d in datasets) + " |",
-    ]  # fmt: skip
-    table = "\n".join(lines)
-    return f"""# What a pre-trained model knows before tuning
-
-    python benchmarks/pretrained.py --data DATA/NAME --run OUT/NAME-15000/llm4dsr-0 --out benchmarks/results/pretrained
-
-SmolLM2-135M-Instruct, not tuned, in bf16. It reads the titles of a history as a list, in order and reversed. The ratio
-is log P(title | titles before it) - log P(title alone). 10 % of the interactions are uniform noise. The denoiser is
-seed 0 of [RESULTS.md](../../RESULTS.md).
-
-{table}
-
-What the ratios add is fitted to the known noise, cross-validated by user. A denoiser without labels would get less.
-"""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=600)
+    parser.add_argument("--cells", default="likelihood-0,embedded-100,embedded-300,embedded-1000,likelihood-250,"
+                        "likelihood-1000,random-1000,answers-1000,likelihood-4000")  # fmt: skip
+    parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    scratch, cells = given.scratch / given.data.name, given.cells.split(",")
+    for cell in cells:
+        if not (scratch / f"{cell}.json").exists():
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                process.submit(make, cell, given.data, given.windows, scratch).result()
     results = given.out / "results.json"
     known = json.loads(results.read_text())["datasets"] if results.exists() else {}
-    known[given.data.name] = compare(given.data, given.run, given.windows)
+    known[given.data.name] = compare(given.data, given.run, given.windows, cells, scratch)
     write_text(results, json.dumps({"datasets": known, "versions": versions()}, indent=1))
-    write_text(given.out / "README.md", page(known))
-    print(page(known))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ messages = Console(stderr=True)
 
 def set_up() -> None:
     """Send our warnings to standard error, and hide those of libraries that a user cannot act on."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own progress shows what takes time
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # our own progress shows what takes time
+        os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category, module=r"(transformers|peft|torch|huggingface_hub)\b")
