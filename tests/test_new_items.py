@@ -131,6 +131,20 @@ def test_categories_are_kept(small):
     assert more.categories.to_list() == ["toys"] * len(catalogue) + [None]
 
 
+def test_a_new_item_sorts_and_counts_nothing_again(tiny_demo):
+    """What is derived from the counts is shared: it equals what would be derived anew."""
+    n, train = len(tiny_demo.catalogue), tiny_demo.splits["train"]
+    counts = CooccurrenceCounts.fit(train, n, 0)
+    grown = counts.with_items(n + 2)
+    anew = CooccurrenceCounts(grown.pairs, grown.counts, grown.popularity, grown.own, grown.vectors)
+    context = np.ones(len(train.items), dtype=bool)
+    for one, other in zip(grown.neighbors(train, context), anew.neighbors(train, context), strict=True):
+        np.testing.assert_array_equal(one, other)
+    fresh = type(grown.vectors)(grown.vectors.vectors, grown.vectors.users)
+    np.testing.assert_array_equal(grown.vectors.units, fresh.units)
+    assert grown._own_prefixes is counts._own_prefixes
+
+
 def test_counts_of_old_items_stay_and_new_ones_can_be_counted(tiny_demo):
     """Counting after the catalogue has grown is the same as counting with the larger catalogue from the beginning."""
     train, valid = tiny_demo.splits["train"], tiny_demo.splits["valid"]

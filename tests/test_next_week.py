@@ -1,6 +1,7 @@
 """New histories: `partial_fit` goes on with them alone, `fit(start=…)` begins from the former weights."""
 
 import dataclasses
+import re
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import user_folds, user_hashes
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows, limit_windows
+from llm4dsr.denoise.calibrate import NoiseKind
 from llm4dsr.errors import ConfigError, DataError, ModelError
 
 from .lm.test_model_sources import make_checkpoint
@@ -122,6 +124,26 @@ def test_few_histories_leave_the_calibration_as_it_is(former, tiny_demo, caplog)
     assert "The calibration stays as it is: 50 validation histories; 200 are needed" in caplog.text
 
 
+def test_validation_of_one_user_is_enough(tiny_demo):
+    """All its histories are scored by one of two models, which is not the first one."""
+    train = tiny_demo.splits["train"]
+    user = train.user_ids.gather(np.flatnonzero(user_folds(train.user_ids, 2) == 1))[0]
+    own = np.flatnonzero((train.user_ids == user).to_numpy())
+    valid = dataclasses.replace(train.take(np.resize(own, 25)).histories(), window_ids=np.arange(25))
+    denoiser = Denoiser(configured()).fit(train, tiny_demo.catalogue, valid)
+    assert denoiser.calibrator.kinds
+
+
+def test_a_single_model_warns_if_it_is_calibrated_on_what_it_knows(tiny_demo, caplog):
+    train = tiny_demo.splits["train"]
+    Denoiser(configured({"folds": 1})).fit(train, tiny_demo.catalogue, limit_windows(train, 30, 0).histories())
+    assert "calibrated on users that the single model was tuned on" in caplog.text
+    assert re.search(r"0 of \d+ validation histories are of other users; 200 are needed", caplog.text)
+    caplog.clear()
+    fitted(tiny_demo, configured({"folds": 1}))  # all are of other users
+    assert "tuned on" not in caplog.text
+
+
 @pytest.mark.parametrize("folds", [1, 2])
 def test_enough_histories_calibrate_again(folds, tiny_demo, monkeypatch):
     """A single fold is calibrated on users that were held out; several folds score each user out of fold."""
@@ -136,6 +158,19 @@ def test_enough_histories_calibrate_again(folds, tiny_demo, monkeypatch):
     assert denoiser.ensemble.counts.fingerprint == first.ensemble.counts.add(second).fingerprint
     held_out = ~np.isin(user_hashes(second.user_ids), denoiser.ensemble.seen)
     assert held_out.any() == (folds == 1)
+
+
+def test_after_a_week_that_it_cannot_judge_nothing_is_noise(former, tiny_demo, monkeypatch, caplog):
+    """The rates of `fit` are not put on a map that distinguishes nothing."""
+    monkeypatch.setattr("llm4dsr.denoiser.fitting.MIN_TO_CALIBRATE", 5)
+    monkeypatch.setattr("llm4dsr.denoise.calibrate.MIN_AUROC", 1.1)
+    denoiser, rates = copied(former), [(0.05, 0.1, 0.12)] * 2
+    denoiser.calibrator = dataclasses.replace(former.calibrator, kinds=[
+        NoiseKind([0.0, 1.0], [0.5, 2.0], *of_kind) for of_kind in rates])  # fmt: skip
+    week = halves(tiny_demo)[1]
+    denoiser.partial_fit(week)
+    assert "does not distinguish injected noise" in caplog.text
+    assert denoiser.score(week)["noise_probability"].max() == 0
 
 
 def test_a_fold_without_new_users_keeps_its_weights(former, tiny_demo):

@@ -1,6 +1,7 @@
 """Models from elsewhere: files that lie about their size, names outside the folder, shapes that do not fit, and NaN."""
 
 import json
+import math
 import shutil
 import struct
 import time
@@ -129,6 +130,14 @@ def test_a_card_that_is_none(model, text):
 KIND = {"knots": [1.0], "ratios": [1.0], "rate_low": 0.1, "rate_bound": 0.2, "rate_high": 0.2}
 
 
+def test_a_kind_of_noise_that_labels_exclude_is_saved_and_loaded(model, tmp_path):
+    """Its rates are NaN, and those of another kind are not."""
+    denoiser = Denoiser.from_pretrained(model)
+    denoiser.calibrator = denoiser.calibrator.with_rates([(math.nan,) * 3, (0.01, 0.1, 0.1)])
+    denoiser.save_pretrained(tmp_path / "labeled")
+    assert Denoiser.from_pretrained(tmp_path / "labeled").calibrator.noise_rate == pytest.approx(0.055)
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [
@@ -136,6 +145,7 @@ KIND = {"knots": [1.0], "ratios": [1.0], "rate_low": 0.1, "rate_bound": 0.2, "ra
         ("calibrator", {"kinds": [KIND | {"ratios": []}]}), ("calibrator", {"kinds": [KIND | {"ratios": "x"}]}),
         ("calibrator", {"kinds": [KIND | {"knots": [float("nan")]}]}), ("calibrator", {"kinds": [KIND | {"more": 1}]}),
         ("calibrator", {"kinds": [KIND | {"rate_low": None}]}), ("calibrator", {"ceiling": None}),
+        ("calibrator", {"kinds": [KIND | {"rate_low": math.nan}]}),
         ("calibrator", {"more": 1}),
         ("ranking_weights", {"cosine": float("inf")}), ("ranking_weights", {"cosine": "high"}),
         ("config", {"train": {"folds": 10**6}}), ("config", {"train": {"folds": 2}}), ("config", {"model": 3}),

@@ -118,6 +118,25 @@ def test_the_bound_is_seldom_below_the_rate():
     assert below <= 4
 
 
+def test_of_a_clean_log_next_to_nothing_is_noise():
+    """Where no unlabeled interaction scores as high as noise, the limit is that of a count of 0: 3 at 95 %, 5.8 for
+    each of many regions. It is not 1."""
+    rng = np.random.default_rng(0)
+    made, clean = Sample(rng.normal(8, 1, 5_000), np.zeros(5_000)), Sample(rng.normal(-8, 1, 20_000), np.zeros(20_000))
+    assert 0 < bound_noise_rate([(made, clean)]) < bound_noise_rate([(made, clean)], LIMIT) < 0.001
+    one = Sample(np.r_[clean.log_odds[1:], 8.0], clean.context)
+    assert bound_noise_rate([(made, one)]) >= bound_noise_rate([(made, clean)])
+
+
+@pytest.mark.parametrize("rate", [0.002, 0.01, 0.05])
+def test_the_limit_holds_for_a_few_noisy_interactions(rate):
+    """Three thousand interactions with 6 to 150 noisy ones, all of which are found: few lie in each region."""
+    below = sum(
+        bound_noise_rate([mixture(rate, n=3_000, apart=6.0, seed=seed)[:2]], LIMIT) < rate for seed in range(60)
+    )
+    assert below <= 3
+
+
 @pytest.mark.parametrize("atypical", [0.0, 0.25, 0.5])
 def test_the_stated_interval_holds_the_truth(atypical):
     """A part of what scores as noise does is the users' own; up to a half, the interval holds the precision."""
@@ -130,6 +149,16 @@ def test_the_stated_interval_holds_the_truth(atypical):
     low, high = calibrator.interval(unlabeled.log_odds)
     flagged = unlabeled.log_odds > 2.5
     assert low[flagged].mean() - 0.03 < (looks & ~own)[flagged].mean() < high[flagged].mean() + 0.03
+
+
+def test_many_labels_take_little_memory():
+    rng = np.random.default_rng(4)
+    ratio, is_noise = rng.gamma(1, 1, 100_000), rng.random(100_000) < 0.1
+    tracemalloc.start()
+    ((low, high),) = likely_rates([ratio], is_noise)
+    assert tracemalloc.get_traced_memory()[1] < 2e8  # all labels at all rates would be 1.6 GB
+    tracemalloc.stop()
+    assert 0 < low < high < 1
 
 
 def test_labels_narrow_the_interval_to_the_truth():

@@ -150,6 +150,20 @@ def test_the_summary_by_hand():
     assert 0.05 < ours["ndcg_p"] < 0.2  # differences 0.02 and 0.03: t = 5, one degree of freedom, p = 0.126
 
 
+def test_a_gain_over_nothing_has_no_percentage():
+    results = pl.DataFrame([{"row": row, "seed": 0, "ndcg": ndcg, "hit_rate": 1.0, "ranks": [rank], "users": [0]}
+                            for row, ndcg, rank in (("original", 0.0, 60), ("corrected (drop)", 0.5, 3))])  # fmt: skip
+    original, ours = summarize(results, 20).to_dicts()
+    assert np.isnan([original["ndcg_gain_percent"], ours["ndcg_gain_percent"], ours["ndcg_gain_half_width"]]).all()
+    assert ours["hit_rate_gain_percent"] == 0
+    assert "| corrected (drop) | 0.5000 | 1.0000 | – | +0.0" in result_table(
+        summarize(results, 20), {}, "SASRec", 20, 1
+    )
+    found = Difference.between(*(results.filter(row=row) for row in ("corrected (drop)", "original")), 20)
+    assert found.gain == 0.5
+    assert np.isnan(found.gain_percent)
+
+
 def test_gains_over_users_by_hand():
     """Of windows of users 0, 0, 1, 2 the first three rise from the third to the first rank: gains ½, ½, ½, 0.
 

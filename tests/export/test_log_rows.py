@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -10,6 +12,7 @@ import pytest
 from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.read import read_data
 from llm4dsr.errors import DataError, OutputError
+from llm4dsr.export.export import log_root
 from llm4dsr.export.log_rows import find_rows, log_origin
 from llm4dsr.pipeline import Run
 
@@ -147,6 +150,15 @@ def test_a_log_of_several_files_that_was_moved(tiny_demo, tmp_path):
     assert (
         find_rows(origin, run.data().splits, run.data().catalogue).of_windows["test"] == rows.of_windows["test"]
     ).all()
+
+
+def test_a_partitioned_log_keeps_its_folders():
+    """`region=eu` is in both paths, behind what differs."""
+    paths = [Path(f"/logs/date={day}/region=eu/part-0.csv") for day in (1, 2)]
+    root = log_root(SimpleNamespace(files=[SimpleNamespace(path=path) for path in paths]))
+    assert [str(path.relative_to(root)) for path in paths] == [
+        "date=1/region=eu/part-0.csv", "date=2/region=eu/part-0.csv",
+    ]  # fmt: skip
 
 
 def test_a_log_that_has_changed_is_refused(tiny_demo, tmp_path):

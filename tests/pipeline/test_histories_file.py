@@ -1,5 +1,6 @@
 """A file of histories is corrected in parts: the same result however many there are, whatever happens in between."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -157,9 +158,11 @@ def test_a_folder_of_other_results_is_left_alone(denoiser, file, histories, tmp_
         ApplyOptions(0.5, 2, "mixed", 40)
     with pytest.raises(ConfigError, match="of other options"):
         apply_to_file(denoiser, file, out, ApplyOptions(0.5, 2, "replace", 40))
-    newer = open_model_with_counts(denoiser, histories)
-    with pytest.raises(ConfigError, match="of another model"):
-        apply_to_file(newer, file, out, OPTIONS)
+    newer, freer = open_model_with_counts(denoiser, histories), copy.copy(denoiser)
+    freer.config = Config.from_dict({"suggest": {"mode": "free"}}, base=denoiser.config)  # with the same weights
+    for other in (newer, freer):
+        with pytest.raises(ConfigError, match="of another model"):
+            apply_to_file(other, file, out, OPTIONS)
     histories.head(50).write_parquet(file)
     with pytest.raises(ConfigError, match="of other histories"):
         apply_to_file(denoiser, file, out, OPTIONS)
@@ -173,8 +176,6 @@ def test_a_folder_of_other_results_is_left_alone(denoiser, file, histories, tmp_
 
 
 def open_model_with_counts(denoiser, histories):
-    import copy
-
     newer = copy.copy(denoiser)
     new = histories.with_columns(user_id=pl.lit(99_999), window_id=pl.int_range(pl.len()))
     return newer.update_counts(new.select("window_id", "user_id", "item_ids"))

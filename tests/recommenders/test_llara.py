@@ -107,6 +107,16 @@ def test_candidates_are_ranked_by_score_and_other_items_keep_their_rank():
     assert (ranks[inside] != sasrec[inside]).any()
 
 
+def test_the_best_items_of_the_whole_catalogue_are_those_of_the_scores(monkeypatch):
+    """However many histories are in memory at a time."""
+    model, histories = untrained_llara(), circle(7, 4).histories()
+    best = [np.argsort(-scores, kind="stable")[:5].tolist() for scores in model.score(histories)]
+    ranks = model.rank(histories, np.arange(7) % N)
+    monkeypatch.setattr("llm4dsr.recommenders.llara.HISTORIES", 3)
+    assert model.recommend(histories, 5).tolist() == best
+    assert model.rank(histories, np.arange(7) % N).tolist() == ranks.tolist()
+
+
 def test_a_list_of_all_items_is_the_whole_catalogue():
     windows = circle(20, 6)
     expected = untrained_llara().rank(windows.histories(), windows.targets())

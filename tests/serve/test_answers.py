@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from llm4dsr import Config
 from llm4dsr.data.windows import Windows
 from llm4dsr.report.examples import why
 from llm4dsr.serve.schema import MAX_LENGTH
@@ -126,6 +127,21 @@ def test_each_request_has_its_own_options(service, histories):
         flagged = {e["position"] for e in answer["edits"]}
         assert len(answer["corrected"]["weights"]) == len(answer["scores"])
         assert all(w == 1 for i, w in enumerate(answer["corrected"]["weights"]) if i not in flagged)
+
+
+def test_the_configured_rule_is_that_of_evaluation_histories(service, denoiser, histories, monkeypatch):
+    """As `transform` and `apply` have it."""
+    decide = {"policy": "rate", "eta": 0.9, "cap": 5, "eta_test": 0.1, "cap_test": 1}
+    monkeypatch.setattr(denoiser, "config", Config.from_dict({"decide": decide}, base=denoiser.config))
+    known = [h for h in histories if "user_id" in h][:12]
+    for answer in answers(service(), *[asked([history]) for history in known]):
+        expected = denoiser.decide(denoiser.score(frame([answer_of(answer, known)])), is_train=False)
+        assert [e["position"] for e in answer[0]["edits"]] == expected["position"].to_list()
+
+
+def answer_of(answer, known):
+    """The history that an answer is of."""
+    return next(h for h in known if h["item_ids"] == [s["item_id"] for s in answer[0]["scores"]])
 
 
 def test_requests_change_no_counts(service, denoiser, histories):

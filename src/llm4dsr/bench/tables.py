@@ -255,6 +255,8 @@ def _mean(of: pl.DataFrame, column: str, form: str) -> str:
 def _gain(found: Difference) -> str:
     """Gain ± half of its interval over users, in percent; without the interval if the users are unknown."""
     half = found.user_half_width_percent
+    if math.isnan(found.gain_percent):
+        return "–"  # over a mean of 0
     return f"{found.gain_percent:+.1f}{'' if math.isnan(half) else f' ± {half:.1f}'} %"
 
 

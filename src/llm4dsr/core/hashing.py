@@ -32,11 +32,10 @@ def user_hashes(user_ids: pl.Series) -> Hashes:
     array of uint64
         [W] a 64-bit hash of each id as text, the same on every machine; 0 for null.
     """
-    values, at = np.unique(user_ids.cast(pl.String).fill_null("").to_numpy().astype(str), return_inverse=True)
-    hashes = [int.from_bytes(hashlib.blake2b(v.encode(), digest_size=8).digest(), "little") for v in values]
-    out = np.array(hashes, dtype=np.uint64)[at] if len(values) else np.empty(0, np.uint64)
-    out[user_ids.is_null().to_numpy()] = 0
-    return out
+    ids = user_ids.cast(pl.String).to_list()
+    known = {i: hashlib.blake2b(i.encode(), digest_size=8).digest() for i in set(ids) if i is not None}
+    hashes = {None: 0} | {i: int.from_bytes(found, "little") for i, found in known.items()}
+    return np.fromiter((hashes[i] for i in ids), np.uint64, len(ids))
 
 
 def item_hashes(users: Hashes, rows: IntArray) -> Hashes:

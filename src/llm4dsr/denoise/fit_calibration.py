@@ -14,7 +14,7 @@ from llm4dsr.core.hashing import user_hashes
 from llm4dsr.core.progress import Progress, log
 from llm4dsr.data.windows import Windows, limited_rows
 from llm4dsr.denoise import calibrate
-from llm4dsr.denoise.calibrate import Calibrator
+from llm4dsr.denoise.calibrate import Calibrator, Rates
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.injected import MAX_INJECTED, ScoredWindows, with_context
 from llm4dsr.denoise.noise_injection import inject, task_rate
@@ -36,6 +36,7 @@ def fit_calibration(
     cache: PartCache,
     counts_before: CooccurrenceCounts | None = None,
     labels: TrainingLabels = NO_LABELS,
+    rates: Rates | None = None,
 ) -> tuple[Ensemble, Calibrator, RankingWeights]:
     """Fit the map from log-odds to probabilities, and the weights that rank suggestions.
 
@@ -55,6 +56,8 @@ def fit_calibration(
         Counts from before validation. Default: those of the ensemble, which then does not know validation.
     labels : TrainingLabels, optional
         Reviewed items, which stackers learn from.
+    rates : sequence of (float, float, float), optional
+        The noise rates of each kind, where they are known from more windows. Default: estimated.
 
     Returns
     -------
@@ -77,6 +80,12 @@ def fit_calibration(
     out_of_fold = len(ensemble.models) > 1
     if not out_of_fold:
         new = np.flatnonzero(~np.isin(user_hashes(validation.user_ids), ensemble.seen))
+        if len(new) < min(MIN_UNSEEN, len(validation)):
+            log.warning(
+                "Noise probabilities are calibrated on users that the single model was tuned on, so they may be far "
+                "off: %d of %d validation histories are of other users; %d are needed. Use train.folds of 2 or more.",
+                len(new), len(validation), MIN_UNSEEN,
+            )  # fmt: skip
         validation = validation.take(new) if len(new) >= MIN_UNSEEN else validation
     rng = np.random.default_rng(config.seed + 1)
     newer, draws = ScoredWindows(), config.score.calibration_draws
@@ -94,7 +103,7 @@ def fit_calibration(
                      validation)  # fmt: skip
         for_training = training.fit_stacker(config.task, rate, config.seed, labels)
         pairs.append(training.samples(for_training)[:2])
-    rates = noise_rate_intervals(pairs, config.score.atypical_share)
+    rates = noise_rate_intervals(pairs, config.score.atypical_share) if rates is None else rates
     before, after = calibrate.injected_noise_ece(
         noise[0], unlabeled, config.score.calibration, (half[source], half[owner])
     )
@@ -104,9 +113,14 @@ def fit_calibration(
     if config.model.item_input != "soft_token":
         return ensemble, calibrator, RankingWeights()
     injected, chosen, _, originals = inject(validation, ensemble.injectable(validation), rng)
-    rows = np.concatenate([rows for rows, members in ensemble.assignments(injected) if 0 in members])
+    rows_of = {
+        member: [rows for rows, members in ensemble.assignments(injected) if member in members]
+        for member in range(len(ensemble.models))
+    }
+    member = next(member for member, rows in rows_of.items() if rows)  # with few users, some score none of them
+    rows = np.concatenate(rows_of[member])
     weights = fit_ranking_weights(
-        ensemble.models[0],
+        ensemble.models[member],
         ensemble.builder,
         injected.take(rows),
         chosen[injected.interactions(rows)],

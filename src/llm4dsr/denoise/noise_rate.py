@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 from llm4dsr.denoise.calibrate import KINDS, Floats, Rates, Sample
 
@@ -18,6 +18,7 @@ REGION = 0.05  # smallest fraction of the injected noise that a region may hold
 CONTEXTS = (0.1, 0.2, 0.3, 0.5, 1.0)  # fractions of the injected noise, in the most coherent contexts
 TOPS = (0.5, 0.3, 0.2, 0.1, 0.05)  # fractions of these, with the highest log-odds
 REGIONS = [(context, top) for context in CONTEXTS for top in TOPS if context * top >= REGION]
+LABELS = 2_000  # whose likelihoods at all rates are in memory at a time
 LIMIT = float(norm.ppf(1 - 0.05 / len(REGIONS)))  # standard errors of upper limits that all hold at once with 95 %
 
 
@@ -27,7 +28,8 @@ def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]], errors: float = 1.0
     In any region R of (log-odds, context), P(unlabeled in R) = rate · P(noise in R) + (1 - rate) · P(clean in R). So
     P(unlabeled in R) / P(noise in R) is never below the rate, and near it where R holds hardly anything clean. The
     bound is the smallest of many, each with some standard errors more, so that the least of many noisy bounds is not
-    taken at its word. Windows of one user overlap, so the standard error is clustered by user.
+    taken at its word. Few interactions may lie in R, or none, so their number has the exact upper limit of a Poisson
+    count (Garwood, 1936). Windows of one user overlap, so the users there are counted, weighted by their interactions.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]], errors: float = 1.0
     float
         In [0, 1].
     """
-    bounds = [1.0]
+    bounds, level, cluster = [1.0], norm.cdf(errors), 1.0
     users = [np.arange(len(u.log_odds)) if u.users is None else np.unique(u.users, return_inverse=True)[1]
              for _, u in pairs]  # fmt: skip
     for context, top in REGIONS:
@@ -56,10 +58,10 @@ def bound_noise_rate(pairs: Sequence[tuple[Sample, Sample]], errors: float = 1.0
             above_variance += float((np.bincount(user[inside]) ** 2).sum())
             mass += fraction * size
             mass_variance += size**2 * fraction / len(noise.log_odds)
-        # Ties can leave nothing above
-        if above and mass > REGION / 2 * sum(len(unlabeled.log_odds) for _, unlabeled in pairs):
-            error = np.sqrt(above_variance / above**2 + mass_variance / mass**2)
-            bounds.append(above / mass * (1 + errors * float(error)))
+        cluster = above_variance / above if above else cluster  # interactions of a user; in an empty region, as before
+        if mass > REGION / 2 * sum(len(unlabeled.log_odds) for _, unlabeled in pairs):  # ties can leave no noise above
+            most = cluster * chi2.ppf(level, 2 * (above / cluster + 1)) / 2
+            bounds.append(most / mass * (1 + errors * float(np.sqrt(mass_variance)) / mass))
     return min(bounds)
 
 
@@ -109,8 +111,12 @@ def likely_rates(ratios: Sequence[Floats], is_noise: npt.NDArray[np.bool_]) -> l
     """
     rates, likelihoods = np.linspace(0, 1, 2001), []
     for ratio in ratios:
-        p = np.clip(rates[:, None] * ratio, 1e-4, 1 - 1e-4)  # no single label excludes a rate
-        likelihoods.append(np.where(is_noise, np.log(p), np.log1p(-p)).sum(axis=1))
+        total = np.zeros(len(rates))
+        for start in range(0, len(ratio), LABELS):
+            part = slice(start, start + LABELS)
+            p = np.clip(rates[:, None] * ratio[part], 1e-4, 1 - 1e-4)  # no single label excludes a rate
+            total += np.where(is_noise[part], np.log(p), np.log1p(-p)).sum(axis=1)
+        likelihoods.append(total)
     least = max(values.max() for values in likelihoods) - CHI_SQUARE / 2
     possible = [rates[values >= least] for values in likelihoods]
     return [(float(r.min()), float(r.max())) if len(r) else (np.nan, np.nan) for r in possible]

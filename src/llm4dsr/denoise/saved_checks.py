@@ -109,7 +109,9 @@ def _curve(folder: Path, kind: Any) -> list[Any]:
     knots, ratios = kind["knots"], kind["ratios"]
     if not isinstance(knots, list) or not isinstance(ratios, list) or not len(knots) == len(ratios) > 0:
         _refuse(folder, "a calibration with another number of knots than of ratios")
-    return [*knots, *ratios, kind["rate_low"], kind["rate_bound"], kind["rate_high"]]
+    rates = [kind["rate_low"], kind["rate_bound"], kind["rate_high"]]
+    is_excluded = all(isinstance(rate, float) and np.isnan(rate) for rate in rates)  # by labels
+    return [*knots, *ratios, *([] if is_excluded else rates)]
 
 
 def _check_stacker(folder: Path, stacker: Stacker) -> None:

@@ -213,9 +213,8 @@ class Fitting(Parameters):
                 tuned, calibrator, weights = fit_calibration(
                     tuned, windows, validation, report, PartCache(work),
                     before.counts if valid is None and not held_out else None,
+                    rates=self.calibrator.rates if self.calibrator.rate_high > 0 else None,  # of more windows than now
                 )  # fmt: skip
-                if self.calibrator.kinds and calibrator.kinds:  # bounded by more windows than a week has
-                    calibrator = calibrator.with_rates(self.calibrator.rates)
             else:
                 log.warning(
                     "The calibration stays as it is: %d validation histories; %d are needed for a new one. Give more "

@@ -83,6 +83,8 @@ def _mean(row: dict[str, float], metric: str) -> str:
 def _gain(row: dict[str, float], metric: str) -> str:
     """Gain ± half of its interval over users, and p over seeds."""
     p = row[f"{metric}_p"]
+    if math.isnan(row[f"{metric}_gain_percent"]):
+        return "–"  # over a mean of 0
     gain = f"{row[f'{metric}_gain_percent']:+.1f} ± {row[f'{metric}_gain_half_width']:.1f} %"
     return gain + ("" if math.isnan(p) else f" (p = {p:.3f})")
 

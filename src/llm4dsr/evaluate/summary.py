@@ -68,7 +68,7 @@ class Difference:
             over_seeds = math.nan
         cells_a, cells_b = (dict.fromkeys(pair[side] for line in pairs for pair in line) for side in (0, 1))
         a, b = pl.DataFrame([x[p] for p in cells_a]), pl.DataFrame([y[q] for q in cells_b])
-        percent = 100 / max(_mean(b["ndcg"]), 1e-12)
+        percent = _percent_of(_mean(b["ndcg"]))
         user_half, over_users = _over_users(a, b, "ndcg", k)
         return cls(gain, percent * gain, half, over_seeds, user_half, percent * user_half, over_users)
 
@@ -96,7 +96,8 @@ def summarize(results: pl.DataFrame, k: int) -> pl.DataFrame:
     DataFrame
         One line per row. For `ndcg` and `hit_rate`: the mean, `_half_width` of its 95 % interval over seeds,
         `_gain_percent` over the original, `_gain_half_width` of its 95 % interval over test users (in percent of the
-        original, for any number of seeds), and `_p` of a paired t test over seeds (NaN with one seed).
+        original, for any number of seeds; both NaN if that is 0), and `_p` of a paired t test over seeds (NaN with one
+        seed).
         `oracle_gain_fraction`: the gain in NDCG@k as a fraction of the better oracle's gain; NaN without an oracle.
     """
     base = results.filter(pl.col("row") == ORIGINAL)
@@ -115,12 +116,18 @@ def summarize(results: pl.DataFrame, k: int) -> pl.DataFrame:
             over_users = math.nan if name == ORIGINAL else _over_users(row, base, metric, k)[0]
             line[metric] = mean
             line[f"{metric}_half_width"] = half
-            line[f"{metric}_gain_percent"] = 100 * (mean / max(_mean(base[metric]), 1e-12) - 1)
-            line[f"{metric}_gain_half_width"] = 100 * over_users / max(_mean(base[metric]), 1e-12)
+            percent = _percent_of(_mean(base[metric]))
+            line[f"{metric}_gain_percent"] = percent * (mean - _mean(base[metric]))
+            line[f"{metric}_gain_half_width"] = percent * over_users
             line[f"{metric}_p"] = p
         line["oracle_gain_fraction"] = (means[name] - means[ORIGINAL]) / oracle_gain if oracle_gain > 0 else math.nan
         lines.append(line)
     return pl.DataFrame(lines)
+
+
+def _percent_of(base: float) -> float:
+    """Percent of a mean; NaN for 0: there is no gain over nothing."""
+    return 100 / base if base else math.nan
 
 
 def _over_users(a: pl.DataFrame, b: pl.DataFrame, metric: str, k: int) -> tuple[float, float]:

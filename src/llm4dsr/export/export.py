@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,12 +156,7 @@ def export_log(run: Run, folder: Path, options: ExportOptions) -> dict[str, Any]
 def log_root(rows: LogRows) -> Path | None:
     """Return the folder of the part files of a log; None if it is a single file."""
     paths = [file.path for file in rows.files]
-    return None if len(paths) == 1 else Path(*_common(paths))
-
-
-def _common(paths: list[Path]) -> list[str]:
-    parts = [path.parent.parts for path in paths]
-    return [names[0] for names in zip(*parts, strict=False) if len(set(names)) == 1]
+    return None if len(paths) == 1 else Path(os.path.commonpath([path.parent for path in paths]))
 
 
 def _titles(run: Run) -> pl.DataFrame:

@@ -100,9 +100,14 @@ class CollaborativeVectors:
 
     def with_items(self, n_items: int) -> CollaborativeVectors:
         """Return vectors for a catalogue with new items at the end; they have none."""
-        groups, known, size = self.vectors.shape
-        empty = np.zeros((groups, n_items - known, size), self.vectors.dtype)
-        return CollaborativeVectors(np.concatenate([self.vectors, empty], axis=1), self.users)
+
+        def longer(vectors: Vectors) -> Vectors:
+            groups, known, size = vectors.shape
+            return np.concatenate([vectors, np.zeros((groups, n_items - known, size), vectors.dtype)], axis=1)
+
+        out = CollaborativeVectors(longer(self.vectors), self.users)
+        vars(out)["_unit_vectors"] = {size: longer(vectors) for size, vectors in self._unit_vectors.items()}
+        return out
 
     def features(self, windows: Windows, unknown: BoolArray | None = None) -> Vectors:
         """Describe each interaction by its cosines with the rest of its window.

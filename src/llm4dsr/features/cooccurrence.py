@@ -129,7 +129,11 @@ class CooccurrenceCounts:
         popularity = np.zeros(n_items, np.int64)
         popularity[: len(self.popularity)] = self.popularity
         vectors = None if self.vectors is None else self.vectors.with_items(n_items)
-        return replace(self, popularity=popularity, vectors=vectors)
+        out = replace(self, popularity=popularity, vectors=vectors)
+        starts, *others = self._neighbors  # new items have none, so nothing is counted or sorted again
+        more = np.full(n_items - len(self.popularity), starts[-1])
+        vars(out).update(_neighbors=(np.concatenate([starts, more]), *others), _own_prefixes=self._own_prefixes)
+        return out
 
     def leave_one_out_counts(self, windows: Windows) -> tuple[FloatArray, FloatArray]:
         """Count the other users of each pair and item of each window.

@@ -133,7 +133,8 @@ def apply_to_file(
     made_from = {
         "model": digest(
             denoiser.ensemble.fingerprint, "" if counts is None else counts.fingerprint, asdict(denoiser.calibrator),
-            asdict(denoiser.ranking_weights),
+            asdict(denoiser.ranking_weights), [s and s.fingerprint for s in denoiser.ensemble.stackers],
+            denoiser.ensemble.seen, denoiser.config.to_dict(),
         ),
         "inputs": inputs,  # SHA-256 of the files: they may be moved
         "options": asdict(options),

@@ -13,7 +13,7 @@ To train it, use `llara_training.fit_llara`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from llm4dsr.lm.tokens import Tokens
 from llm4dsr.recommenders.backbone import Backbone
 
 HEAD, TAIL = "These items were chosen by a user, oldest first:", ". The next item is"
+HISTORIES = 256  # whose scores of all items are in memory at a time
 MAX_TOKENS = 512  # of a prompt with its answer; the oldest items of a longer history are left out
 MAX_NODES = 2048  # of a prefix tree; its attention mask is quadratic in the nodes
 MAX_LOGITS = 2**26  # of a prefix tree; the vocabularies of pre-trained models are large
@@ -215,6 +216,12 @@ class LLaRA:
                 out[w][columns] = values
         return out
 
+    def _score_each(self, histories: Windows, items: Sequence[IntArray] | None) -> Iterator[FloatArray]:
+        """The scores of each history; those of HISTORIES are in memory at a time."""
+        for start in range(0, len(histories), HISTORIES):
+            end = min(start + HISTORIES, len(histories))
+            yield from self.score(histories.take(np.arange(start, end)), None if items is None else items[start:end])
+
     def _trees(self, rows: IntArray) -> list[tuple[IntArray, WindowTree]]:
         """(indices into `rows`, prefix tree of their titles), at most `_max_nodes` each; similar titles together."""
         parts, free = list[list[int]](), 0
@@ -251,7 +258,7 @@ class LLaRA:
             inside = np.array([w for w in inside if targets[w] in candidates[w]], dtype=np.int64)
             items = [candidates[w] for w in inside]
         catalogue = np.arange(len(self.titles))
-        for n, scores in enumerate(self.score(histories.take(inside), items)):
+        for n, scores in enumerate(self._score_each(histories.take(inside), items)):
             target = scores[(catalogue if items is None else items[n]) == targets[inside[n]]]
             ranks[inside[n]] = len(scores) - np.count_nonzero(scores < target)  # a NaN score ranks last
         return ranks
@@ -269,10 +276,10 @@ class LLaRA:
         out = np.full((len(histories), k), PAD)
         inside = np.flatnonzero(histories.lengths > 0)
         some = histories.take(inside)
-        items = self.candidates(some) if self.config.candidates else [np.arange(len(self.titles))] * len(some)
-        for w, rows, scores in zip(inside, items, self.score(some, items), strict=True):
-            best = rows[np.argsort(-scores, kind="stable")[:k]]
-            out[w, : len(best)] = best
+        items = self.candidates(some) if self.config.candidates else None
+        for n, scores in enumerate(self._score_each(some, items)):
+            best = np.argsort(-scores, kind="stable")[:k]
+            out[inside[n], : len(best)] = best if items is None else items[n][best]
         return out
 
     def candidates(self, histories: Windows) -> list[IntArray]:

@@ -121,7 +121,7 @@ def _gain(run: Run) -> dict[str, Any] | None:
     spread = results.group_by("row", maintain_order=True).agg(pl.col("coverage", "gini").mean())
     lines = lines.join(spread, on="row", how="left", maintain_order="left")
     compared = lines.filter(pl.col("row") != ORIGINAL)
-    table = compared.select("row", gain="ndcg_gain_percent", half="ndcg_gain_half_width")
+    table = compared.select("row", gain="ndcg_gain_percent", half="ndcg_gain_half_width").drop_nans("gain")
     out = {
         "recommender": NAMES[settings.backbone], "k": settings.k, "lines": lines.to_dicts(), "original": ORIGINAL,
         "chart": Markup(charts.gains(table, f"gain in NDCG@{settings.k}, %")), "targets": None, "target_chart": "",

@@ -81,6 +81,8 @@ def _gained(run: Run) -> tuple[str, list[str]]:
         return "not measured", ["No recommender was trained.", f"To measure:  llm4dsr evaluate --run {run.folder.name}"]
     line, base = lines[ours], lines[ORIGINAL]
     gain, half = line["ndcg_gain_percent"], line["ndcg_gain_half_width"]
+    if math.isnan(gain):
+        return "not measurable", [f"NDCG@{k} of {name} on original windows is 0, so no gain can be told in percent."]
     certainty = "more than chance over test users" if abs(gain) > half else "this may be chance"
     out = [
         f"NDCG@{k} of {name}: {base['ndcg']:.4f} on original windows, {line['ndcg']:.4f} on corrected ones "
