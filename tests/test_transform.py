@@ -48,6 +48,23 @@ def test_all_forms_agree(denoiser, served):
     assert sum(len(row) for row in again) == sum(map(len, of_table))
 
 
+def test_times_that_cannot_be_read_are_refused(denoiser, served):
+    """Instead of the order of the rows."""
+    long = served.explode("item_ids").rename(columns={"item_ids": "item_id"}).astype({"item_id": int})
+    long["timestamp"] = "24.10.2024 10:00"
+    with pytest.raises(DataError, match=r"'timestamp' of the histories has '24.10.2024 10:00', and .* no time"):
+        denoiser.transform(long)
+
+
+@pytest.mark.parametrize("odd", [str, lambda item: item + 0.5])
+def test_ids_of_another_type_are_refused_in_lists_too(denoiser, served, odd):
+    lists = [[odd(item) for item in row] for row in served["item_ids"]]
+    with pytest.raises(DataError, match="type"):
+        denoiser.transform(lists, policy="rate", eta=0.1, action="replace")
+    with pytest.raises(DataError, match="type"):
+        denoiser.transform(pl.DataFrame({"item_ids": lists}), policy="rate", eta=0.1, action="replace")
+
+
 def test_replacing_keeps_lengths_and_downweighting_keeps_items(denoiser, served):
     replaced = denoiser.transform(served, policy="rate", eta=0.1, action="replace")
     assert replaced["item_ids"].map(len).equals(served["item_ids"].map(len))

@@ -236,6 +236,9 @@ def test_a_stage_before_the_one_it_needs(llm4dsr, data, recipe, tmp_path, stage,
         (["decide", "--policy", "best"], CONFIG, "'best'; expected one of percentile, probability, precision, rate"),
         (["decide", "--policy", "rate", "--eta", "3"], CONFIG, "eta = 3.0; expected a fraction, from 0 to 1"),
         (["decide", "--policy", "validation", "--eta", "0.3"], CONFIG, "chooses η by itself. Leave --eta out"),
+        (["decide", "--policy", "best", "--overwrite"], CONFIG, "rate, validation, false-flag-rate, missed-noise-rate"),
+        (["decide", "--goal", "impute", "--eta", "0.3"], CONFIG, "but the policy is 'probability'. Leave --goal out"),
+        (["decide", "--goal", "impute", "--policy", "rate"], CONFIG, "but the policy is 'rate'. Leave --goal out"),
         (["decide", "--cap", "-1"], USAGE, "--cap"),
         (["decide", "--polcy", "rate"], USAGE, "No such option"),
         (["evaluate", "--seeds", "0"], USAGE, "--seeds"),
@@ -260,6 +263,19 @@ def test_a_run_is_not_begun_with_a_decision_that_cannot_be_made(llm4dsr, tmp_pat
     code, printed = llm4dsr("run", "--data", "x", "--out", tmp_path / "run", "--policy", policy, "--eta", eta)
     assert (code, said in printed) == (CONFIG, True), printed
     assert not any(tmp_path.iterdir())
+
+
+def test_a_goal_is_not_ignored(llm4dsr, tmp_path):
+    arguments = ("run", "--data", "x", "--out", tmp_path / "run", "--goal", "impute", "--policy", "rate")
+    code, printed = llm4dsr(*arguments, "--eta", "0.1")
+    assert (code, "Leave --goal out" in printed) == (CONFIG, True), printed
+
+
+def test_a_name_between_colons_is_no_picture(llm4dsr, tmp_path):
+    """Rich would print :fire: as an emoji, and the path would be none."""
+    code, printed = llm4dsr("data", "describe", tmp_path / "a:fire:b")
+    assert code == DATA
+    assert "a:fire:b" in printed
 
 
 def test_replacing_without_suggestions(llm4dsr, scored, tmp_path):

@@ -181,7 +181,7 @@ GOOD = log(ann=ALPHABET)
     [
         (GOOD.drop("timestamp"), ITEMS, "'timestamp' is missing"),
         (GOOD, ITEMS.drop("title"), "'title' is missing"),
-        (GOOD.clear(), ITEMS, "The log has no interactions"),
+        (GOOD.clear(), ITEMS, "The log of letters has no interactions; expected at least one"),
         (GOOD.with_columns(item_id=pl.lit(7)), ITEMS, "type Int32 in the log, and String in the items table"),
         (GOOD.with_columns(item_id=pl.lit("?")), ITEMS, "None of the 26.*letters can be used.*unknown_item 26"),
         (GOOD.with_columns(noise_mask=pl.lit(2)), ITEMS, r"'noise_mask' of the log holds \[2\]; expected 0 or 1"),

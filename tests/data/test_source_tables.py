@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm4dsr.data.prepare import PrepareOptions, prepare
 from llm4dsr.data.sources import Source, from_frames, read_source, source
 from llm4dsr.errors import DataError
 
@@ -156,6 +157,31 @@ def test_a_time_is_the_same_however_it_is_written(time):
              time.strftime("%a %b %d %H:%M:%S +0000 %Y") if time.year >= 1000 else str(seconds)]  # fmt: skip
     assert source.to_seconds(pl.Series("timestamp", texts), "x").to_list() == [seconds] * len(texts)
     assert source.to_seconds(pl.Series("timestamp", [time]), "x").to_list() == [seconds]
+
+
+@pytest.mark.parametrize("text", ["10/11/2024", "10/24/2024", "24.10.2024 00:09", "11-10-2024", "soon"])
+def test_what_may_be_another_day_is_no_time(text):
+    times = pl.Series("timestamp", ["2024-10-11 00:00:00", text, None, ""])
+    assert source.to_seconds(times, "x").to_list()[1:] == [None, None, None]
+    with pytest.raises(DataError, match=rf"'timestamp' of the log has '{text}', and 0 other value"):
+        source.readable_times(times, "the log")
+
+
+def test_rows_with_unreadable_times_are_told(tmp_path, caplog):
+    """With examples, whether some of them are or all."""
+    log = pl.DataFrame({"user_id": [u for u in range(40) for _ in range(6)],
+                        "item_id": [i % 30 for i in range(240)], "title": [f"Toy {i % 30}" for i in range(240)],
+                        "timestamp": [f"2024-05-31 10:{i % 60:02}:00" for i in range(240)]})  # fmt: skip
+    odd = log.with_columns(timestamp=pl.when(pl.col("user_id") < 5).then(pl.lit("10/24/2024")).otherwise("timestamp"))
+    odd.write_csv(tmp_path / "log.csv")
+    report = prepare(read_source(tmp_path / "log.csv"), tmp_path / "windows", PrepareOptions(k_core=0))
+    assert report["unreadable"]["interactions"] == {"bad_line": 30}
+    assert "30 of bad_line (log.csv, timestamp '10/24/2024')" in caplog.text
+    log.with_columns(timestamp=pl.lit("10/24/2024")).write_csv(tmp_path / "log.csv")
+    with pytest.raises(
+        DataError, match=r"no interactions that can be read: 240 of bad_line \(log.csv, timestamp '10/24"
+    ):
+        prepare(read_source(tmp_path / "log.csv"), tmp_path / "more", PrepareOptions(k_core=0))
 
 
 def test_large_numbers_are_milliseconds_and_smaller_units():

@@ -153,7 +153,6 @@ def first(n: int, **values) -> pl.DataFrame:
         (pl.concat([LOG, LOG[:4]]), "repeated_row", 4, "{'user_id': 'u00', 'item_id': 'a', 'timestamp': 1600000000}"),
         (first(2, timestamp=-5), "negative_time", 2, "-5"),
         (first(2, timestamp=TOMORROW), "future_time", 2, str(TOMORROW)),
-        (LOG.with_columns(pl.col("timestamp") * 1000), "milliseconds", 144, "1600000000000"),
         (first(12, timestamp=7), "no_order", 1, "'u00'"),
         (LOG.with_columns(timestamp=pl.lit("soon")), "time_type", 144, "'soon'"),
         (pl.concat([LOG, LOG[:1].with_columns(user_id=pl.lit("new"))]), "one_interaction", 1, "'new'"),
@@ -362,6 +361,17 @@ def test_the_report_is_plain_text_whatever_the_data(tmp_path):
     report = validate(of_log(tmp_path, first(2, item_id=ugly)))
     assert report.text().replace("\n", "").isprintable()
     assert the(report, "unknown_item").examples == [r"'\x1b[31m[red]\u202e\x07" + "x" * 35 + "…"]
+
+
+def test_milliseconds_of_a_log_are_read_as_such(tmp_path):
+    report = validate(of_log(tmp_path, LOG.with_columns(pl.col("timestamp") * 1000)))
+    assert not {"milliseconds", "future_time"} & set(codes(report))
+
+
+def test_parquet_with_another_name_is_to_be_named_rightly(tmp_path):
+    of_log(tmp_path)
+    (tmp_path / "interactions.parquet").rename(tmp_path / "interactions.csv")
+    assert "interactions.csv holds Parquet" in str(the(validate(tmp_path), "misnamed"))
 
 
 def test_every_code_is_found_by_some_test():

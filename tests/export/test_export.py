@@ -43,6 +43,7 @@ def test_dropped_records_are_missing_and_all_others_keep_their_bytes(shop, votes
     texts = {before[row] for row in gone}
     assert records(tmp_path / "out" / "interactions.csv") == [line for line in before if line not in texts]
     assert told["dropped"] == sum(line in texts for line in before)
+    assert told["judged"] == sum(before.count(before[row]) for row in {before[row]: row for row in scored}.values())
     changes = pl.read_csv(tmp_path / "out" / "changes.csv")
     assert set(changes["action"]) == {"drop"}
     lines = [before[row - 1].decode() for row in changes["record"]]

@@ -152,6 +152,29 @@ def test_a_log_of_several_files_that_was_moved(tiny_demo, tmp_path):
     ).all()
 
 
+def test_a_log_that_was_moved_may_be_named_by_its_folder(tiny_demo, tmp_path):
+    """As `data prepare` takes it: the file with the interactions beside that of the items."""
+    log = shop_log(tiny_demo)
+    path = write_log(log, tmp_path / "logs", "interactions.csv")
+    run, rows = found(windows_of(tmp_path / "logs", tmp_path / "windows", history=5), tmp_path / "run")
+    (tmp_path / "logs").rename(tmp_path / "moved")
+    for moved in (tmp_path / "moved", tmp_path / "moved" / path.name):
+        again = find_rows(log_origin(run, moved), run.data().splits, run.data().catalogue)
+        assert (again.of_windows["test"] == rows.of_windows["test"]).all()
+
+
+def test_a_log_in_milliseconds_is_found_again(tiny_demo, tmp_path):
+    """`run` reads the log itself, without `data prepare`."""
+    names = {"visitor": "user_id", "sku": "item_id", "when": "timestamp", "name": "title"}
+    log = shop_log(tiny_demo).rename(names).with_columns(pl.col("timestamp") * 1000)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log.select("item_id", "title").unique(maintain_order=True).write_csv(folder / "items.csv")
+    log.select("user_id", "item_id", "timestamp").write_csv(folder / "interactions.csv")
+    run, rows = found(folder, tmp_path / "run")
+    assert agrees(run, rows) > 1000
+
+
 def test_a_partitioned_log_keeps_its_folders():
     """`region=eu` is in both paths, behind what differs."""
     paths = [Path(f"/logs/date={day}/region=eu/part-0.csv") for day in (1, 2)]

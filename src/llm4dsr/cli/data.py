@@ -85,7 +85,7 @@ def prepare(
     source = read_source(path, form, _mapping(column))
     with bar() as progress:
         report = prepare(source, out, options, progress)
-    console.print_json(json.dumps({name: report[name] for name in ("interactions", "items", "windows")}))
+    console.print_json(json.dumps({name: report[name] for name in ("unreadable", "interactions", "items", "windows")}))
     console.print(
         f"Windows in {escape(str(out))}. Next:  llm4dsr run --data {escape(str(out))} --out …", soft_wrap=True
     )

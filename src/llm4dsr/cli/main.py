@@ -126,7 +126,7 @@ def run(
     from llm4dsr.pipeline import Run
 
     chosen = read_config(config, model, limit, seed, start).to_dict()
-    chosen["decide"] |= {"policy": effective_policy(policy, eta, chosen["decide"]["policy"])}
+    chosen["decide"] |= {"policy": effective_policy(policy, eta, chosen["decide"]["policy"], goal)}
     chosen["decide"] |= {"goal": goal} if goal is not None else {}
     chosen["decide"] |= {"eta": eta, "eta_test": None} if eta is not None else {}
     ahead = workers_of(engine, address, workers)

@@ -61,10 +61,8 @@ def show_tried(run: Run) -> None:
 def show(run: Run) -> None:
     """Show the result tables."""
     console.print(Markdown((run.verified("evaluate") / "results.md").read_text(encoding="utf-8")))
-    console.print(
-        f"Corrected histories: {escape(str(run.path('correct')))}   "
-        f"run card: {escape(str(run.folder / 'run_card.json'))}"
-    )
+    corrected = f"Corrected histories: {escape(str(run.path('correct')))}   " if run.done("correct") else ""
+    console.print(f"{corrected}run card: {escape(str(run.folder / 'run_card.json'))}")
 
 
 def report(

@@ -13,8 +13,8 @@ from rich.logging import RichHandler
 from llm4dsr.core import progress_bar
 from llm4dsr.core.progress import Progress
 
-console = Console()
-messages = Console(stderr=True)
+console = Console(emoji=False)  # :name: in a path stays as it is
+messages = Console(stderr=True, emoji=False)
 
 
 def set_up() -> None:

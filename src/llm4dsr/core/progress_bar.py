@@ -40,7 +40,7 @@ def shown(progress: Progress | bool | None) -> Iterator[Progress | None]:
         False or None: no progress.
     """
     if progress is True:
-        with bar(Console(stderr=True)) as report:
+        with bar(Console(stderr=True, emoji=False)) as report:
             yield report
     else:
         yield progress or None

@@ -14,6 +14,7 @@ from llm4dsr.core.io import as_data_error, write_parquet
 from llm4dsr.data.buckets import Bucket
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.interaction_log import InteractionLog
+from llm4dsr.data.sources.source import readable_times, text_microseconds
 from llm4dsr.data.windowing import build_windows, materialize_windows, new_rows, sort_log
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
@@ -120,18 +121,13 @@ def _usable_rows(interactions: pl.DataFrame) -> tuple[pl.DataFrame, int]:
             )
     truth = [name for name in (c.NOISE_MASK, c.CLEAN_ITEM) if name in interactions.columns]
     log = interactions.select(*needed, *truth)
-    time = pl.col(c.TIME)
-    kind = log.schema[c.TIME]
-    if kind == pl.String:
-        with as_data_error(f"{c.TIME!r} of the interactions is text that is no date", "Give seconds, or 2024-05-31."):
-            log = log.with_columns(time.str.to_datetime(time_unit="us", time_zone="UTC"))
-            kind = log.schema[c.TIME]
-    if kind.is_temporal() and kind not in (pl.Time, pl.Duration):
-        log = log.with_columns(order=time.dt.epoch("us"), seconds=time.dt.epoch("s"))
-    elif kind.is_numeric():
-        log = log.with_columns(order=time, seconds=time.cast(pl.Int64, strict=False))
-    else:
-        raise DataError(f"{c.TIME!r} of the interactions has the type {kind}; expected a number or a date.")
+    time = log[c.TIME]
+    seconds, order = readable_times(time, "the interactions"), time
+    if time.dtype == pl.String:
+        order = text_microseconds(time)
+    elif time.dtype.is_temporal():
+        order = time.dt.epoch("us")
+    log = log.with_columns(order=order, seconds=seconds)
     if c.NOISE_MASK in truth and not set(log[c.NOISE_MASK].unique()) <= {0, 1}:
         found = log[c.NOISE_MASK].unique().head(5).to_list()
         raise DataError(f"{c.NOISE_MASK!r} of the interactions holds {found}; expected 0 or 1 in each row.")

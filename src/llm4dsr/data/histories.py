@@ -20,7 +20,7 @@ from llm4dsr.core.hashing import history_ids
 from llm4dsr.core.io import as_frame
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.ids import whole_numbers
-from llm4dsr.data.sources.source import to_seconds
+from llm4dsr.data.sources.source import readable_times, text_microseconds
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError, DataError
 
@@ -84,7 +84,7 @@ class Histories:
                 raise DataError(f"A history is {odd!r}; expected a list of item ids for each, as in [[1, 2], [3]].")
             lengths = np.array([len(history) for history in given], dtype=np.int64)
             flat = [item for history in given for item in history]
-            items = pl.Series(c.ITEM, flat, dtype=catalogue.ids.dtype if flat else pl.Null, strict=False)
+            items = pl.Series(c.ITEM, flat, strict=False)
             owners, places = np.repeat(np.arange(len(lengths)), lengths), np.arange(len(flat))
         else:
             names = [str(name) for name in _names(given)]
@@ -165,7 +165,8 @@ def _by_user(frame: pl.DataFrame) -> tuple[IntArray, IntArray, pl.Series]:
     by = ["history"]
     if c.TIME in frame.columns:
         if frame.schema[c.TIME] == pl.String:
-            frame = frame.with_columns(to_seconds(frame[c.TIME], "the histories"))
+            readable_times(frame[c.TIME], "the histories")
+            frame = frame.with_columns(text_microseconds(frame[c.TIME]))
         by.append(c.TIME)
     frame = frame.with_columns(history=pl.col("row").first().over(c.USER)).sort(by, maintain_order=True)
     users = frame.unique("history", keep="first", maintain_order=True)[c.USER]

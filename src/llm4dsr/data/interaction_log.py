@@ -171,8 +171,6 @@ def read_log(
         with_time += len(rows) - rows[c.TIME].null_count()
         came += len(batch)
         tell(came, 0, "read interactions")
-    if not came:
-        raise DataError("The log has no interactions; expected at least one.")
     if with_time:
         dropped["missing_time"], left, seen = left - with_time, with_time, seen_with_time
     return ReadLog(came, left, dropped, with_time > 0, seen, strange if 2 * dropped["unknown_item"] > came else None)

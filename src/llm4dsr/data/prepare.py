@@ -130,6 +130,13 @@ def prepare(
         with closing(rows):
             read = read_log(source.batches(), items[c.ITEM], options.min_rating, tell, rows.add)
         rows_in, dropped = read.rows_in, read.dropped
+        told = "; ".join(f"{n:,} of {reason} ({', '.join(source.examples.get(reason, []))})"
+                         for reason, n in source.dropped.items())  # fmt: skip
+        if not rows_in:
+            why = f" that can be read: {told}" if told else "; expected at least one"
+            raise DataError(f"The log of {source.name} has no interactions{why}.")
+        if told:
+            logger.warning("Rows of the log were dropped, because they cannot be read: %s.", told)
         why = "" if read.unknown is None else explain_mismatch(read.unknown, items[c.ITEM], "the log", source.others())
         refuse_nothing(read.rows_left, source.name, rows_in, dropped, why)
         if why:

@@ -119,7 +119,7 @@ def ranks(owners: IntArray, log_odds: FloatArray) -> IntArray:
     return rank
 
 
-def effective_policy(policy: str | None, eta: float | None, configured: str) -> str:
+def effective_policy(policy: str | None, eta: float | None, configured: str, goal: str | None = None) -> str:
     """Return the policy in force where a policy, an η, both or none are asked for.
 
     An η alone is read as a probability if `validation` is configured, which chooses η itself.
@@ -127,13 +127,18 @@ def effective_policy(policy: str | None, eta: float | None, configured: str) -> 
     Raises
     ------
     ConfigError
-        If `validation` is asked for together with an η.
+        If `validation` is asked for together with an η, or a goal together with another policy.
     """
     if policy == VALIDATION and eta is not None:
         raise ConfigError(f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out.")
-    if policy is not None:
-        return policy
-    return STAND_IN if eta is not None and configured == VALIDATION else configured
+    if policy is None:
+        policy = STAND_IN if eta is not None and configured == VALIDATION else configured
+    if goal is not None and policy != VALIDATION:
+        raise ConfigError(
+            f"--goal {goal} says what the policy {VALIDATION!r} tries, but the policy is {policy!r}. Leave --goal out, "
+            "or --policy and --eta."
+        )
+    return policy
 
 
 def rule(

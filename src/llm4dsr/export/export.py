@@ -148,8 +148,8 @@ def export_log(run: Run, folder: Path, options: ExportOptions) -> dict[str, Any]
     )  # fmt: skip
     told.write_csv(folder / CHANGED)
     return {
-        "records": size, "judged": len(decisions), "dropped": int(dropped.sum()), "replaced": len(replaced),
-        "weighted": 0 if weights is None else int((weights < 1).sum()),
+        "records": size, "judged": int((decisions["windows"] > 0).sum()), "dropped": int(dropped.sum()),
+        "replaced": len(replaced), "weighted": 0 if weights is None else int((weights < 1).sum()),
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from llm4dsr.data.ids import whole_numbers, without_decimals
 from llm4dsr.data.interaction_log import InteractionLog, Ints, first_with_title, item_table
 from llm4dsr.data.prepare import REPORT
 from llm4dsr.data.sources import tables
+from llm4dsr.data.sources.read import tables_at
 from llm4dsr.data.sources.source import to_seconds
 from llm4dsr.data.windowing import sort_log
 from llm4dsr.data.windows import Windows
@@ -95,7 +96,9 @@ def log_origin(run: Run, moved: Path | None = None) -> LogOrigin:
                 "or recbole-splits, which have windows."
             )
         options = report["options"]
-    log = Path(found["path"]) if moved is None else moved
+    items = Path(found["items"]) if found["items"] else None
+    log, beside = (Path(found["path"]), items) if moved is None else tables_at(moved)
+    items = beside if items and not items.exists() else items
     before = {Path(path): sha for path, sha in found["files"].items()}
     now = tables.parts_of(log)
     if not log.exists() or not all(part.is_file() for part in now):
@@ -105,7 +108,7 @@ def log_origin(run: Run, moved: Path | None = None) -> LogOrigin:
             f"{log} has changed since {run.folder} was made from it, so its rows cannot be found again. Restore it, or "
             "prepare it and run again."
         )
-    return LogOrigin(log, now, Path(found["items"]) if found["items"] else None, found["columns"], options)
+    return LogOrigin(log, now, items, found["columns"], options)
 
 
 def _is_log(path: Path) -> bool:

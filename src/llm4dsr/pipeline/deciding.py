@@ -11,7 +11,15 @@ from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.denoise.calibrate import Calibrator
-from llm4dsr.denoise.decide import CONTROLLED, FALSE_FLAG_RATE, MISSED_NOISE_RATE, TOP, configured_rule
+from llm4dsr.denoise.decide import (
+    CONTROLLED,
+    FALSE_FLAG_RATE,
+    MISSED_NOISE_RATE,
+    POLICIES,
+    TOP,
+    VALIDATION,
+    configured_rule,
+)
 from llm4dsr.denoise.decide import rule as decision_rule
 from llm4dsr.denoise.labels import judged, labeled_scores
 from llm4dsr.denoise.risk_control import Threshold, control_false_flags, control_missed_noise, rows_past
@@ -119,14 +127,16 @@ def _thresholds(
     return control_missed_noise(maps, eta)
 
 
-def check_labels(policy: str, labels: pl.DataFrame | None) -> None:
-    """Refuse labels where the policy has no use for them.
+def check_policy(policy: str, labels: pl.DataFrame | None) -> None:
+    """Refuse an unknown policy, and labels where the policy has no use for them.
 
     Raises
     ------
     ConfigError
-        If there are labels for another policy than `false-flag-rate`.
+        If there is no such policy, or there are labels for another one than `false-flag-rate`.
     """
+    if policy not in (known := (*POLICIES, VALIDATION, *CONTROLLED)) and policy != TOP:
+        raise ConfigError(f"decide.policy = {policy!r}; expected one of {', '.join(known)}.")
     if labels is not None and policy != FALSE_FLAG_RATE:
         raise ConfigError(
             f"The policy {policy!r} reads no labels. Leave --labels out, or use the policy {FALSE_FLAG_RATE!r}. "

@@ -32,7 +32,7 @@ from llm4dsr.evaluate.result_table import result_table
 from llm4dsr.evaluate.rows import DecisionTables, compared_rows, correct_split
 from llm4dsr.evaluate.summary import summarize
 from llm4dsr.evaluate.train_and_evaluate import train_and_evaluate
-from llm4dsr.pipeline.deciding import REVIEWED, check_labels, flag_splits, overruled, replaced_as_reviewed
+from llm4dsr.pipeline.deciding import REVIEWED, check_policy, flag_splits, overruled, replaced_as_reviewed
 from llm4dsr.pipeline.inputs import Check, inputs_of, load_start, origin, read_checked
 from llm4dsr.pipeline.run_folder import FOLDERS
 from llm4dsr.pipeline.run_tables import MAPS, RunTables
@@ -210,9 +210,9 @@ class Run(RunTables):
             Reviewed interactions, as in `calibrate`, which overrule all else. `replacement_item_id`, if there is such a
             column, overrules the suggestion.
         """
+        policy = effective_policy(policy, eta, self.config.decide.policy, goal)
+        check_policy(policy, labels)
         with self.stage("decide", overwrite) as (out, facts):
-            policy = effective_policy(policy, eta, self.config.decide.policy)
-            check_labels(policy, labels)
             if policy == VALIDATION:
                 goal = goal or self.config.decide.goal
                 cap = flag_cap(goal, self.data().splits) if cap is None else cap

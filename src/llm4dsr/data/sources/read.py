@@ -204,6 +204,11 @@ def _alone(inter: list[Path], columns: Mapping[str, str] | None) -> Path:
     return inter[0]
 
 
+def tables_at(path: Path) -> tuple[Path, Path | None]:
+    """Return the tables (interactions, items) that `read_source` takes from a folder; else the path itself alone."""
+    return (_table(path, None, {}) if path.exists() else None) or (path, None)
+
+
 def _titled(part: Path, columns: Mapping[str, str] | None) -> bool:
     names = tables.columns_of(part)
     atomic = tables.kind_of(part) in ATOMIC and title_column(names) is not None

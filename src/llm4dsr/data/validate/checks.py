@@ -23,6 +23,7 @@ from llm4dsr.data.catalogue import clean_titles
 from llm4dsr.data.files import find_files, one_id_type, read_file
 from llm4dsr.data.ids import explain_mismatch, whole_number_ids
 from llm4dsr.data.read import read_data
+from llm4dsr.data.sources.source import to_seconds
 from llm4dsr.data.validate.findings import FEW_WINDOWS, GIANT, LEAK_SHARE, LONG_TITLE, LONG_WINDOW, Report, size
 from llm4dsr.errors import DataError, first_line
 
@@ -117,6 +118,8 @@ def _why(file: Path) -> str:
             end = stream.read()
         if file.suffix == ".parquet":
             return "cut_short" if start == b"PAR1" and end != b"PAR1" else "not_parquet"
+        if start == b"PAR1":
+            return "misnamed"
         zipped = start[:2] == b"\x1f\x8b"
         with gzip.open(file, "rt", encoding="utf-8") if zipped else file.open(encoding="utf-8") as text:
             while text.read(1 << 20):
@@ -243,16 +246,14 @@ def _log(report: Report, name: str, log: pl.LazyFrame, items: pl.LazyFrame | Non
     if _wrong(report, name, schema, c.USER, _is_id(schema[c.USER]), "whole numbers or text"):
         return
     kind = schema[c.TIME]
-    if kind == pl.String:
-        parsed = stamp.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
-        report.check("time_type", log, stamp.is_not_null() & parsed.is_null(), stamp, where=name)
-        _times(report, name, log, parsed.dt.epoch("s"))
-    elif kind.is_numeric():
-        _times(report, name, log, stamp.cast(pl.Int64, strict=False))
-    elif _wrong(report, name, schema, c.TIME, kind in (pl.Date, pl.Datetime), "seconds since 1970, or dates"):
+    known = kind.is_numeric() or kind in (pl.String, pl.Date, pl.Datetime)
+    if _wrong(report, name, schema, c.TIME, known, "seconds since 1970, or dates"):
         return
-    else:
-        _times(report, name, log, stamp.dt.epoch("s"))
+    seconds = stamp.map_batches(lambda times: to_seconds(times, name), return_dtype=pl.Int64)
+    if kind == pl.String:
+        unreadable = (stamp.str.strip_chars() != "") & seconds.is_null()
+        report.check("time_type", log, unreadable, stamp, where=name)
+    _times(report, name, log, seconds)
     _ids(report, name, c.ITEM, log.select(c.ITEM), items)
     full = log.select(needed).filter(~lacking)
     report.check("repeated_row", full, _again(pl.struct(needed)), pl.struct(needed), where=name)

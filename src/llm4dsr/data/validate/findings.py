@@ -26,6 +26,7 @@ CODES: Final[dict[str, tuple[Level, str, str]]] = {
     "unreadable": ("error", "{where} cannot be read to the end: {said}", _COPY),
     "cut_short": ("error", "{where} was cut short: {said}", "Copy or download it again."),
     "not_parquet": ("error", "{where} is not Parquet, or damaged: {said}", "Correct its name, or write it again."),
+    "misnamed": ("error", "{where} holds Parquet.", "Name it .parquet."),
     "not_utf8": ("error", "{where} is not in UTF-8: {said}", "Save it in UTF-8:  iconv -f latin1 -t utf-8 …"),
     "no_rows": ("error", "{where} has no rows.", "Give at least one."),
     "missing_column": ("error", "{where} has no column {column!r}; it has {there}.",
