@@ -81,10 +81,10 @@ def log_origin(run: Run, moved: Path | None = None) -> LogOrigin:
     check_inputs(inputs, run.folder)
     logs = [path for path in map(Path, inputs) if _is_log(path)]
     if logs:
-        items = next(path for path in map(Path, inputs) if path not in logs)
+        catalogue = next(path for path in map(Path, inputs) if path not in logs)
         found: dict[str, Any] = {
             "path": str(logs[0]), "files": {str(logs[0]): inputs[str(logs[0])]["sha256"]},
-            "items": str(items), "columns": {},
+            "items": str(catalogue), "columns": {},
         }  # fmt: skip
     else:
         report = _report(inputs)
@@ -97,8 +97,10 @@ def log_origin(run: Run, moved: Path | None = None) -> LogOrigin:
             )
         options = report["options"]
     items = Path(found["items"]) if found["items"] else None
-    log, beside = (Path(found["path"]), items) if moved is None else tables_at(moved)
-    items = beside if items and not items.exists() else items
+    log = Path(found["path"])
+    if moved is not None:
+        log, beside = tables_at(moved)
+        items = beside if items and not items.exists() else items
     before = {Path(path): sha for path, sha in found["files"].items()}
     now = tables.parts_of(log)
     if not log.exists() or not all(part.is_file() for part in now):
