@@ -11,7 +11,7 @@ from llm4dsr import Config, Denoiser
 from llm4dsr.core.hashing import user_folds, user_hashes
 from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.demo import make_demo
-from llm4dsr.data.windows import Windows, align
+from llm4dsr.data.windows import Windows, align, limit_windows
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.errors import ConfigError, ModelError
 from llm4dsr.metrics import auroc
@@ -191,6 +191,20 @@ def test_a_suggestion_is_never_in_the_window(denoiser, scores):
     for window, item in suggested.select("window_id", "suggested_item_id").iter_rows():
         inside = canonical[histories.row(row[window])]
         assert canonical[DEMO.data.catalogue.index([item])[0]] not in inside
+
+
+def test_the_noise_of_a_small_log_is_found(tiny_demo, monkeypatch):
+    """150 training windows, 32 of validation: the networks of training windows score newer ones too."""
+    config = Config.from_dict({"threads": 1, "model": {"hidden_size": 32, "layers": 1, "heads": 2, "vector_size": 32},
+                               "train": {"epochs": 1, "folds": 2}})  # fmt: skip
+    few, newer = limit_windows(tiny_demo.splits["train"], 150, 0), tiny_demo.splits["test"].histories()
+    fitted = Denoiser(config).fit(few, tiny_demo.catalogue, tiny_demo.splits["valid"].histories())
+    scores = fitted.score(newer)
+    assert auroc(align(scores, newer, "log_odds"), newer.truth()) > 0.85
+    assert scores["noise_probability"].max() > 0.5
+    assert fitted.ensemble.stacker_newer is fitted.ensemble.stacker_training
+    monkeypatch.setattr("llm4dsr.denoise.stacking.Stacker.helps", lambda *_: False)  # it is taken only if it helps
+    assert Denoiser(config).fit(few, tiny_demo.catalogue).ensemble.stackers == (None, None)
 
 
 def test_an_unknown_policy_is_refused(denoiser, scores):

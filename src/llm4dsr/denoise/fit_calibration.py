@@ -21,9 +21,12 @@ from llm4dsr.denoise.noise_injection import inject, task_rate
 from llm4dsr.denoise.noise_rate import noise_rate_intervals
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights, fit_ranking_weights
+from llm4dsr.denoise.stacking import MIN_INJECTED
 from llm4dsr.denoise.training_labels import NO_LABELS, UNLABELED, TrainingLabels
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
+ENOUGH = 3 * MIN_INJECTED  # injected interactions of training windows; few windows get several draws of noise
+MAX_DRAWS = 10
 MIN_WINDOWS = 20  # validation windows of two items below which nothing is calibrated
 MIN_UNSEEN = 200  # validation windows of unseen users that are enough to calibrate on
 
@@ -94,15 +97,17 @@ def fit_calibration(
         newer.add(by_then, validation.take(rows), rows, draws, rng, step, "calibrate", cache)
     rate = task_rate(config.task, windows)
     for_newer = for_training = newer.fit_stacker(config.task, rate, config.seed, labels)
-    noise, unlabeled, source, owner = newer.samples(for_newer)
-    half = rng.random(len(validation)) < 0.5
-    pairs = [(noise, unlabeled)]
+    half, pairs = rng.random(len(validation)) < 0.5, []
     if out_of_fold:
         training, some = ScoredWindows(), _sampled(windows, labels, config.seed)
-        training.add(ensemble, some, np.arange(len(some)), 1, rng, progress, "calibrate: training", cache,
+        draws = int(np.clip(ENOUGH / len(some), 1, MAX_DRAWS))
+        training.add(ensemble, some, np.arange(len(some)), draws, rng, progress, "calibrate: training", cache,
                      validation)  # fmt: skip
         for_training = training.fit_stacker(config.task, rate, config.seed, labels)
+        for_newer = for_newer or newer.helped_by(for_training)
         pairs.append(training.samples(for_training)[:2])
+    noise, unlabeled, source, owner = newer.samples(for_newer)
+    pairs.insert(0, (noise, unlabeled))
     rates = noise_rate_intervals(pairs, config.score.atypical_share) if rates is None else rates
     before, after = calibrate.injected_noise_ece(
         noise[0], unlabeled, config.score.calibration, (half[source], half[owner])

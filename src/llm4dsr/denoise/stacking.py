@@ -6,7 +6,8 @@ injected noise [1]_. It reads the log-odds of an interaction and of its window, 
 is read: the network learns to tell injected noise from unlabeled interactions, as the model does.
 
 Nothing is scored by a network that was fitted on its own user: users are in two halves, and each half is scored by the
-network of the other. Training windows have networks of their own, because their users are in the counts.
+network of the other. Training windows have networks of their own, because their users are in the counts. If there are
+too few newer windows to learn from, those networks score newer windows too.
 
 References
 ----------
@@ -190,13 +191,16 @@ class Stacker:
                 for h in range(HALVES)
             ]  # fmt: skip
         stacker = cls(*(np.stack(part) for part in zip(*fitted, strict=True)))
-        is_noise = np.arange(len(single.half) + len(unlabeled.half)) < len(single.half)
-        both = Evidence.join([single, unlabeled])
-        alone, stacked = auroc(both.values[:, 0], is_noise), auroc(stacker(both), is_noise)
+        return stacker if stacker.helps(single, unlabeled) else None
+
+    def helps(self, noise: Evidence, unlabeled: Evidence) -> bool:
+        """Return whether it tells injected noise from unlabeled interactions better than the model's log-odds do."""
+        is_noise = np.arange(len(noise.half) + len(unlabeled.half)) < len(noise.half)
+        both = Evidence.join([noise, unlabeled])
+        alone, stacked = auroc(both.values[:, 0], is_noise), auroc(self(both), is_noise)
         if stacked <= alone:
             log.info("Stacking was left out: AUROC of injected noise %.3f with it, %.3f without.", stacked, alone)
-            return None
-        return stacker
+        return stacked > alone
 
     def log_odds(self, log_odds: FloatArray, evidence: Evidence) -> FloatArray:
         """Return log-odds [n] in place of the model's; NaN where those are."""
