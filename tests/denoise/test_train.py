@@ -9,7 +9,10 @@ import torch
 
 from llm4dsr.config import Config
 from llm4dsr.core.hashing import derived_seed
+from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.ensemble import Ensemble
+from llm4dsr.denoise.train import next_token_loss
+from llm4dsr.lm.collate import collate
 
 EPOCHS, STEPS = 3, 3  # of one model
 
@@ -40,6 +43,32 @@ def test_a_step_does_not_depend_on_its_passes(tiny_demo, monkeypatch):
     assert small_curve == pytest.approx(curve, rel=1e-4)
     for a, b in zip(weights, small, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("readout", ["likelihood", "title"])
+def test_logits_may_be_computed_one_part_after_another(readout, tiny_demo, monkeypatch):
+    """Forty tokens at a time: the same loss and the same gradients, those of tied embeddings too."""
+    titles = {"item_input": "title", "readout": readout, "cooccurrence": False, "pretrain_epochs": 0}
+    given = Config.from_dict({"model": titles, "train": {"batch_windows": 20}}, base=config())
+    windows = tiny_demo.splits["train"].take(np.arange(20))
+    model, builder = build_model(given, tiny_demo.catalogue, windows, None, None, 0)
+    rows = builder.prompts(windows)
+    batch = collate(rows, model.device)
+    spans = [(i, t) for i, row in enumerate(rows) for t in range(1, len(row))]
+
+    def computed() -> tuple[float, list[torch.Tensor]]:
+        model.zero_grad()
+        loss = next_token_loss(model, model.hidden(batch), batch.ids, spans)
+        loss.backward()
+        return float(loss.detach()), [p.grad.clone() for p in model.trainable() if p.grad is not None]
+
+    whole, gradients = computed()
+    monkeypatch.setattr("llm4dsr.lm.passes.LOGITS", 40 * model.base.config.vocab_size)
+    parts, others = computed()
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert len(gradients) == len(others) > 5
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_large_losses_are_left_out_from_the_second_epoch_on(tiny_demo):

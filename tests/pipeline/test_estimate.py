@@ -14,7 +14,7 @@ from llm4dsr.cli.main import main
 from llm4dsr.core.memory import free_in_container
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.errors import ModelError, OutputError
-from llm4dsr.lm.passes import CPU_BYTES, CPU_TOKENS, pass_tokens, token_bytes
+from llm4dsr.lm.passes import CPU_BYTES, CPU_TOKENS, LOGITS, pass_tokens, token_bytes
 from llm4dsr.lm.shape import LMShape, lm_shape
 from llm4dsr.pipeline import STAGES, preflight
 from llm4dsr.pipeline.estimate import (
@@ -74,10 +74,12 @@ def test_activations_grow_with_layers_in_tuning_alone():
 
 
 def test_logits_are_read_where_titles_are_written():
-    assert logit_bytes(LM, configuration(), SIZES) == 0
+    assert logit_bytes(LM, configuration(), SIZES, 10) == 0
     whole = replace(TITLES, task=replace(TITLES.task, whole_prompt_loss=True))
-    assert logit_bytes(LM, whole, SIZES) == 3 * 4 * 300
-    assert logit_bytes(LM, TITLES, replace(SIZES, title_tokens=3.5)) == 3 * 4 * 300 // 2  # two titles of 14 tokens
+    assert logit_bytes(LM, whole, SIZES, 10) == 10 * 3 * 4 * 300
+    half = logit_bytes(LM, TITLES, replace(SIZES, title_tokens=3.5), 10)  # two titles of 14 tokens
+    assert half == 10 * 3 * 4 * 300 // 2
+    assert logit_bytes(LM, whole, SIZES, 10**9) == LOGITS // 300 * 3 * 4 * 300  # the rest follows
 
 
 def test_a_pass_holds_no_more_than_the_step_and_the_budget():

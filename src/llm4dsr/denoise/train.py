@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from llm4dsr.config import Config
 from llm4dsr.core.arrays import FloatArray, IntArray
@@ -34,7 +35,7 @@ from llm4dsr.lm.checkpoint import Checkpoint, Position
 from llm4dsr.lm.collate import collate, token_batches
 from llm4dsr.lm.lora import fused_lora
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
-from llm4dsr.lm.passes import pass_tokens_of
+from llm4dsr.lm.passes import pass_tokens_of, tokens_at_once
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
@@ -348,7 +349,19 @@ def _loss(
 def next_token_loss(model: NoiseLM, hidden: Tensor, ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
     """Summed cross-entropy of the tokens at (row, column) `spans`, each given what precedes it."""
     at, col = [i for i, _ in spans], [t for _, t in spans]
-    return F.cross_entropy(model.logits(hidden[at, [t - 1 for t in col]]), ids[at, col], reduction="sum")
+    states, wanted = hidden[at, [t - 1 for t in col]], ids[at, col]
+    size = tokens_at_once(model.base.get_output_embeddings().weight.shape[0])
+    if len(wanted) <= size:
+        return _cross_entropy(model, states, wanted)
+    losses = [  # logits are computed again for the gradient
+        checkpointed(_cross_entropy, model, states[i : i + size], wanted[i : i + size], use_reentrant=False)
+        for i in range(0, len(wanted), size)
+    ]
+    return torch.stack(losses).sum()
+
+
+def _cross_entropy(model: NoiseLM, states: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(model.logits(states), wanted, reduction="sum")
 
 
 def _vector_loss(model: NoiseLM, read: Tensor, truth: IntArray, candidates: IntArray) -> Tensor:

@@ -11,6 +11,7 @@ from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.shape import LMShape
 
 CPU_BYTES = 3 * 2**29  # of activations in tuning, in one pass on a CPU
+LOGITS = 2**24  # next-token logits of a tuning pass that are in memory at a time
 CPU_TOKENS = 4_096  # of the embedded model there: with four times as many, scoring of Toys took a third longer
 
 
@@ -52,6 +53,17 @@ def pass_tokens(lm: LMShape, config: Config, gpu: bool) -> int:
     if config.model.source == EMBEDDED:
         return min(most, CPU_TOKENS)
     return max(1, min(most, CPU_BYTES // token_bytes(lm, config, config.train.max_tokens, tuned=True)))
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """Return of how many tokens a tuning pass holds the next-token logits.
+
+    Examples
+    --------
+    >>> tokens_at_once(49_152), tokens_at_once(4_000)
+    (341, 4194)
+    """
+    return max(1, LOGITS // vocabulary)
 
 
 def decoding_tokens(config: Config) -> int:

@@ -20,7 +20,7 @@ from llm4dsr.denoise.ranking import NEIGHBORS, SCORES
 from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
 from llm4dsr.features.cooccurrence import CELLS
-from llm4dsr.lm.passes import decoding_bytes, decoding_tokens, pass_tokens, token_bytes
+from llm4dsr.lm.passes import decoding_bytes, decoding_tokens, pass_tokens, token_bytes, tokens_at_once
 from llm4dsr.lm.shape import LMShape
 from llm4dsr.pipeline.sizes import Sizes, distinct_pairs, flags
 from llm4dsr.recommenders import SEEDLESS
@@ -61,22 +61,25 @@ def optimizer_bytes(lm: LMShape, config: Config) -> int:
     return trainable * (12 + 4 - BYTES[config.model.dtype])
 
 
-def logit_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
-    """Return the bytes of next-token logits for each token of a tuning pass; 0 if only noise logits are read."""
+def logit_bytes(lm: LMShape, config: Config, sizes: Sizes, tokens: float) -> int:
+    """Return the bytes of next-token logits in a tuning pass of so many tokens; 0 if only noise logits are read."""
     if config.model.item_input == "soft_token" and config.model.readout == "per_position":
         return 0
     pretrained = config.model.source == EMBEDDED and config.model.item_input == "title" and config.model.pretrain_epochs
     whole = config.task.whole_prompt_loss or pretrained or config.model.readout == "likelihood"
     share = 1.0 if whole else min(1.0, 2 * sizes.title_tokens / sizes.tokens)
-    return int(share * lm.vocabulary * 4 * 3)  # logits, their log-softmax, and its gradient
+    at_once = min(share * tokens, tokens_at_once(lm.vocabulary))
+    return int(at_once * lm.vocabulary * 4 * 3)  # logits, their log-softmax, and its gradient
 
 
 def tuning_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | None = None, gpu: bool = False) -> int:
     """Return the bytes of tuning all folds: tuned models, one in tuning, and the largest pass."""
     step = sizes.tokens * min(config.train.batch_windows, sizes.windows[c.TRAIN])
     most = max(pass_tokens(lm, config, gpu) if batch_tokens is None else batch_tokens, sizes.tokens)
-    each = token_bytes(lm, config, sizes.tokens, tuned=True, gpu=gpu) + logit_bytes(lm, config, sizes)
-    return int(config.train.folds * model_bytes(lm, config) + optimizer_bytes(lm, config) + min(step, most) * each)
+    tokens = min(step, most)
+    of_pass = tokens * token_bytes(lm, config, sizes.tokens, tuned=True, gpu=gpu)
+    of_pass += logit_bytes(lm, config, sizes, tokens)
+    return int(config.train.folds * model_bytes(lm, config) + optimizer_bytes(lm, config) + of_pass)
 
 
 def scoring_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | None = None, gpu: bool = False) -> int:
