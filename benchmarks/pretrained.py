@@ -55,8 +55,8 @@ from llm4dsr.metrics import auroc, average_precision
 SAMPLES = 1_000
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the histories that a cascade asks the language model for
 LAPTOP = {"model": {"source": "smollm2", "dtype": "bf16"}, "train": {"epochs": 1}}
-RANDOM = {"model": {"tuning": "full"}}
-ANSWERS = {
+RANDOM: dict[str, Any] = {"model": {"tuning": "full"}}
+ANSWERS: dict[str, Any] = {
     "model": {"readout": "title"},
     "task": {"replaced": 1, "none": 0.0, "popular": 0.0, "whole_prompt_loss": True},
     "train": {"small_loss_drop_rate": 0.0},
@@ -121,11 +121,11 @@ def compare(path: Path, run: Path, windows: int, cells: list[str], scratch: Path
     truth, users, owners = histories.truth()[scored], user_codes(histories)[histories.owners][scored], histories.owners
     default, found, owners = default[scored], {name: s[scored] for name, s in found.items()}, owners[scored]
     models = [name for name in found if not name.startswith("embedded")]
-    out = {"histories": len(histories), "interactions": len(truth), "costs": costs,
+    out: dict[str, Any] = {"histories": len(histories), "interactions": len(truth), "costs": costs,
            "alone": {"default": quality(truth, default)} | {name: quality(truth, s) for name, s in found.items()},
            "together": {name: together(default, found[name], truth, users) for name in models},
-           "few users": {f"{few} + {name}": together(found[few], found[name], truth, users)
-                         for few in found if few.startswith("embedded") for name in models}}  # fmt: skip
+           "few users": {f"{few} + {models[0]}": together(found[few], found[models[0]], truth, users)
+                         for few in found if few.startswith("embedded")}}  # fmt: skip
     best = max(models, key=lambda name: out["together"][name]["AP"][1])
     return out | {"cascade": cascade(default, found[best], truth, users, owners), "cascade of": best}
 
@@ -182,6 +182,58 @@ def gain_interval(truth: BoolArray, users: IntArray, alone: FloatArray, both: Fl
     return round(float(low), 4), round(float(high), 4)
 
 
+def named(cell: str) -> str:
+    """What a cell is called in the tables."""
+    kind, rest = cell.split("-", 1)
+    size, _, mode = rest.partition(" ")
+    if kind == "embedded":
+        return f"default, fitted on {int(size):,} users"
+    what = {"likelihood": "SmolLM2, likelihood", "random": "random weights of the same shape, likelihood",
+            "answers": f"SmolLM2, published answers, {mode}"}[kind]  # fmt: skip
+    return f"{what}, {f'tuned on {int(size):,} windows' if int(size) else 'not tuned'}"
+
+
+def page(found: dict[str, Any]) -> str:
+    """The tables of all datasets."""
+    parts = [
+        "# What a pre-trained language model finds, and what it adds\n\n"
+        "    python benchmarks/pretrained.py --data DATA/NAME --run OUT/NAME-15000/llm4dsr-0 --scratch DIR \\\n"
+        "      --out benchmarks/results/pretrained\n\n"
+        "SmolLM2-135M-Instruct in bf16, recipe `laptop`, one epoch of LoRA (random weights: all are tuned). 10 % of "
+        "the interactions are\nuniform noise. *default* is seed 0 of [RESULTS.md](../../RESULTS.md), of all users. "
+        "Both scores together are fitted to the known\nnoise, cross-validated by user: an upper bound, as a denoiser "
+        "has no labels. Intervals are 95 % over users. CPU minutes, of one thread\nbeside other work, are those of "
+        "loading, tuning and scoring."
+    ]
+    for name, data in found.items():
+        area, ap = data["alone"]["default"]
+        rows = ["| | AUROC / AP | with the default: AP | gain in AP | CPU minutes |", "|---" * 5 + "|"]
+        rows.append(f"| default | {area:.3f} / {ap:.3f} | | | |")
+        for cell, (area, ap) in list(data["alone"].items())[1:]:
+            both, cost = data["together"].get(cell), data["costs"][cell.split(" ")[0]]
+            gain = f"{both['AP'][1]:.3f} | {signed(both['gain in AP'])}" if both else "|"
+            rows.append(f"| {named(cell)} | {area:.3f} / {ap:.3f} | {gain} | {cost['CPU minutes']} |")
+        parts.append(f"## {name}, {data['histories']} test histories\n\n" + "\n".join(rows))
+        if data["few users"]:
+            rows = ["| | default alone: AUROC / AP | both together | gain in AP |", "|---" * 4 + "|"]
+            for pair, both in data["few users"].items():
+                few, model = pair.split(" + ")
+                cells = [f"{area:.3f} / {ap:.3f}" for area, ap in zip(both["AUROC"], both["AP"], strict=True)]
+                rows.append(f"| {named(few)} + {named(model)} | {' | '.join(cells)} | {signed(both['gain in AP'])} |")
+            parts.append("A default denoiser of few users, with the language model:\n\n" + "\n".join(rows))
+        asked = ", ".join(f"{step['share']:.0%}: {step['AP']:.3f}" for step in data["cascade"])
+        parts.append(
+            f"A cascade, which asks *{named(data['cascade of'])}* only for the histories in which the default is least "
+            f"certain; AP by the share that is asked: {asked}."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def signed(interval: list[float]) -> str:
+    low, high = interval
+    return f"{low:+.3f} to {high:+.3f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -201,6 +253,7 @@ def main() -> None:
     known = json.loads(results.read_text())["datasets"] if results.exists() else {}
     known[given.data.name] = compare(given.data, given.run, given.windows, cells, scratch)
     write_text(results, json.dumps({"datasets": known, "versions": versions()}, indent=1))
+    write_text(given.out / "README.md", page(known))
 
 
 if __name__ == "__main__":
