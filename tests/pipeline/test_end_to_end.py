@@ -17,13 +17,35 @@ from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.evaluate.judges import judge
 from llm4dsr.evaluate.rate_selection import IMPUTED, NO_CORRECTION, Candidate, best_candidate, candidates
 from llm4dsr.metrics import auroc
-from llm4dsr.pipeline import TRIED, Run
+from llm4dsr.pipeline import STAGES, TRIED, Run
 from llm4dsr.recommenders.ease import EASE
 from llm4dsr.recommenders.item_knn import ItemKNN
 from llm4dsr.recommenders.neighborhood import fit_neighborhood
 
+from ..lm.test_model_sources import make_checkpoint
+
 TINY = {"model": {"hidden_size": 32, "layers": 1, "vector_size": 32}, "train": {"epochs": 2},
         "evaluate": {"recommender": {"epochs": 2}}, "threads": 2}  # fmt: skip
+
+
+def test_the_published_recipe_runs_with_a_small_model(llm4dsr, tiny_demo, tmp_path):
+    """First tokens, percentile, free generation and grounding; without CUDA, weights are not quantized."""
+    model = make_checkpoint(tmp_path / "model", tiny_demo.catalogue.titles)
+    tiny_demo.write(tmp_path / "data")
+    given = ("-c", "paper", "-m", model, "-d", tmp_path / "data", "-o", tmp_path / "run", "--limit", 12)
+    code, printed = llm4dsr("prepare", *given)
+    assert code == 0, printed
+    assert "model.load_in: 8bit of the recipe" in " ".join(printed.split())
+    config = Run(tmp_path / "run").config
+    assert (config.model.load_in, config.model.dtype, config.score.mode) == ("full", "bf16", "first-token")
+    short = {"train": {"epochs": 2}, "suggest": {"max_new_tokens": 6}, "evaluate": {"backbone": "itemknn"}}
+    run = Run.create(tmp_path / "short", Config.from_dict(short, base=config))
+    for stage in STAGES:
+        run.make(stage, tiny_demo)
+    suggested = pl.concat(pl.read_parquet(run.path("suggest") / f"{name}.parquet") for name in c.SPLITS)
+    assert set(suggested["grounding"]) <= set(c.GROUNDINGS)
+    assert suggested["generated_text"].null_count() < len(suggested)  # written freely, then grounded
+    assert "| corrected (replace)" in (run.path("evaluate") / "results.md").read_text()
 
 
 def test_a_run_goes_through_all_stages(tmp_path):

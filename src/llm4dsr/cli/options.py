@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm4dsr.config import Config
+from llm4dsr.config import EMBEDDED, SMOLLM2, Config, ModelConfig
+from llm4dsr.core.progress import log
 from llm4dsr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,6 +77,20 @@ def workers_of(engine: str, address: str | None, workers: int | None) -> RayWork
     return RayWorkers(address, workers)
 
 
+def _fitting(model: ModelConfig) -> ModelConfig:
+    """The options of a recipe for another model than its own, which may not be quantized: without CUDA, none can."""
+    if model.load_in == "full":
+        return model
+    from llm4dsr.core.device import pick_device
+
+    if pick_device() != "cpu" and model.source not in (EMBEDDED, SMOLLM2) and not model.source.endswith(".gguf"):
+        return model
+    log.warning(
+        "model.load_in: %s of the recipe is for other models: %s is loaded in full.", model.load_in, model.source
+    )
+    return replace(model, load_in="full")
+
+
 def read_config(
     recipe: Path | None, model: str | None, limit: int | None, seed: int | None, start: Path | None = None
 ) -> Config:
@@ -88,6 +103,6 @@ def read_config(
         base = saved_config(Path(start_of(start)["folder"]))
     config = Config.from_yaml(recipe, base) if recipe else base or Config()
     if model is not None:
-        config = replace(config, model=replace(config.model, source=model))
+        config = replace(config, model=_fitting(replace(config.model, source=model)))
     config = replace(config, limit=config.limit if limit is None else limit)
     return replace(config, seed=config.seed if seed is None else seed)
