@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm4dsr.data import times as reading
 from llm4dsr.data.prepare import PrepareOptions, prepare
-from llm4dsr.data.sources import Source, from_frames, read_source, source
+from llm4dsr.data.sources import Source, from_frames, read_source
 from llm4dsr.errors import DataError
 
 
@@ -155,16 +156,16 @@ def test_a_time_is_the_same_however_it_is_written(time):
     seconds = int((time - dt.datetime(1970, 1, 1)).total_seconds())
     texts = [time.isoformat(), time.isoformat(" "), f"{time.isoformat()}Z", f"{time.isoformat()}+00:00", str(seconds),
              time.strftime("%a %b %d %H:%M:%S +0000 %Y") if time.year >= 1000 else str(seconds)]  # fmt: skip
-    assert source.to_seconds(pl.Series("timestamp", texts), "x").to_list() == [seconds] * len(texts)
-    assert source.to_seconds(pl.Series("timestamp", [time]), "x").to_list() == [seconds]
+    assert reading.to_seconds(pl.Series("timestamp", texts), "x").to_list() == [seconds] * len(texts)
+    assert reading.to_seconds(pl.Series("timestamp", [time]), "x").to_list() == [seconds]
 
 
 @pytest.mark.parametrize("text", ["10/11/2024", "10/24/2024", "24.10.2024 00:09", "11-10-2024", "soon"])
 def test_what_may_be_another_day_is_no_time(text):
     times = pl.Series("timestamp", ["2024-10-11 00:00:00", text, None, ""])
-    assert source.to_seconds(times, "x").to_list()[1:] == [None, None, None]
+    assert reading.to_seconds(times, "x").to_list()[1:] == [None, None, None]
     with pytest.raises(DataError, match=rf"'timestamp' of the log has '{text}', and 0 other value"):
-        source.readable_times(times, "the log")
+        reading.readable_times(times, "the log")
 
 
 def test_rows_with_unreadable_times_are_told(tmp_path, caplog):
@@ -188,4 +189,4 @@ def test_large_numbers_are_milliseconds_and_smaller_units():
     given = pl.Series(
         "timestamp", [1_700_000_000, 1_700_000_000_999, 1_700_000_000_999_999, 1_700_000_000_999_999_999, -5]
     )
-    assert source.to_seconds(given, "x").to_list() == [1_700_000_000] * 4 + [-5]
+    assert reading.to_seconds(given, "x").to_list() == [1_700_000_000] * 4 + [-5]

@@ -67,10 +67,11 @@ def test_what_was_finished_is_not_done_again(stage, calm, tmp_path):
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_hand_it_says_so_and_the_same_command_goes_on(how, code, calm, tmp_path, capfd):
-    folder = before("train", calm, tmp_path / "run")
+    folder, whole = (before("train", calm, tmp_path / name) for name in ("run", "whole"))
+    assert by_command(["train", "--run", str(whole)]) == 0  # shards of another size than those of `calm`
     assert by_command(["train", "--run", str(folder), "--skip-estimate"], moment=30, how=how) == code
     assert not (folder / FOLDERS["train"]).exists()
     assert (folder / WORK / "train").is_dir()
     assert "Traceback" not in capfd.readouterr().err
     assert by_command(["train", "--run", str(folder)]) == 0
-    assert contents(folder / FOLDERS["train"]) == contents(calm / FOLDERS["train"])
+    assert contents(folder / FOLDERS["train"]) == contents(whole / FOLDERS["train"])

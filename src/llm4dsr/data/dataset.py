@@ -14,7 +14,7 @@ from llm4dsr.core.io import as_data_error, write_parquet
 from llm4dsr.data.buckets import Bucket
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.interaction_log import InteractionLog
-from llm4dsr.data.sources.source import readable_times, text_microseconds
+from llm4dsr.data.times import readable_times, text_microseconds
 from llm4dsr.data.windowing import build_windows, materialize_windows, new_rows, sort_log
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError

@@ -20,7 +20,7 @@ from llm4dsr.core.hashing import history_ids
 from llm4dsr.core.io import as_frame
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.ids import whole_numbers
-from llm4dsr.data.sources.source import readable_times, text_microseconds
+from llm4dsr.data.times import readable_times, text_microseconds
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError, DataError
 

@@ -100,7 +100,8 @@ def fit_calibration(
     half, pairs = rng.random(len(validation)) < 0.5, []
     if out_of_fold:
         training, some = ScoredWindows(), _sampled(windows, labels, config.seed)
-        draws = int(np.clip(ENOUGH / len(some), 1, MAX_DRAWS))
+        is_stacked = ensemble.counts is not None and config.score.stacking
+        draws = int(np.clip(ENOUGH / len(some), 1, MAX_DRAWS)) if is_stacked else 1
         training.add(ensemble, some, np.arange(len(some)), draws, rng, progress, "calibrate: training", cache,
                      validation)  # fmt: skip
         for_training = training.fit_stacker(config.task, rate, config.seed, labels)

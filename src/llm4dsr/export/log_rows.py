@@ -25,7 +25,7 @@ from llm4dsr.data.interaction_log import InteractionLog, Ints, first_with_title,
 from llm4dsr.data.prepare import REPORT
 from llm4dsr.data.sources import tables
 from llm4dsr.data.sources.read import tables_at
-from llm4dsr.data.sources.source import to_seconds
+from llm4dsr.data.times import to_seconds
 from llm4dsr.data.windowing import sort_log
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError, OutputError

@@ -15,7 +15,7 @@ from llm4dsr.bench.datasets import BenchDataset, load_dataset
 from llm4dsr.bench.studies import cost, grounding, task, threshold, uncertainty
 from llm4dsr.bench.studies.detection import detection, known_noise
 from llm4dsr.bench.studies.study import Context, Found, markdown, smaller
-from llm4dsr.config import Config, DecideConfig
+from llm4dsr.config import Config, DecideConfig, ScoreConfig
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows, align
@@ -29,7 +29,7 @@ ETA = 0.1  # so small a model is rarely as sure as 0.5
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """One run for all studies. A thread, so that recommenders are trained here and not in processes of their own."""
-    config = smaller(Config(threads=1, decide=DecideConfig(eta=ETA)))
+    config = smaller(Config(threads=1, decide=DecideConfig(eta=ETA), score=ScoreConfig(stacking=False)))
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, seeds=1))
     return Context(load_dataset("demo", tiny=True), tmp_path_factory.mktemp("bench"), config, quick=True)
 

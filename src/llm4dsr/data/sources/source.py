@@ -12,14 +12,13 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_frame
 from llm4dsr.data.ids import whole_numbers
+from llm4dsr.data.times import dates_in, to_seconds
 from llm4dsr.errors import DataError
 
 BATCH_ROWS: Final = 500_000
 _EXAMPLES: Final = 5
 EXTRAS: Final = (c.RATING, c.NOISE_MASK, c.CLEAN_ITEM)  # carried along where a table has them
 LOG_EXTRAS: Final = (c.TIME, *EXTRAS)
-# Text that is a date, in the order in which it is tried. %+ is RFC 3339; the last but one is that of Goodreads.
-_DATES: Final = ("%+", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%a %b %d %H:%M:%S %z %Y")
 
 
 @dataclass
@@ -327,88 +326,11 @@ def _ids(ids: pl.Series, where: str) -> pl.Series:
     raise DataError(f"{ids.name!r} of {where} has the type {kind}; expected ids that are whole numbers or text.")
 
 
-def to_seconds(times: pl.Series, where: str) -> pl.Series:
-    """Convert times to Int64 seconds since 1970; null where a value is missing or unreadable.
-
-    Parameters
-    ----------
-    times : Series
-        Dates; numbers of seconds, or of milli-, micro- or nanoseconds if so large that seconds would lie beyond the
-        year 5138; or text that holds either.
-    where : str
-        The source, for messages.
-
-    Raises
-    ------
-    DataError
-        For any other type.
-    """
-    kind = times.dtype
-    if kind == pl.Null:
-        return times.cast(pl.Int64)
-    if kind.is_temporal() and kind not in (pl.Time, pl.Duration):
-        return times.dt.epoch("s")
-    if kind.is_integer():
-        return _whole_seconds(times.cast(pl.Int64, strict=False))
-    if kind.is_numeric():
-        return _whole_seconds(times.cast(pl.Float64).floor().cast(pl.Int64, strict=False))
-    if kind != pl.String:
-        raise DataError(f"{times.name!r} of {where} has the type {kind}; expected a number, a date or text.")
-    return text_microseconds(times) // 10**6
-
-
-def readable_times(times: pl.Series, where: str) -> pl.Series:
-    """Return `to_seconds` of times that are all readable, or missing.
-
-    Raises
-    ------
-    DataError
-        For text that is no time, and as `to_seconds` does.
-    """
-    seconds = to_seconds(times, where)
-    if times.dtype == pl.String:
-        bad = times.filter(seconds.is_null() & (times.str.strip_chars() != ""))
-        if len(bad):
-            raise DataError(
-                f"{times.name!r} of {where} has {bad[0]!r}, and {len(bad) - 1:,} other value(s) that are no time. "
-                "Give seconds since 1970, or dates such as 2024-05-31 13:45:00."
-            )
-    return seconds
-
-
-def text_microseconds(times: pl.Series) -> pl.Series:
-    """Convert text of times, as `to_seconds` reads it, to Int64 microseconds since 1970; null where it is unreadable.
-
-    Only forms in which the year comes first, or the month has a name, are read: nothing tells 10/11 from 11/10.
-    """
-    text = times.str.strip_chars()
-    out = _whole_seconds(text.cast(pl.Float64, strict=False).floor().cast(pl.Int64, strict=False)) * 10**6
-    for form in _DATES:
-        if not (out.is_null() & text.is_not_null() & (text != "")).any():
-            return out
-        out = out.zip_with(out.is_not_null(), _dates(text, form))
-    return out.zip_with(
-        out.is_not_null(), text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")).dt.epoch("us")
-    )
-
-
 def date_seconds(frame: pl.DataFrame, form: str, path: Path, tally: Tally) -> pl.DataFrame:
     """Return the frame with its `timestamp`, text of a date in the given form, in seconds; other rows are dropped."""
     text = frame[c.TIME]
-    seconds = _dates(text.str.strip_chars(), form) // 10**6
+    seconds = dates_in(text.str.strip_chars(), form) // 10**6
     bad = seconds.is_null() & text.is_not_null() & (text != "")
     for value in text.filter(bad).head(1).to_list():
         tally.add("bad_line", int(bad.sum()), f"{path.name}, date {value!r}")
     return frame.with_columns(seconds.alias(c.TIME)).filter(~bad)
-
-
-def _dates(text: pl.Series, form: str) -> pl.Series:
-    zoned = form == "%+" or "%z" in form
-    dates = text.str.to_datetime(form, time_unit="us", time_zone="UTC" if zoned else None, strict=False)
-    return dates.dt.epoch("us")
-
-
-def _whole_seconds(numbers: pl.Series) -> pl.Series:
-    size = numbers.abs()
-    units = pl.when(size < 10**11).then(1).when(size < 10**14).then(10**3).when(size < 10**17).then(10**6)
-    return pl.select(numbers // units.otherwise(10**9)).to_series().alias(numbers.name)

@@ -23,7 +23,7 @@ from llm4dsr.data.catalogue import clean_titles
 from llm4dsr.data.files import find_files, one_id_type, read_file
 from llm4dsr.data.ids import explain_mismatch, whole_number_ids
 from llm4dsr.data.read import read_data
-from llm4dsr.data.sources.source import to_seconds
+from llm4dsr.data.times import to_seconds
 from llm4dsr.data.validate.findings import FEW_WINDOWS, GIANT, LEAK_SHARE, LONG_TITLE, LONG_WINDOW, Report, size
 from llm4dsr.errors import DataError, first_line
 
