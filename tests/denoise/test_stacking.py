@@ -91,6 +91,26 @@ def test_it_is_left_out_where_it_helps_nothing_or_has_too_little_to_learn_from()
     assert Stacker.fit([(few, 1.0)], clean, RATE, seed=0) is None
 
 
+def test_one_that_was_fitted_on_more_stays_where_it_finds_more() -> None:
+    """As after `partial_fit`, whose week has few windows."""
+    rng = np.random.default_rng(3)
+
+    def sample(n: int, shift: float) -> Evidence:
+        values = rng.normal(size=(n, 2)).astype(np.float32)
+        values[:, 1] += shift
+        return Evidence(values, np.arange(n) % 2)
+
+    noise, clean = sample(4_000, 1.5), sample(20_000, 0.0)
+    former = Stacker.fit([(noise, 1.0)], clean, RATE, seed=0)
+    blind = Stacker.fit([(sample(4_000, 0.1), 1.0)], sample(20_000, 0.0), RATE, seed=0)
+    assert former is not None
+    assert blind is not None
+    week = sample(200, 1.5), sample(2_000, 0.0)
+    assert former.helps(*week)
+    assert former.helps(*week, blind)
+    assert not blind.helps(*week, former)
+
+
 def test_the_same_seed_gives_the_same_networks_and_they_are_saved_whole(tmp_path: Path) -> None:
     noise, clean = drifted(0)
     first, second = (Stacker.fit([(noise, 1.0)], clean, RATE, seed=3) for _ in range(2))

@@ -46,7 +46,7 @@ def fit_calibration(
     Parameters
     ----------
     ensemble : Ensemble
-        The tuned models.
+        The tuned models. Stackers that it has stay where they find the noise of these windows better than new ones.
     windows : Windows
         Training windows. With several folds they are scored out of fold and help to bound the noise rate.
     validation : Windows
@@ -105,8 +105,10 @@ def fit_calibration(
         training.add(ensemble, some, np.arange(len(some)), draws, rng, progress, "calibrate: training", cache,
                      validation)  # fmt: skip
         for_training = training.fit_stacker(config.task, rate, config.seed, labels)
-        for_newer = for_newer or newer.helped_by(for_training)
+        for_training = training.better(ensemble.stacker_training, for_training)
+        for_newer = for_newer or newer.better(for_training, None)
         pairs.append(training.samples(for_training)[:2])
+    for_newer = newer.better(ensemble.stacker_newer, for_newer)
     noise, unlabeled, source, owner = newer.samples(for_newer)
     pairs.insert(0, (noise, unlabeled))
     rates = noise_rate_intervals(pairs, config.score.atypical_share) if rates is None else rates

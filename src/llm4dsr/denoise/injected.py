@@ -145,15 +145,16 @@ class ScoredWindows:
         reviewed = np.concatenate([labels.find(p.windows) for p in self.unlabeled if p.evidence])
         return Stacker.fit(noise, Evidence.join(unlabeled), rate, seed, reviewed)
 
-    def helped_by(self, stacker: Stacker | None) -> Stacker | None:
-        """Return a stacker that was fitted elsewhere, if it finds the noise of these windows better than the models."""
+    def better(self, stacker: Stacker | None, own: Stacker | None) -> Stacker | None:
+        """Return a stacker that was fitted elsewhere if it finds the noise of these windows better than their own, or
+        without one better than the models; else their own."""
         single, unlabeled = (
             [p.evidence.take(p.chosen == mark) for p in parts if p.evidence]
             for parts, mark in ((self.uniform, True), (self.unlabeled, False))
         )
         if stacker is None or not single:
-            return None
-        return stacker if stacker.helps(Evidence.join(single), Evidence.join(unlabeled)) else None
+            return own
+        return stacker if stacker.helps(Evidence.join(single), Evidence.join(unlabeled), own) else own
 
     def samples(self, stacker: Stacker | None) -> tuple[list[Sample], Sample, IntArray, IntArray]:
         """Return injected noise of each kind, unlabeled interactions, and the windows they come from.

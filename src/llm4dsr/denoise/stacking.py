@@ -193,11 +193,12 @@ class Stacker:
         stacker = cls(*(np.stack(part) for part in zip(*fitted, strict=True)))
         return stacker if stacker.helps(single, unlabeled) else None
 
-    def helps(self, noise: Evidence, unlabeled: Evidence) -> bool:
-        """Return whether it tells injected noise from unlabeled interactions better than the model's log-odds do."""
+    def helps(self, noise: Evidence, unlabeled: Evidence, other: Stacker | None = None) -> bool:
+        """Return whether it finds injected noise better than another one does, or the model's log-odds alone."""
         is_noise = np.arange(len(noise.half) + len(unlabeled.half)) < len(noise.half)
         both = Evidence.join([noise, unlabeled])
-        alone, stacked = auroc(both.values[:, 0], is_noise), auroc(self(both), is_noise)
+        alone = auroc(both.values[:, 0] if other is None else other(both), is_noise)
+        stacked = auroc(self(both), is_noise)
         if stacked <= alone:
             log.info("Stacking was left out: AUROC of injected noise %.3f with it, %.3f without.", stacked, alone)
         return stacked > alone
