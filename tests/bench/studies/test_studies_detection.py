@@ -280,15 +280,16 @@ def test_a_correction_rate_is_ranked_beside_its_controls(context: Context) -> No
     assert tables["Ranking by the target's users in training"]["row"].to_list() == ["test windows", *shown]
 
 
-def test_ranking_is_that_of_the_original_where_nothing_is_flagged(context: Context) -> None:
-    found = threshold.study(context)
-    ranking = found.tables["Ranking at some η"]
-    flagged = found.tables["Flags at η = 0.5"]["flagged"].sum()
-    assert flagged == 0
+def test_ranking_is_that_of_the_original_where_nothing_is_flagged(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No calibrated probability is 1."""
+    monkeypatch.setattr(threshold, "QUICK_RANKED", (ETA, 1.0))
+    ranking = threshold.study(context).tables["Ranking at some η"]
     assert ranking["row"].to_list()[0] == "original"
     assert set(ranking["action"].drop_nulls()) == {"replace", "drop"}
     for action in ("replace", "drop"):
-        assert row(ranking, η=threshold.EVEN, action=action)["ndcg"] == ranking["ndcg"][0]
+        assert row(ranking, η=1.0, action=action)["ndcg"] == ranking["ndcg"][0]
         assert row(ranking, η=ETA, action=action)["ndcg"] != ranking["ndcg"][0]
 
 
