@@ -144,10 +144,10 @@ def cascade(
 ) -> list[dict[str, float]]:
     """AP where only the least certain histories get the second score."""
     first, both = fitted(alone[:, None], truth, users), fitted(np.column_stack([alone, more]), truth, users)
-    doubt = np.zeros(int(owners.max()) + 1)
-    np.maximum.at(doubt, owners, -np.abs(first) + 100)  # largest where one is near even odds
-    asked = np.argsort(-doubt[np.unique(owners)], kind="stable")
-    places = np.unique(owners)[asked]
+    certainty = np.full(int(owners.max()) + 1, np.inf)
+    np.minimum.at(certainty, owners, np.abs(first))  # smallest where one interaction is near even odds
+    places = np.unique(owners)
+    places = places[np.argsort(certainty[places], kind="stable")]
     rows = [{"share": 0.0, "AP": quality(truth, first)[1]}]
     for share in SHARES:
         chosen = np.isin(owners, places[: round(share * len(places))])

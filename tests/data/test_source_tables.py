@@ -165,7 +165,7 @@ def test_what_may_be_another_day_is_no_time(text):
     times = pl.Series("timestamp", ["2024-10-11 00:00:00", text, None, ""])
     assert reading.to_seconds(times, "x").to_list()[1:] == [None, None, None]
     with pytest.raises(DataError, match=rf"'timestamp' of the log has '{text}', and 0 other value"):
-        reading.readable_times(times, "the log")
+        reading.readable_microseconds(times, "the log")
 
 
 def test_rows_with_unreadable_times_are_told(tmp_path, caplog):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm4dsr.config import EMBEDDED, SMOLLM2, Config, ModelConfig
+from llm4dsr.config import EMBEDDED, Config, ModelConfig
 from llm4dsr.core.progress import log
 from llm4dsr.errors import ConfigError
 
@@ -82,8 +82,9 @@ def _fitting(model: ModelConfig) -> ModelConfig:
     if model.load_in == "full":
         return model
     from llm4dsr.core.device import pick_device
+    from llm4dsr.lm.gguf import gguf_path
 
-    if pick_device() != "cpu" and model.source not in (EMBEDDED, SMOLLM2) and not model.source.endswith(".gguf"):
+    if pick_device() != "cpu" and model.source != EMBEDDED and gguf_path(model.source) is None:
         return model
     log.warning(
         "model.load_in: %s of the recipe is for other models: %s is loaded in full.", model.load_in, model.source

@@ -33,8 +33,9 @@ def user_hashes(user_ids: pl.Series) -> Hashes:
         [W] a 64-bit hash of each id as text, the same on every machine; 0 for null.
     """
     ids = user_ids.cast(pl.String).to_list()
-    known = {i: hashlib.blake2b(i.encode(), digest_size=8).digest() for i in set(ids) if i is not None}
-    hashes = {None: 0} | {i: int.from_bytes(found, "little") for i, found in known.items()}
+    hashes = dict.fromkeys(ids, 0)
+    for i in hashes.keys() - {None}:
+        hashes[i] = int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "little")
     return np.fromiter((hashes[i] for i in ids), np.uint64, len(ids))
 
 

@@ -20,7 +20,7 @@ from llm4dsr.core.hashing import history_ids
 from llm4dsr.core.io import as_frame
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.ids import whole_numbers
-from llm4dsr.data.times import readable_times, text_microseconds
+from llm4dsr.data.times import readable_microseconds
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError, DataError
 
@@ -165,8 +165,7 @@ def _by_user(frame: pl.DataFrame) -> tuple[IntArray, IntArray, pl.Series]:
     by = ["history"]
     if c.TIME in frame.columns:
         if frame.schema[c.TIME] == pl.String:
-            readable_times(frame[c.TIME], "the histories")
-            frame = frame.with_columns(text_microseconds(frame[c.TIME]))
+            frame = frame.with_columns(readable_microseconds(frame[c.TIME], "the histories"))
         by.append(c.TIME)
     frame = frame.with_columns(history=pl.col("row").first().over(c.USER)).sort(by, maintain_order=True)
     users = frame.unique("history", keep="first", maintain_order=True)[c.USER]

@@ -42,23 +42,22 @@ def to_seconds(times: pl.Series, where: str) -> pl.Series:
     return text_microseconds(times) // 10**6
 
 
-def readable_times(times: pl.Series, where: str) -> pl.Series:
-    """Return `to_seconds` of times that are all readable, or missing.
+def readable_microseconds(times: pl.Series, where: str) -> pl.Series:
+    """Return `text_microseconds` of text that is all readable, or missing.
 
     Raises
     ------
     DataError
-        For text that is no time, and as `to_seconds` does.
+        For text that is no time.
     """
-    seconds = to_seconds(times, where)
-    if times.dtype == pl.String:
-        bad = times.filter(seconds.is_null() & (times.str.strip_chars() != ""))
-        if len(bad):
-            raise DataError(
-                f"{times.name!r} of {where} has {bad[0]!r}, and {len(bad) - 1:,} other value(s) that are no time. "
-                "Give seconds since 1970, or dates such as 2024-05-31 13:45:00."
-            )
-    return seconds
+    found = text_microseconds(times)
+    bad = times.filter(found.is_null() & (times.str.strip_chars() != ""))
+    if len(bad):
+        raise DataError(
+            f"{times.name!r} of {where} has {bad[0]!r}, and {len(bad) - 1:,} other value(s) that are no time. "
+            "Give seconds since 1970, or dates such as 2024-05-31 13:45:00."
+        )
+    return found
 
 
 def text_microseconds(times: pl.Series) -> pl.Series:

@@ -94,6 +94,11 @@ class Ensemble:
         assert known is not None
         return np.asarray(known.detach().float().cpu().numpy())
 
+    @property
+    def is_stacked(self) -> bool:
+        """Whether there is evidence beside the models' log-odds, and stacking is on."""
+        return self.counts is not None and self.config.score.stacking
+
     def with_counts(self, counts: CooccurrenceCounts | None) -> Ensemble:
         """Return an ensemble that knows other counts and shares the rest, its fingerprint too."""
         out = copy.copy(self)

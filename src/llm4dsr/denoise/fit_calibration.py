@@ -100,8 +100,7 @@ def fit_calibration(
     half, pairs = rng.random(len(validation)) < 0.5, []
     if out_of_fold:
         training, some = ScoredWindows(), _sampled(windows, labels, config.seed)
-        is_stacked = ensemble.counts is not None and config.score.stacking
-        draws = int(np.clip(ENOUGH / len(some), 1, MAX_DRAWS)) if is_stacked else 1
+        draws = int(np.clip(ENOUGH / len(some), 1, MAX_DRAWS)) if ensemble.is_stacked else 1
         training.add(ensemble, some, np.arange(len(some)), draws, rng, progress, "calibrate: training", cache,
                      validation)  # fmt: skip
         for_training = training.fit_stacker(config.task, rate, config.seed, labels)
@@ -110,7 +109,7 @@ def fit_calibration(
         pairs.append(training.samples(for_training)[:2])
     for_newer = newer.better(ensemble.stacker_newer, for_newer)
     noise, unlabeled, source, owner = newer.samples(for_newer)
-    pairs.insert(0, (noise, unlabeled))
+    pairs.append((noise, unlabeled))
     rates = noise_rate_intervals(pairs, config.score.atypical_share) if rates is None else rates
     before, after = calibrate.injected_noise_ece(
         noise[0], unlabeled, config.score.calibration, (half[source], half[owner])
@@ -121,12 +120,9 @@ def fit_calibration(
     if config.model.item_input != "soft_token":
         return ensemble, calibrator, RankingWeights()
     injected, chosen, _, originals = inject(validation, ensemble.injectable(validation), rng)
-    rows_of = {
-        member: [rows for rows, members in ensemble.assignments(injected) if member in members]
-        for member in range(len(ensemble.models))
-    }
-    member = next(member for member, rows in rows_of.items() if rows)  # with few users, some score none of them
-    rows = np.concatenate(rows_of[member])
+    assigned = ensemble.assignments(injected)
+    member = min(min(members) for _, members in assigned)  # with few users, some models score none of them
+    rows = np.concatenate([rows for rows, members in assigned if member in members])
     weights = fit_ranking_weights(
         ensemble.models[member],
         ensemble.builder,

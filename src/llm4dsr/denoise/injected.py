@@ -109,14 +109,14 @@ class ScoredWindows:
             What runs of foreign items are drawn from: windows that are not counted yet. Else their items would go
             together because of the donor alone. Default: `windows`.
         """
-        is_stacked = ensemble.counts is not None and ensemble.config.score.stacking
         size = len(windows)
 
         def scored(some: Windows, chosen: BoolArray, source: IntArray, step: int) -> ScoredPart:
             part = progress and subprogress(progress, step * size, len(some), (2 + 2 * draws) * size)
             log_odds = ensemble.model_log_odds(some, part, doing, cache)
-            counts = ensemble.counts
-            found = Evidence.of(some, log_odds, counts, ensemble.titles) if is_stacked and counts is not None else None
+            found = None
+            if ensemble.is_stacked and ensemble.counts is not None:
+                found = Evidence.of(some, log_odds, ensemble.counts, ensemble.titles)
             return ScoredPart(some, log_odds, found, chosen, source)
 
         injectable = ensemble.injectable(windows)
@@ -128,7 +128,7 @@ class ScoredWindows:
         for draw in range(draws):
             some, chosen, source, _ = inject(windows, injectable, other, popular=True)
             self.popular.append(scored(some, chosen, rows[source], 1 + draws + draw))
-        if is_stacked and ensemble.config.task.bursts:
+        if ensemble.is_stacked and ensemble.config.task.bursts:
             items, chosen, with_run = draw_runs(windows, ensemble.catalogue, 1.0, rng, donors)
             few = np.flatnonzero(with_run)
             some = dataclasses.replace(windows, items=items).take(few)
@@ -137,24 +137,27 @@ class ScoredWindows:
 
     def fit_stacker(self, task: TaskConfig, rate: float, seed: int, labels: TrainingLabels) -> Stacker | None:
         """Fit a stacker as `Stacker.fit` does; None where there is no evidence but the model's log-odds."""
-        single, runs = ([p.evidence.take(p.chosen) for p in parts if p.evidence] for parts in (self.uniform, self.runs))
-        unlabeled = [p.evidence for p in self.unlabeled if p.evidence]
-        if not single:
+        found = self._evidence()
+        if found is None:
             return None
-        noise = [(Evidence.join(single), 1 - task.bursts)] + ([(Evidence.join(runs), task.bursts)] if runs else [])
+        single, unlabeled = found
+        runs = [p.evidence.take(p.chosen) for p in self.runs if p.evidence]
+        noise = [(single, 1 - task.bursts)] + ([(Evidence.join(runs), task.bursts)] if runs else [])
         reviewed = np.concatenate([labels.find(p.windows) for p in self.unlabeled if p.evidence])
-        return Stacker.fit(noise, Evidence.join(unlabeled), rate, seed, reviewed)
+        return Stacker.fit(noise, unlabeled, rate, seed, reviewed)
 
     def better(self, stacker: Stacker | None, own: Stacker | None) -> Stacker | None:
         """Return a stacker that was fitted elsewhere if it finds the noise of these windows better than their own, or
         without one better than the models; else their own."""
-        single, unlabeled = (
-            [p.evidence.take(p.chosen == mark) for p in parts if p.evidence]
-            for parts, mark in ((self.uniform, True), (self.unlabeled, False))
-        )
-        if stacker is None or not single:
+        if stacker is None or (found := self._evidence()) is None:
             return own
-        return stacker if stacker.helps(Evidence.join(single), Evidence.join(unlabeled), own) else own
+        return stacker if stacker.helps(*found, own) else own
+
+    def _evidence(self) -> tuple[Evidence, Evidence] | None:
+        """(Evidence on uniformly injected noise, and on unlabeled interactions); None without evidence."""
+        single = [p.evidence.take(p.chosen) for p in self.uniform if p.evidence]
+        unlabeled = [p.evidence for p in self.unlabeled if p.evidence]
+        return (Evidence.join(single), Evidence.join(unlabeled)) if single else None
 
     def samples(self, stacker: Stacker | None) -> tuple[list[Sample], Sample, IntArray, IntArray]:
         """Return injected noise of each kind, unlabeled interactions, and the windows they come from.

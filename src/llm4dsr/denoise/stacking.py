@@ -200,7 +200,7 @@ class Stacker:
         alone = auroc(both.values[:, 0] if other is None else other(both), is_noise)
         stacked = auroc(self(both), is_noise)
         if stacked <= alone:
-            log.info("Stacking was left out: AUROC of injected noise %.3f with it, %.3f without.", stacked, alone)
+            log.info("A stacker was left out: AUROC of injected noise %.3f with it, %.3f without.", stacked, alone)
         return stacked > alone
 
     def log_odds(self, log_odds: FloatArray, evidence: Evidence) -> FloatArray:

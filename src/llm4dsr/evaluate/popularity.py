@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import polars as pl
 
 from llm4dsr.core.arrays import IntArray
 from llm4dsr.data.windows import Windows
 from llm4dsr.evaluate.rows import ORIGINAL
+from llm4dsr.evaluate.summary import percent_of
 from llm4dsr.intervals import clustered_difference
 from llm4dsr.metrics import ndcg_of_each
 from llm4dsr.recommenders.neighborhood import user_matrix
@@ -58,8 +57,7 @@ def ndcg_by_target(results: pl.DataFrame, users: IntArray, k: int) -> pl.DataFra
         codes = results.filter(pl.col("row") == name)["users"].to_list()[0]
         for at in (group == g for g in range(int(group.max(initial=-1)) + 1)):
             gain, half, _ = clustered_difference(ndcg[at], of_window[ORIGINAL][at], np.asarray(codes)[at])
-            base = float(of_window[ORIGINAL][at].mean())
-            percent = 100 / base if base > 0 else math.nan  # a gain over nothing has no percentage
+            percent = percent_of(float(of_window[ORIGINAL][at].mean()))
             lines.append({
                 "row": name, "least_users": int(users[at].min()), "most_users": int(users[at].max()),
                 "windows": int(at.sum()), "ndcg": float(ndcg[at].mean()), "gain_percent": percent * gain,

@@ -68,7 +68,7 @@ class Difference:
             over_seeds = math.nan
         cells_a, cells_b = (dict.fromkeys(pair[side] for line in pairs for pair in line) for side in (0, 1))
         a, b = pl.DataFrame([x[p] for p in cells_a]), pl.DataFrame([y[q] for q in cells_b])
-        percent = _percent_of(_mean(b["ndcg"]))
+        percent = percent_of(_mean(b["ndcg"]))
         user_half, over_users = _over_users(a, b, "ndcg", k)
         return cls(gain, percent * gain, half, over_seeds, user_half, percent * user_half, over_users)
 
@@ -116,7 +116,7 @@ def summarize(results: pl.DataFrame, k: int) -> pl.DataFrame:
             over_users = math.nan if name == ORIGINAL else _over_users(row, base, metric, k)[0]
             line[metric] = mean
             line[f"{metric}_half_width"] = half
-            percent = _percent_of(_mean(base[metric]))
+            percent = percent_of(_mean(base[metric]))
             line[f"{metric}_gain_percent"] = percent * (mean - _mean(base[metric]))
             line[f"{metric}_gain_half_width"] = percent * over_users
             line[f"{metric}_p"] = p
@@ -125,7 +125,7 @@ def summarize(results: pl.DataFrame, k: int) -> pl.DataFrame:
     return pl.DataFrame(lines)
 
 
-def _percent_of(base: float) -> float:
+def percent_of(base: float) -> float:
     """Percent of a mean; NaN for 0: there is no gain over nothing."""
     return 100 / base if base else math.nan
 

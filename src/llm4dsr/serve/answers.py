@@ -120,7 +120,7 @@ class _Batch:
             here = slice(*self.windows.offsets[self.bounds[number : number + 2]])
             if here.start < here.stop:
                 asked = query.request
-                policy, eta, cap = rule(self.denoiser.config.decide, asked.policy, asked.eta, asked.cap, False)
+                policy, eta, cap = rule(self.denoiser.config.decide, asked.policy, asked.eta, asked.cap, is_train=False)
                 first = owners[here.start]
                 out[here] = decide(owners[here] - first, log_odds[here], probability[here], policy, eta, cap)
         return out
