@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 
+from llm4dsr.bench.tables import _hit_gain
 from llm4dsr.config import CorrectConfig, EvaluateConfig, RecommenderConfig
 from llm4dsr.core.arrays import PAD
 from llm4dsr.core.device import max_workers
@@ -159,7 +160,10 @@ def test_a_gain_over_nothing_has_no_percentage():
     assert "| corrected (drop) | 0.5000 | 1.0000 | – | +0.0" in result_table(
         summarize(results, 20), {}, "SASRec", 20, 1
     )
-    found = Difference.between(*(results.filter(row=row) for row in ("corrected (drop)", "original")), 20)
+    pair = [results.filter(row=row) for row in ("corrected (drop)", "original")]
+    assert _hit_gain(*pair) == "+0.0 %"
+    assert _hit_gain(pair[0], pair[1].with_columns(hit_rate=0.0)) == "–"
+    found = Difference.between(*pair, 20)
     assert found.gain == 0.5
     assert np.isnan(found.gain_percent)
 

@@ -15,7 +15,7 @@ from llm4dsr.bench.denoised import BASELINE_RATE, DROPPERS, NONE, ORACLES, REPLA
 from llm4dsr.bench.ours import FIXED, GOALS, HISTORIES_ALONE, OURS
 from llm4dsr.errors import OutputError
 from llm4dsr.evaluate.popularity import popularity_groups
-from llm4dsr.evaluate.summary import Difference, by_seeds
+from llm4dsr.evaluate.summary import Difference, by_seeds, percent_of
 from llm4dsr.intervals import crossed_interval
 from llm4dsr.metrics import ndcg_of_each
 from llm4dsr.recommenders import ROBUST
@@ -264,7 +264,8 @@ def _hit_gain(of: pl.DataFrame, base: pl.DataFrame) -> str:
     """Gain in HR@k on the seeds that both have."""
     seeds = set(of["seed"]) & set(base["seed"])
     one, other = (float(np.mean(r.filter(pl.col("seed").is_in(seeds))["hit_rate"].to_list())) for r in (of, base))
-    return f"{100 * (one / max(other, 1e-12) - 1):+.1f} %"
+    gain = percent_of(other) * (one - other)
+    return "–" if math.isnan(gain) else f"{gain:+.1f} %"
 
 
 def _percent(value: float) -> str:
