@@ -11,8 +11,10 @@ from llm4dsr.config import Config
 from llm4dsr.core.hashing import derived_seed
 from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.ensemble import Ensemble
-from llm4dsr.denoise.train import next_token_loss
+from llm4dsr.denoise.train import next_token_loss, tune
 from llm4dsr.lm.collate import collate
+
+from ..lm.test_model_sources import make_checkpoint
 
 EPOCHS, STEPS = 3, 3  # of one model
 
@@ -69,6 +71,35 @@ def test_logits_may_be_computed_one_part_after_another(readout, tiny_demo, monke
     assert len(gradients) == len(others) > 5
     for a, b in zip(gradients, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_of_a_checkpoint_are_padded_to_a_few_widths_on_a_cpu(tiny_demo, tmp_path, monkeypatch):
+    """New shapes of matrix products keep memory. Padding does not change the loss."""
+    source = str(make_checkpoint(tmp_path, tiny_demo.catalogue.titles))
+    given = Config.from_dict(
+        {"model": {"source": source, "item_input": "title", "readout": "likelihood", "tuning": "full"},
+         "train": {"epochs": 1, "batch_tokens": 300}}, base=config()
+    )  # fmt: skip
+    windows = tiny_demo.splits["train"].take(np.arange(100))
+
+    def run(multiple: int) -> tuple[set[int], list[float]]:
+        widths: set[int] = set()
+
+        def hidden(self, tokens, *rest):
+            widths.add(tokens.ids.shape[1])
+            return as_it_is(self, tokens, *rest)
+
+        monkeypatch.setattr("llm4dsr.lm.passes.CPU_WIDTHS", multiple)
+        model, builder = build_model(given, tiny_demo.catalogue, windows, None, None, 0)
+        as_it_is = type(model).hidden
+        with monkeypatch.context() as patched:
+            patched.setattr(type(model), "hidden", hidden)
+            return widths, tune(model, builder, windows, tiny_demo.catalogue, given)
+
+    (exact, curve), (padded, same) = run(1), run(32)
+    assert all(width % 32 == 0 for width in padded)
+    assert len(padded) < len(exact)
+    assert same == pytest.approx(curve, rel=1e-5)
 
 
 def test_large_losses_are_left_out_from_the_second_epoch_on(tiny_demo):

@@ -91,6 +91,13 @@ def test_a_pass_holds_no_more_than_the_step_and_the_budget():
     assert tuning_bytes(LM, config, SIZES, batch_tokens=1) == fixed + 14 * each  # a window at least
 
 
+def test_passes_of_a_language_model_leave_gaps_between_them_on_a_cpu():
+    lora = Config.from_dict({"model": {"source": "smollm2", "item_input": "title", "tuning": "lora"}})
+    fixed = lora.train.folds * model_bytes(LM, lora) + optimizer_bytes(LM, lora)
+    at_once = 70 * token_bytes(LM, lora, 14.0, tuned=True) + logit_bytes(LM, lora, SIZES, 70)
+    assert tuning_bytes(LM, lora, SIZES, batch_tokens=70) == fixed + int(1.5 * at_once)
+
+
 def test_lora_with_dropout_keeps_masks_and_scores_with_merged_weights():
     """Adapters with 20 inputs for a token, on layers of 600 weights in all."""
     lm, gpu = replace(LM, adapter_inputs=20, adapted=600), True

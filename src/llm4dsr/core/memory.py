@@ -45,8 +45,13 @@ def resident_memory() -> int:
 
 
 def return_memory() -> None:
-    """Give memory that this process has freed back to the system, where the C library can do that (glibc)."""
+    """Collect what is no longer used, and give freed memory back to the system."""
     gc.collect()
+    return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Give memory that this process has freed back to the system, where the C library can do that (glibc)."""
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from llm4dsr.config import Config
+from llm4dsr.config import EMBEDDED, Config
 from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.core.device import (
     fp32_weights,
@@ -25,6 +25,7 @@ from llm4dsr.core.device import (
 )
 from llm4dsr.core.distributed import check_same, gathered, own_parts, process_count, rank, same_for_all, sum_gradients
 from llm4dsr.core.hashing import derived_seed
+from llm4dsr.core.memory import return_freed_memory
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
@@ -35,7 +36,7 @@ from llm4dsr.lm.checkpoint import Checkpoint, Position
 from llm4dsr.lm.collate import collate, token_batches
 from llm4dsr.lm.lora import fused_lora
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
-from llm4dsr.lm.passes import pass_tokens_of, tokens_at_once
+from llm4dsr.lm.passes import pass_tokens_of, tokens_at_once, width_multiple
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
@@ -177,6 +178,8 @@ def _tune(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+        if config.model.source != EMBEDDED:  # passes of many shapes leave gaps, which would add up
+            return_freed_memory()
         at.step += 1
         if progress:
             progress(done + 1, total, f"{doing}, loss {np.mean(at.losses):.3f}")
@@ -268,10 +271,10 @@ def _losses(
               "answer": max(1, sum(len(r) - _loss_start(r, config) for r in rows))}  # fmt: skip
     truth = with_changes(batch, noise_mask=chosen)
     reviewed = np.where(chosen, UNLABELED, reviewed)  # the item that was reviewed is no longer there
-    lengths = [len(r) for r in rows]
+    lengths, multiple = [len(r) for r in rows], width_multiple(config, model.device.type != "cpu")
     for group in own_parts(list(token_batches(lengths, _even(budget, lengths)))):
         with precision(config.model.dtype, model.device):
-            tokens = collate([rows[i] for i in group], model.device)
+            tokens = collate([rows[i] for i in group], model.device, multiple)
             hidden = model.hidden(tokens)  # [B, T, H]
             yield _loss(
                 model,

@@ -36,12 +36,12 @@ class Batch:
     shared: int = 0
 
 
-def collate(rows: Sequence[Tokens], device: torch.device) -> Batch:
-    """Pad prompts to a batch on a device.
+def collate(rows: Sequence[Tokens], device: torch.device, multiple: int = 1) -> Batch:
+    """Pad prompts to a batch on a device; its width is a multiple of `multiple`.
 
     The value of the padding does not matter, because attention never reaches it (`NoiseLM.hidden`).
     """
-    width = max(len(r) for r in rows)
+    width = -(-max(len(r) for r in rows) // multiple) * multiple
     ids, slots = np.zeros((len(rows), width), dtype=np.int64), np.full((len(rows), width), -1)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row.ids

@@ -11,6 +11,7 @@ from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.shape import LMShape
 
 CPU_BYTES = 3 * 2**29  # of activations in tuning, in one pass on a CPU
+CPU_WIDTHS = 32  # padded prompts have a multiple of it in tuning there: each new shape of a matrix product keeps memory
 LOGITS = 2**24  # next-token logits of a tuning pass that are in memory at a time
 CPU_TOKENS = 4_096  # of the embedded model there: with four times as many, scoring of Toys took a third longer
 
@@ -53,6 +54,11 @@ def pass_tokens(lm: LMShape, config: Config, gpu: bool) -> int:
     if config.model.source == EMBEDDED:
         return min(most, CPU_TOKENS)
     return max(1, min(most, CPU_BYTES // token_bytes(lm, config, config.train.max_tokens, tuned=True)))
+
+
+def width_multiple(config: Config, gpu: bool) -> int:
+    """Return what the width of a padded tuning pass is a multiple of; soft prompts are short, so 1."""
+    return 1 if gpu or config.model.source == EMBEDDED else CPU_WIDTHS
 
 
 def tokens_at_once(vocabulary: int) -> int:

@@ -32,6 +32,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 QUANTIZED = {"full": 1.0, "8bit": 0.5, "4bit": 0.25}  # times half precision
 NGRAMS = 34  # character n-grams of N titles: about 34 · N^0.75
 CUDA_CONTEXT = 2**29  # bytes that CUDA takes on the GPU before any array
+GAPS = 0.5  # memory between activations of passes of a language model on a CPU, measured with SmolLM2
 OVERSAMPLED = 10  # columns that a truncated SVD has in memory beyond those wanted
 
 
@@ -79,6 +80,8 @@ def tuning_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | 
     tokens = min(step, most)
     of_pass = tokens * token_bytes(lm, config, sizes.tokens, tuned=True, gpu=gpu)
     of_pass += logit_bytes(lm, config, sizes, tokens)
+    if not gpu and config.model.source != EMBEDDED:
+        of_pass *= 1 + GAPS
     return int(config.train.folds * model_bytes(lm, config) + optimizer_bytes(lm, config) + of_pass)
 
 
