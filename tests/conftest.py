@@ -14,7 +14,12 @@ from llm4dsr.cli.main import main
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.demo import make_demo
 
-torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
+# The models are tiny: a second thread only waits for the first, and takes a core meanwhile. Each parallel worker has
+# one core, with the commands that it starts, so that these too use one thread.
+torch.set_num_threads(1)
+if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")

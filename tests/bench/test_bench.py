@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llm4dsr.bench import tables
-from llm4dsr.bench.cells import DETECTION, RESULTS, TARGETS, bench, write_results
+from llm4dsr.bench.cells import DETECTION, RESULTS, bench, write_results
 from llm4dsr.bench.datasets import BenchDataset, load_dataset
 from llm4dsr.bench.denoised import BASELINE_RATE, denoised, names, usual
 from llm4dsr.bench.ours import FIXED, HIGH_RATE, HISTORIES_ALONE, OURS, OurRun, our_run, run_name
@@ -338,63 +338,3 @@ def test_ndcg_of_candidate_lists_against_random_order_by_hand(tmp_path):
     text = tables.results_markdown(tmp_path)
     assert "LLaRA reorders the 2 best items" in text
     assert "    - none: 2.0, 0.3155 beside 0.4077" in text
-
-
-def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(tmp_path):
-    ndcg = {"none": 0.1, "llm4dsr": 0.45, "llm4dsr (replace 20 %)": 0.5, "llm4dsr (drop 5 %)": 0.2, "pmi": 0.3,
-            "tfidf (20 %)": 0.15, "random (replace 20 %)": 0.4, "none (validation learned)": 0.6}  # fmt: skip
-    lines = [{"backbone": "gru4rec", "denoiser": name, "seed": 0, "ndcg": value, "hit_rate": 0.5, "valid_ndcg": 0.5,
-              "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30]}
-             for name, value in ndcg.items()]  # fmt: skip
-    (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
-    lines_of_ours = [line for line in tables.results_markdown(tmp_path).splitlines() if " against " in line]
-    said = [line.split(":")[0] for line in lines_of_ours if line.startswith("- llm4dsr")]
-    assert said == [
-        "- llm4dsr against none",
-        "- llm4dsr (drop 5 %) against none",
-        "- llm4dsr (replace 20 %) against none",
-        "- llm4dsr against the best baseline, pmi",
-        "- llm4dsr (drop 5 %) against the best baseline that drops 5 %, pmi",
-        "- llm4dsr (replace 20 %) against our suggestions for the flags of random",
-    ]
-
-
-def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
-    """Two windows, two seeds. none: rank 3 of each (NDCG 1/2); ours: one of the two at rank 1 (NDCG 3/4)."""
-    ranks = {"none": [[3, 3], [3, 3]], "llm4dsr (drop 5 %)": [[1, 3], [1, 3]], "pmi": [[30, 3], [3, 30]]}
-    lines = [
-        {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
-         "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
-         "recipe": "one", "device": "CPU", "ranks": r, "users": [0, 1],
-         "valid_ndcg": {"none": 0.4, "llm4dsr (drop 5 %)": 0.3, "pmi": 0.9}[name]}
-        for name, of in ranks.items()
-        for seed, r in enumerate(of)
-    ]  # fmt: skip
-    (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
-    text = tables.results_markdown(tmp_path)
-    means, gain = "0.7500 ± 0.0000 | 1.0000 ± 0.0000", "+50.0 ± 635.3 % | – | 0.500"  # t = 12.706, error ⅛
-    assert f"| llm4dsr (drop 5 %) | 1 × 2 | {means} | {gain} | +0.0 % |  |  | 1.0 |" in text
-    assert "| none | 1 × 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  |  |  | 1.0 |" in text
-    assert "llm4dsr (drop 5 %) against none: +50.0 ± 635.3 % NDCG@20, not significant (p – over seeds, 0.500" in text
-    assert "llm4dsr (drop 5 %) against the best baseline that drops 5 %, pmi: +200.0 ± " in text
-    assert "Best on validation, of none and ours: none (NDCG@20 0.4000, none 0.4000)" in text
-    assert text.index("llm4dsr (drop 5 %) |") < text.index("none |") < text.index("pmi |")  # best first
-
-
-def test_gains_by_target_popularity_by_hand(tmp_path):
-    """Three windows whose targets have 1, 5 and 9 users. Ours puts the rare target first, and is as good elsewhere."""
-    lines = [
-        {"backbone": "sasrec", "denoiser": name, "seed": 0, "hit_rate": 1.0, "ndcg": 0.5, "valid_ndcg": 0.5,
-         "seconds": 60.0, "recipe": "one", "device": "CPU", "ranks": ranks, "users": [0, 1, 2]}
-        for name, ranks in (("none", [3, 3, 3]), ("llm4dsr", [1, 3, 3]), ("pmi", [3, 3, 3]))
-    ]  # fmt: skip
-    (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
-    write_results(pl.DataFrame({"users": [1, 5, 9]}), tmp_path / "toy" / TARGETS)
-    text = tables.results_markdown(tmp_path)
-    assert "| denoiser | 1 to 1 users (1) | 5 to 5 users (1) | 9 to 9 users (1) |" in text
-    assert "| llm4dsr | 1.0000 (+100 %) | 0.5000 (+0 %) | 0.5000 (+0 %) |" in text
-    assert "| none | 0.5000 | 0.5000 | 0.5000 |" in text
-    assert text.count("| pmi |") == 1  # baselines are not shown there

@@ -102,14 +102,38 @@ def test_without_co_occurrence_the_cosine_ranks():
     assert scores.argsort(descending=True).tolist() == [[1, 2, 0]]
 
 
-def test_weights_do_not_depend_on_how_many_flags_are_held_at_once(tiny_demo, monkeypatch):
-    """Items of a dense log have thousands of neighbors: all of those of a window are in memory at once."""
+@pytest.fixture(scope="module")
+def on_injected_noise(tiny_demo):
+    """What `fit_ranking_weights` takes: a small model, and windows with an injected item each."""
     config = Config.from_dict({"threads": 1, "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
                                "train": {"epochs": 1, "folds": 1}, "score": {"calibration": "off"}})  # fmt: skip
     ensemble = Denoiser(config).fit(tiny_demo.splits["train"], tiny_demo.catalogue, tiny_demo.splits["valid"]).ensemble
     rng, valid = np.random.default_rng(0), tiny_demo.splits["valid"].histories()
     windows, chosen, _, originals = inject(valid, ensemble.injectable(valid), rng)
-    given = ensemble.models[0], ensemble.builder, windows, chosen, originals, tiny_demo.catalogue, config
+    return ensemble.models[0], ensemble.builder, windows, chosen, originals, tiny_demo.catalogue, config
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_model_that_adds_nothing_to_co_occurrence_is_told(knows, on_injected_noise, monkeypatch, caplog):
+    """Predicted vectors are at right angles to all titles, or point at what stood there."""
+
+    def predicted(*given):
+        for group, features in ranking_features(*given):
+            features[0] = 0
+            if knows:
+                features[0, torch.arange(len(group)), torch.from_numpy(catalogue.canonical[originals[group]])] = 1
+            yield group, features
+
+    *_, originals, catalogue, _ = on_injected_noise
+    monkeypatch.setattr("llm4dsr.denoise.ranking.ranking_features", predicted)
+    weights = fit_ranking_weights(*on_injected_noise)
+    assert ("add nothing to co-occurrence" in caplog.text) == (not knows)
+    assert (weights.cosine > 2) == knows
+
+
+def test_weights_do_not_depend_on_how_many_flags_are_held_at_once(on_injected_noise, monkeypatch):
+    """Items of a dense log have thousands of neighbors: all of those of a window are in memory at once."""
+    given, windows, config = on_injected_noise, on_injected_noise[2], on_injected_noise[-1]
     groups = [len(group) for group, _ in ranking_features(*given[:4], config)]
     at_once = fit_ranking_weights(*given)
     monkeypatch.setattr("llm4dsr.denoise.ranking.NEIGHBORS", 2_000)

@@ -198,7 +198,8 @@ def calibrate(
 
     table = read_table(labels)
     low, high = open_run(run).calibrate(table)
-    console.print(f"By {len(table):,} labels, {low:.1%} to {high:.1%} of the interactions are noise.")
+    told = f"Fitted to {len(table):,} labels, the noise rate is {low:.1%} to {high:.1%}"
+    console.print(f"{told}, if real noise scores like injected noise.")
 
 
 @app.command()

@@ -24,6 +24,7 @@ from llm4dsr.recommenders import seeds_of
 QUESTION = "What does each part of the method contribute?"
 WHOLE = "the whole"
 UNTUNED, UNSURE, DROPPED = "without tuning", "without uncertainty", "without replacement (drop)"
+UNSTACKED, UNCOUNTED = "without stacking", "without co-occurrence and stacking"
 UNCALIBRATED = "without calibration"
 WARM, COLD = "title model", "title model without pre-training"
 SEEDS = 2  # of recommenders, at most
@@ -32,19 +33,25 @@ TEXT, TEXT_QUICK, WARM_EPOCHS = (3_000, 800, 1_000), (64, 32, 33), 2  # windows 
 
 def study(context: Context) -> Found:
     """Leave out parts after scoring in the decisions of the shared run; other parts need their own run."""
-    data, config = context.dataset.data, context.config
+    data, config, text = context.dataset.data, context.config, TEXT_QUICK if context.quick else TEXT
     run = context.run()
     tables = {WHOLE: run.tables()}
     scores = {WHOLE: run.scores()}
-    build_model = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=0))
-    other = context.variant("without-tuning", build_model)
-    tables[UNTUNED], scores[UNTUNED] = other.tables(), other.scores()
+    score = dataclasses.replace(config.score, stacking=False)
+    variants = {UNTUNED: dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=0))}
+    if config.model.source == EMBEDDED and config.model.cooccurrence:
+        counted = dataclasses.replace(config.model, cooccurrence=False)
+        variants |= {UNSTACKED: dataclasses.replace(config, score=score),
+                     UNCOUNTED: dataclasses.replace(config, model=counted, score=score)}  # fmt: skip
+    for name, variant in variants.items():
+        other = context.variant(name.replace(" ", "-"), variant)
+        tables[name], scores[name] = other.tables(), other.scores()
     for name, decide in ((UNSURE, answers), (UNCALIBRATED, uncalibrated)):
         decisions = {split: decide(s, config, split == c.TRAIN) for split, s in scores[WHOLE].items()}
         tables[name], scores[name] = context.suggested(run, decisions), scores[WHOLE]
     found = [{"row": name, **_found(scores[name], tables[name], data)} for name in tables]
     if config.model.source == EMBEDDED:  # any other model was pre-trained
-        found += _of_text(context)
+        found += _of_text(context, text)
     few = dataclasses.replace(config.evaluate, seeds=min(SEEDS, config.evaluate.seeds))
     cells = context.compare(rows(data, tables, config), dataclasses.replace(config, evaluate=few))
     ranked = gains(cells, WHOLE, few.k)
@@ -58,11 +65,11 @@ def study(context: Context) -> Found:
          f"{UNSURE}: the model's own answer is the decision ({_answer(config)}), with the cap on flags in a window. "
          f"{UNCALIBRATED}: its log-odds as they are, with the same η. With noise logits and η = 0.5 the two are the "
          "same.",
-         f"{UNTUNED}: the same configuration with no epoch, calibrated and scored. For co-occurrence and folds see "
-         "docs/concepts/embedded-model.md.",
+         f"{UNTUNED}: the same configuration with no epoch, calibrated and scored. {UNSTACKED}: noise logits of the "
+         f"model alone, which reads co-occurrence features. {UNCOUNTED}: it reads title vectors alone.",
          f"The title models (item_input: title, readout: per_position; {WARM_EPOCHS} pre-training epochs) have "
-         f"{TEXT_QUICK if context.quick else TEXT} sampled windows of train, valid and test. Compare "
-         "them only with each other."],
+         f"{', '.join(f'{n:,}' for n in text)} sampled windows of train, valid and test. Compare them only with each "
+         "other."],
     )  # fmt: skip
 
 
@@ -87,9 +94,9 @@ def _answer(config: Config) -> str:
     return "its most likely title" if config.model.readout == "title" else 'every answer "yes", log-odds above 0'
 
 
-def _of_text(context: Context) -> list[dict[str, Any]]:
+def _of_text(context: Context, text: tuple[int, int, int]) -> list[dict[str, Any]]:
     """Detection by a small title model, with and without pre-training on the histories."""
-    few = sample(context.dataset.data, *(TEXT_QUICK if context.quick else TEXT), context.config.seed)
+    few = sample(context.dataset.data, *text, context.config.seed)
     model = dataclasses.replace(context.config.model, item_input="title", readout="per_position")
     size = {"hidden_size": min(128, model.hidden_size), "layers": min(2, model.layers)}
     train = dataclasses.replace(context.config.train, folds=1, batch_windows=32, max_tokens=1_024)

@@ -60,10 +60,11 @@ def study(context: Context) -> Found:
         "Correlation and ECE (15 bins) compare the probability with the mask; AUROC and average precision use log-odds "
         "and need no calibration. Ties are interactions with the log-odds of another one in their window. "
         "Probabilities come from injected noise, never from a mask.",
-        f"The three readouts have single models of one kind ({one.model.source}, {one.model.item_input} items, "
+        f"The three readouts have single models of one kind ({one.model.source}, {one.model.item_input}, "
         f"{one.train.epochs} epoch(s) of {one.train.samples or 'all'} training windows, one injected item in each): "
         "one gives a noise logit at each position, the other names the injected item's title. With bidirectional "
-        "attention a noise logit may also see later items; a title is scored token by token.",
+        "attention a noise logit may also see later items; a title is scored token by token. They "
+        "are not stacked: with co-occurrence evidence added, all find about as much.",
         f"Lines without 'all windows' use at most {MEASURED:,} windows of each split.",
         "Whole title and first token share their weights; each is calibrated separately.",
     ]
@@ -83,7 +84,7 @@ def _judge(context: Context, answer: str, mode: str = "whole-title") -> Denoiser
         model=dataclasses.replace(given.model, readout=answer),  # type: ignore[arg-type]
         task=TaskConfig(replaced=1),  # published
         train=train,
-        score=dataclasses.replace(given.score, mode=mode, calibration_draws=1),  # type: ignore[arg-type]
+        score=dataclasses.replace(given.score, mode=mode, calibration_draws=1, stacking=False),  # type: ignore[arg-type]
     )
     valid = data.splits[c.VALID].histories()
     return Denoiser(config).fit(data.splits[c.TRAIN], data.catalogue, valid, context.progress, _work(context, answer))
