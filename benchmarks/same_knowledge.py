@@ -216,8 +216,9 @@ def page(found: dict[str, Any]) -> str:
 
     python benchmarks/same_knowledge.py --data DATA/NAME --out runs/bench --results benchmarks/results/same-knowledge
 
-15,000 sampled training windows with injected noise (Toys 10 %, MovieLens small 6 %), the runs of [RESULTS.md](../../RESULTS.md). *Replaced* and
-*added* change 10 % of the interactions of training windows alone. What the rows are is in the benchmark's docstring.
+15,000 sampled training windows with injected noise (Toys 10 %, MovieLens small 6 %), the runs of
+[RESULTS.md](../../RESULTS.md). *Replaced* and *added* change 10 % of the interactions of training windows alone.
+What the rows are is in the benchmark's docstring.
 ± is half of a 95 % interval over test users.
 
 {tables}"""

@@ -37,7 +37,7 @@ WEIGHTS = ("fitted", 0.0, -0.25, -0.5, -1.0)
 class Weighted(RankingWeights):
     """Weights that order suggestions by the popularity weight they have, positive or not."""
 
-    def by_evidence(self) -> RankingWeights:
+    def by_evidence(self, popularity: float = 0.0) -> RankingWeights:
         return self
 
 
@@ -79,9 +79,9 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         "# Popularity in the ranking of suggestions\n\n"
         "    python benchmarks/suggestion_ranking.py --run RUN [RUN …] --out benchmarks/results/suggestion-ranking\n\n"
         "The most suspicious 10 % of the training interactions are replaced by the best items of the fitted\n"
-        "evidence plus *weight* · log(1 + users). The fitted weight ranks by probability; 0 is the default. *Distinct*,\n"
-        "*top 20* and *Gini* are of the suggestions, *coverage* of what is recommended to test histories. NDCG@20 on\n"
-        "validation / test; histories are as they were."
+        "evidence plus *weight* · log(1 + users). The fitted weight ranks by probability; 0 is the default.\n"
+        "*Distinct*, *top 20* and *Gini* are of the suggestions, *coverage* of what is recommended to test histories.\n"
+        "NDCG@20 on validation / test; histories are as they were."
     ]
     for name, run in found.items():
         head = ("weight", "distinct", "top 20", "Gini", "item-kNN", "coverage", "EASE", "coverage")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llm4dsr.bench import tables
-from llm4dsr.bench.cells import DETECTION, RESULTS, bench, write_results
+from llm4dsr.bench.cells import DETECTION, RESULTS, bench, read_results, write_results
 from llm4dsr.bench.datasets import BenchDataset, load_dataset
 from llm4dsr.bench.denoised import BASELINE_RATE, denoised, names, usual
 from llm4dsr.bench.ours import FIXED, HIGH_RATE, HISTORIES_ALONE, OURS, OurRun, our_run, run_name
@@ -260,6 +260,8 @@ def test_rows_of_one_table_are_of_the_same_windows(out):
 @pytest.mark.parametrize(("change", "said"), [
     (lambda t: t.with_columns(device=pl.lit("Some GPU")), "another device"),
     (lambda t: t.drop("device"), "another version"),
+    (lambda t: t.with_columns(versions=pl.lit("earlier")), "other versions of this package"),
+    (lambda t: t.with_columns(k=pl.lit(10)), "results at k = 10, not 20"),
 ])  # fmt: skip
 def test_rows_of_one_table_are_of_the_same_device_and_version(out, tmp_path, change, said):
     folder = tmp_path / DATASET.name
@@ -267,6 +269,41 @@ def test_rows_of_one_table_are_of_the_same_device_and_version(out, tmp_path, cha
     write_results(change(pl.read_parquet(out / DATASET.name / RESULTS)), folder / RESULTS)
     with pytest.raises(ConfigError, match=said):
         bench(DATASET, tmp_path, ["sasrec"], ["none"], CONFIG)
+
+
+@pytest.mark.parametrize(("writes", "kept"), [(1, "old"), (2, "new")])
+def test_an_interrupted_table_is_the_old_or_the_new_one(writes, kept, tmp_path, monkeypatch):
+    """Stopped before it takes the place of the old one, or before the manifest lists it there."""
+    write_results(pl.DataFrame({"is": ["old"]}), tmp_path / RESULTS)
+    left = iter(range(1, 3))
+
+    def write(*given, **more):
+        if next(left) == writes:
+            raise KeyboardInterrupt
+        write_manifest(*given, **more)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("llm4dsr.bench.cells.write_manifest", write)
+        with pytest.raises(KeyboardInterrupt):
+            write_results(pl.DataFrame({"is": ["new"]}), tmp_path / RESULTS)
+    assert read_results(tmp_path / RESULTS)["is"].to_list() == [kept]
+    write_results(pl.DataFrame({"is": ["next"]}), tmp_path / RESULTS)
+    assert read_results(tmp_path / RESULTS)["is"].to_list() == ["next"]
+
+
+def test_each_seed_of_ours_has_its_own_choice(out, tmp_path, monkeypatch):
+    """Two runs can score as long, in as much memory."""
+    monkeypatch.setattr(Run, "card", lambda run: {"stages": {"score": {"seconds": 1.0}}})
+    monkeypatch.setattr(Run, "try_candidates", lambda run, *given: pl.DataFrame({"seed": [run.config.seed]}))
+    runs = [Run(out / DATASET.name / run_name(seed)) for seed in range(SEEDS)]
+    found = [OurRun(run, DATASET.data, CONFIG, tmp_path, None).choice("denoise")["seed"][0] for run in runs]
+    assert found == list(range(SEEDS))
+
+
+def test_the_folder_that_one_is_in_has_its_name(tmp_path, monkeypatch):
+    DATASET.data.write(tmp_path / "shop")
+    monkeypatch.chdir(tmp_path / "shop")
+    assert load_dataset(".").name == "shop"
 
 
 def test_a_robust_recommender_is_compared_with_sasrec_only_at_the_same_options(tmp_path):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import polars as pl
+import pytest
 
 from llm4dsr.bench import tables
 from llm4dsr.bench.cells import RESULTS, TARGETS, write_results
+from llm4dsr.errors import ConfigError
 
 
 def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(tmp_path):
@@ -85,3 +87,27 @@ def test_seeds_of_the_recommender_alone_are_no_test_of_ours(tmp_path):
     ours = next(line for line in text.splitlines() if line.startswith("| llm4dsr (drop 5 %) |"))
     assert f"| {gain} | – | " in ours
     assert f"llm4dsr (drop 5 %) against none: {gain} NDCG@20, not significant (p – over seeds" in text
+
+
+def test_seeds_that_only_some_runs_have_are_not_compared(tmp_path):
+    """Cells may have been made with three seeds of the recommender for one denoiser, and with one for another."""
+    cells = [("none", None, 0), ("none", None, 1), ("llm4dsr", 0, 0), ("llm4dsr", 0, 1), ("llm4dsr", 1, 0)]
+    lines = [
+        {"backbone": "sasrec", "denoiser": name, "denoiser_seed": run, "seed": seed, "hit_rate": 1.0, "valid_ndcg": 0.5,
+         "ndcg": 0.5 + 0.25 * (name != "none"), "seconds": 60.0, "recipe": "one", "device": "CPU",
+         "ranks": [1, 3] if name != "none" else [3, 3], "users": [0, 1]}
+        for name, run, seed in cells
+    ]  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
+    assert "llm4dsr against none: +50.0 ± " in tables.results_markdown(tmp_path)
+
+
+def test_results_are_shown_at_the_k_that_they_were_computed_at(tmp_path):
+    line = {"backbone": "sasrec", "denoiser": "none", "seed": 0, "ndcg": 0.5, "hit_rate": 0.5, "valid_ndcg": 0.5,
+            "k": 20, "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [3]}  # fmt: skip
+    (tmp_path / "toy").mkdir()
+    write_results(pl.DataFrame([line]), tmp_path / "toy" / RESULTS)
+    assert "NDCG@20" in tables.results_markdown(tmp_path)
+    with pytest.raises(ConfigError, match="results at k = 20, not 10"):
+        tables.results_markdown(tmp_path, 10)

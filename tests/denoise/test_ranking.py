@@ -1,5 +1,7 @@
 """Ranking of suggestions: distinct within a window, evidence never counts against an item."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -19,6 +21,7 @@ from llm4dsr.denoise.ranking import (
     fit_ranking_weights,
     ranking_features,
 )
+from llm4dsr.errors import ConfigError
 
 
 def assigned(scores: np.ndarray, histories: list[int]) -> list[int]:
@@ -76,6 +79,26 @@ def test_suggestions_are_ordered_by_evidence_not_by_popularity():
     assert rank.by_evidence()(evidence).argmax() == 0
     against = RankingWeights(cosine=10.0, popularity=-0.5)  # a correction for co-occurrence stays
     assert against.by_evidence() == against
+    assert rank.by_evidence(-2.0)(torch.tensor([[[0.30, 0.30]], [[0.0] * 2], [[0.0] * 2], [[3.0, 1.0]]])).argmax() == 1
+
+
+def test_popular_items_are_suggested_less_often_if_their_users_count_against_them(tiny_demo):
+    config = Config.from_dict({"threads": 1, "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
+                               "train": {"epochs": 1, "folds": 1}, "score": {"calibration": "off"}})  # fmt: skip
+    denoiser = Denoiser(config).fit(tiny_demo.splits["train"], tiny_demo.catalogue)
+    windows = tiny_demo.splits["test"]
+    flagged = denoiser.decide(denoiser.score(windows, has_target=True), "rate", 0.3)
+    users = denoiser.ensemble.builder.cooccurrence.popularity
+
+    def suggested(weight: float) -> np.ndarray:
+        denoiser.config = replace(config, suggest=replace(config.suggest, popularity_weight=weight))
+        found = denoiser.suggest(windows, flagged, has_target=True)["suggested_item_id"].drop_nulls()
+        return tiny_demo.catalogue.index(found)
+
+    usual, rare = suggested(0.0), suggested(-5.0)
+    assert users[rare].mean() < users[usual].mean()
+    with pytest.raises(ConfigError, match="at most 0"):
+        Config.from_dict({"suggest": {"popularity_weight": 0.5}})
 
 
 def test_titles_of_the_window_and_doubles_are_not_allowed():

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from llm4dsr.errors import DataError
+from llm4dsr.errors import DataError, ModelError
 from llm4dsr.lm import continuations as module
 from llm4dsr.lm import score_continuations
 from tests.lm.test_prefix_tree import BUILDER, MODEL, TITLES, one_forward
@@ -45,6 +46,28 @@ def test_all_tokens_together_have_probability_one():
 
 def test_none_asked_none_scored():
     assert score_continuations(MODEL, PROMPT, []).shape == (0,)
+
+
+def test_a_model_that_sees_what_follows_is_refused():
+    assert score_continuations(MODEL, PROMPT, TOKENS[:1]).shape == (1,)
+    MODEL.bidirectional = True
+    try:
+        with pytest.raises(ModelError, match="bidirectional"):
+            score_continuations(MODEL, PROMPT, TOKENS)
+    finally:
+        MODEL.bidirectional = False
+
+
+@pytest.mark.parametrize("family", ["BertLMHeadModel", "ModernBertDecoderForCausalLM"])
+def test_a_model_with_layers_before_its_output_is_refused(family):
+    """A part of their head stands between the last state and the output layer."""
+    model = getattr(transformers, family)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}  # fmt: skip
+    config = model.config_class(**sizes, intermediate_size=16, **({"is_decoder": True} if family[:4] == "Bert" else {}))
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match=f"{family} computes other probabilities"):
+        score_continuations(model(config).eval(), [1, 2, 3], [[4, 5]])
 
 
 def test_what_has_no_tokens_is_refused():

@@ -114,7 +114,7 @@ def test_examples_show_histories_with_edits_and_reasons(run, page):
     assert [e["p"] for e in examples] == sorted((e["p"] for e in examples), reverse=True)
     edits = {(n, w, p) for n, t in run.edits().items() for w, p in t.select("window_id", "position").iter_rows()}
     shown = {
-        (e["split"], e["window"], at) for e in examples for at, item in enumerate(e["items"]) if "edit" in item
+        (e["split"], int(e["window"]), at) for e in examples for at, item in enumerate(e["items"]) if "edit" in item
     }  # fmt: skip
     assert shown
     assert shown <= edits

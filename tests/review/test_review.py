@@ -181,7 +181,7 @@ def test_a_whole_sample_measures_the_precision(client, run):
     found = client.get("/api/next").json()
     while found["question"] is not None:
         q = found["question"]
-        verdict = "noise" if truth[q["split"], q["window"], q["position"]] else "fits"
+        verdict = "noise" if truth[q["split"], int(q["window"]), q["position"]] else "fits"
         found = client.post("/api/answers", json=answer_of(q, verdict)).json()
     flags = [(n, *row) for n, t in run.decisions().items() for row in t.select("window_id", "position").rows()]
     precision = float(np.mean([truth[key] for key in flags]))
@@ -195,7 +195,7 @@ def test_an_answer_for_the_whole_history(client, run):
     question = client.get("/api/next").json()["question"]
     client.post("/api/answers", json=answer_of(question, "atypical", whole_window=True))
     labels = pl.read_csv(client.get("/labels.csv").content)
-    scored = run.scores()[question["split"]].filter(pl.col("window_id") == question["window"])
+    scored = run.scores()[question["split"]].filter(pl.col("window_id") == int(question["window"]))
     assert labels["position"].to_list() == scored["position"].sort().to_list()
     assert labels["is_noise"].sum() == 0
     assert client.post("/api/undo", json={}).json()["state"]["answers"] == 0
@@ -315,7 +315,7 @@ def test_answers_in_another_order_do_not_bias_the_estimate(run):
     review = Review(run, 200)
     for _ in range(20):
         question = review.next("worst")
-        review.answer(question["split"], question["window"], question["position"], "noise", None, False)
+        review.answer(question["split"], int(question["window"]), question["position"], "noise", None, False)
     queue = review._queues["sample"]
     prefix = next(i for i, key in enumerate(queue) if key not in review.answers.current)
     assert review.state()["sampled"] == prefix < 20
@@ -326,8 +326,8 @@ def test_answers_about_earlier_decisions_measure_those_of_today(run):
     """After the answers are applied, confirmed flags must not stand for all."""
     first = Review(run, 40)
     while (question := first.next("sample")) is not None:
-        verdict = "noise" if (question["window"] + question["position"]) % 4 == 0 else "fits"
-        first.answer(question["split"], question["window"], question["position"], verdict, None, False)
+        verdict = "noise" if (int(question["window"]) + question["position"]) % 4 == 0 else "fits"
+        first.answer(question["split"], int(question["window"]), question["position"], verdict, None, False)
     assert first.state()["precision"][0] < 0.6
     run.decide(overwrite=True, reviewed=first.labels())
     first.answers.close()
@@ -364,7 +364,7 @@ def test_an_order_must_be_known(run):
 def test_labels_of_a_review_name_users_and_items_and_training_learns_from_them(run, tmp_path, llm4dsr):
     review = Review(run, 40)
     while (question := review.next("sample")) is not None:
-        review.answer(question["split"], question["window"], question["position"], "noise", None, False)
+        review.answer(question["split"], int(question["window"]), question["position"], "noise", None, False)
     labels = review.labels()
     review.answers.close()
     data = run.data()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +16,15 @@ from llm4dsr.bench.denoised import NONE, denoised, names
 from llm4dsr.config import Config
 from llm4dsr.core.hashing import digest, versions
 from llm4dsr.core.io import write_parquet
-from llm4dsr.core.manifest import DamageError, read_manifest, write_manifest
+from llm4dsr.core.manifest import (
+    FILES,
+    MANIFEST,
+    DamageError,
+    file_hash,
+    read_manifest,
+    read_sealed,
+    write_manifest,
+)
 from llm4dsr.core.progress import Progress
 from llm4dsr.errors import ConfigError, OutputError
 from llm4dsr.evaluate.popularity import target_users
@@ -24,6 +34,7 @@ from llm4dsr.recommenders import NAMES, ROBUST, SEEDLESS
 
 RESULTS, DETECTION, TARGETS = "results.parquet", "detection.parquet", "targets.parquet"
 TABLES = {RESULTS, DETECTION, TARGETS}
+NEW = ".new"  # ends the name of a table until it takes the place of the old one
 SEPARATOR = "|"  # between the seed of a denoiser and its name
 
 
@@ -82,7 +93,8 @@ def bench(
     recipes = {name: digest(*shared_options(of)) for name, of in settings.items()}
     data, gpu = origin(dataset.data), versions().get("gpu", "CPU")
     devices = {name: "CPU" if name in SEEDLESS else gpu for name in backbones}
-    _check(folder / RESULTS, data, recipes, devices)
+    made = {"k": config.evaluate.k, "versions": digest(versions())}
+    _check(folder / RESULTS, data, recipes, devices, made)
     with Run(folder, config).locked():
         rows, detection = denoised(dataset, folder, denoisers, config, progress, denoiser_seeds)
         windows = dataset.data.splits
@@ -110,13 +122,15 @@ def bench(
                 pl.lit(recipes[backbone]).alias("recipe"),
                 pl.lit(listed, dtype=pl.Int64).alias("listed"),
                 pl.lit(devices[backbone]).alias("device"),
+                pl.lit(made["k"], dtype=pl.Int64).alias("k"),
+                pl.lit(made["versions"]).alias("versions"),
             ))  # fmt: skip
             _add(folder / RESULTS, found[-1], ["backbone", "denoiser", "denoiser_seed", "seed"])
     return pl.concat(found)
 
 
-def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, str]) -> None:
-    """Rows of one table share the windows; those of one backbone share options and device."""
+def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, str], made: dict[str, Any]) -> None:
+    """Rows of one table share windows and k; those of one backbone share options, device and versions."""
     if not path.is_file():
         return
     there = read_results(path)
@@ -124,17 +138,26 @@ def _check(path: Path, data: str, recipes: dict[str, str], devices: dict[str, st
         raise ConfigError(f"{path} was made by another version. Choose another --out.")
     if set(there["data"]) - {data}:
         raise ConfigError(f"{path} is of other windows. Choose another --out.")
+    check_k(there, path, made["k"])
     for backbone, recipe in recipes.items():
         rows = there.filter(pl.col("backbone") == backbone)
         for what, column, given in (
             ("other options of the recommender", "recipe", recipe),
             ("recommenders of another device", "device", devices[backbone]),
+            ("results of other versions of this package or of its libraries", "versions", made["versions"]),
         ):
-            if set(rows[column]) - {given}:
+            if column in rows.columns and set(rows[column].drop_nulls()) - {given}:
                 raise ConfigError(
                     f"{path} has {backbone} with {what}, and rows that are compared must share them. Choose another "
                     "--out."
                 )
+
+
+def check_k(results: pl.DataFrame, path: Path, k: int) -> None:
+    """Check that results were computed at k, where they tell it. Raises ConfigError."""
+    other = set(results["k"].drop_nulls()) - {k} if "k" in results.columns else set()
+    if other:
+        raise ConfigError(f"{path} has results at k = {other.pop()}, not {k}. Set evaluate.k, or choose another --out.")
 
 
 def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:
@@ -146,8 +169,11 @@ def _add(path: Path, new: pl.DataFrame, key: list[str]) -> None:
 
 
 def write_results(table: pl.DataFrame, path: Path) -> None:
-    """Write one of TABLES, and its checksum beside it."""
-    write_parquet(table, path)
+    """Write one of TABLES, and its checksum beside it. An interruption leaves the old table or the new one."""
+    new = path.with_name(path.name + NEW)
+    write_parquet(table, new)
+    write_manifest(path.parent, only=TABLES | {new.name})
+    new.replace(path)
     write_manifest(path.parent, only=TABLES)
 
 
@@ -156,5 +182,13 @@ def read_results(path: Path) -> pl.DataFrame:
     try:
         read_manifest(path.parent, only={path.name})
     except DamageError as error:
-        raise OutputError(f"{error}. Restore it from a copy, or choose another --out.") from None
+        if not _is_new(path):
+            raise OutputError(f"{error}. Restore it from a copy, or choose another --out.") from None
     return pl.read_parquet(path, glob=False)
+
+
+def _is_new(path: Path) -> bool:
+    """Whether a table was put in its place, but the manifest still lists it under the name that it had before."""
+    with suppress(DamageError, OSError):
+        return bool(read_sealed(path.parent / MANIFEST)[FILES].get(path.name + NEW) == file_hash(path))
+    return False

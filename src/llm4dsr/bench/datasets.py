@@ -54,7 +54,7 @@ def load_dataset(
         If the data cannot be read, or do not know what was there before the noise.
     """
     data = make_demo(seed, "tiny" if tiny else "full").data if dataset == DEMO else read_data(dataset)
-    name = Path(dataset).name + ("-tiny" if tiny and dataset == DEMO else "")
+    name = (DEMO if dataset == DEMO else Path(dataset).resolve().name) + ("-tiny" if tiny and dataset == DEMO else "")
     splits = {n: limit_windows(w, limit, seed) for n, w in data.splits.items()}
     if natural:
         if not all(knows_before(w) for w in splits.values()):

@@ -16,7 +16,8 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.cache import PartCache
-from llm4dsr.core.hashing import digest
+from llm4dsr.core.hashing import digest, versions
+from llm4dsr.core.manifest import file_hash
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.denoise.decide import STAND_IN, VALIDATION
@@ -24,6 +25,7 @@ from llm4dsr.errors import ConfigError
 from llm4dsr.evaluate.rate_selection import Candidate, flag_cap
 from llm4dsr.evaluate.rows import DecisionTables, Splits, correct_splits
 from llm4dsr.pipeline import CONFIG, Run, origin
+from llm4dsr.pipeline.run_folder import MADE
 
 DEFAULT, IMPUTE = "llm4dsr", "llm4dsr (impute)"
 GOALS = {DEFAULT: "denoise", IMPUTE: "impute"}  # rows whose correction is chosen on validation
@@ -126,8 +128,8 @@ class OurRun:
 
     def choice(self, goal: str) -> pl.DataFrame:
         """Return the corrections tried for a goal, as `rate_selection.best_candidate` does; kept once made."""
-        options: Any = (self.config.evaluate.neighborhood, self.config.correct)
-        key = ("choice", goal, self.run.card()["stages"]["score"], digest(*options))
+        options: Any = (self.config.evaluate.neighborhood, self.config.correct, self.run.config.seed, versions())
+        key = ("choice", goal, file_hash(self.run.verified("score") / MADE), digest(*options))
         return PartCache(self.work).table(
             key, lambda: self.run.try_candidates(goal, flag_cap(goal, self.data.splits), self.progress)
         )

@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from llm4dsr.config.fields import Count, Fraction, Name, NonNegative, PositiveInt, UpTo1024, VocabularySize, options
+from llm4dsr.config.fields import (
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    NonPositive,
+    PositiveInt,
+    UpTo1024,
+    VocabularySize,
+    options,
+)
 
 EMBEDDED, SMOLLM2 = "embedded", "smollm2"
 ALL_LINEAR = "all-linear"
@@ -180,12 +190,15 @@ class DecideConfig:
 
 @options
 class SuggestConfig:
-    """How replacements are suggested, for `item_input: title`. Soft tokens take the best-ranked item."""
+    """How replacements are suggested: as titles that are written, or, for soft tokens, as the item that ranks best."""
 
     mode: Literal["constrained", "free"] = "constrained"
     """`constrained` writes only titles that exist; `free` writes first and grounds the text afterwards (published)."""
     max_new_tokens: PositiveInt = 64
     """Longest free text."""
+    popularity_weight: NonPositive = 0.0
+    """Soft tokens: most that log(1 + users) of an item may weigh in the order of suggestions. With -0.5 they are spread
+    over more of the catalogue (docs/concepts/where-the-gain-comes-from.md)."""
 
 
 @options

@@ -64,10 +64,17 @@ class ItemRanker:
         The items.
     weights : RankingWeights
         How the evidence is weighed.
+    popularity : float, default 0
+        Most that popularity may weigh in the order, as in `RankingWeights.by_evidence`.
     """
 
     def __init__(
-        self, model: NoiseLM, counts: CooccurrenceCounts | None, catalogue: Catalogue, weights: RankingWeights
+        self,
+        model: NoiseLM,
+        counts: CooccurrenceCounts | None,
+        catalogue: Catalogue,
+        weights: RankingWeights,
+        popularity: float = 0.0,
     ) -> None:
         assert model.vectors is not None
         self.titles, self.device = model.vectors, model.vectors.device
@@ -75,10 +82,10 @@ class ItemRanker:
         self.counts, self.weights, self.canonical = counts, weights, catalogue.canonical
         self.doubles = np.flatnonzero(catalogue.canonical != np.arange(len(catalogue)))
         users = np.zeros(len(catalogue)) if counts is None else counts.popularity
-        popularity = torch.log1p(torch.tensor(users).float()).to(self.device)
-        ordering = weights.by_evidence().popularity
-        self.bias = ordering * popularity if ordering else None  # part of the ordering
-        self.extra = (weights.popularity - ordering) * popularity  # what probabilities add to it
+        log_users = torch.log1p(torch.tensor(users).float()).to(self.device)
+        ordering = weights.by_evidence(popularity).popularity
+        self.bias = ordering * log_users if ordering else None  # part of the ordering
+        self.extra = (weights.popularity - ordering) * log_users  # what probabilities add to it
         self.summed = torch.stack([torch.ones_like(self.extra), self.extra.exp()], dim=1)  # [N, 2]
         self.units = None
         if counts is not None and weights.collaborative:

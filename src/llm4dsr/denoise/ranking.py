@@ -57,13 +57,18 @@ class RankingWeights:
         scores: Tensor = torch.tensordot(weights[: len(features)].to(features), features, dims=1)
         return scores
 
-    def by_evidence(self) -> RankingWeights:
+    def by_evidence(self, popularity: float = 0.0) -> RankingWeights:
         """Return the weights that suggestions are ordered by: an item gains nothing by being popular.
 
         A popular item is the more probable choice, all else being equal. But thousands of such choices are the same few
         items, which narrows the catalogue that a recommender learns from.
+
+        Parameters
+        ----------
+        popularity : float, default 0
+            Most that popularity may weigh (`suggest.popularity_weight`); below 0, it counts against an item.
         """
-        return dataclasses.replace(self, popularity=min(self.popularity, 0.0))
+        return dataclasses.replace(self, popularity=min(self.popularity, popularity))
 
 
 def fit_ranking_weights(

@@ -124,7 +124,8 @@ def suggest(
     whole = windows if histories is None else histories
     of = rows if history_rows is None else history_rows[rows]  # [F] the history of each flag
     if config.model.item_input == "soft_token":
-        ranker = ItemRanker(model, builder.cooccurrence, catalogue, ranking_weights or RankingWeights())
+        weights, most = ranking_weights or RankingWeights(), config.suggest.popularity_weight
+        ranker = ItemRanker(model, builder.cooccurrence, catalogue, weights, most)
 
         def choose(predictions: Predictions) -> None:
             group = predictions.flags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,12 @@ class Denoiser(Fitting):
             If `decisions` names a window or position that is not among the histories.
         """
         windows, parts, origin = self.in_parts(histories, has_target)
+        ensemble, options = self.ensemble, self.config.suggest
+        if options != ensemble.config.suggest:  # set after fitting
+            ensemble = replace(ensemble, config=replace(ensemble.config, suggest=options))
         with shown(progress) as report:
             return suggest_prequentially(
-                self.ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, report,
+                ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, report,
                 PartCache(work), self.width, earlier,
             )  # fmt: skip
 

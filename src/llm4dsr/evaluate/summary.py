@@ -58,7 +58,8 @@ class Difference:
         runs = [(i, i) for i in first if i in second]
         if len(first) == 1 or len(second) == 1:
             runs = [(i, j) for i in first for j in second]
-        seeds = sorted({s for _, s in x} & {s for _, s in y})
+        common = sorted({s for _, s in x} & {s for _, s in y})
+        seeds = [s for s in common if all((i, s) in x and (j, s) in y for i, j in runs)]  # that each run has
         pairs = [[((i, s), (j, s)) for s in seeds] for i, j in runs]
         if not seeds or not runs:
             return cls(*[math.nan] * 7)

@@ -10,18 +10,35 @@ import torch
 from torch import Tensor
 
 from llm4dsr.core.arrays import IntArray
+from llm4dsr.errors import ModelError
 from llm4dsr.lm.attention import layer_windows
 from llm4dsr.lm.catalogue_tree import CatalogueTree
 from llm4dsr.lm.collate import collate, stack_features
 from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.prefix_tree import check_log_probs
 from llm4dsr.lm.tokens import Tokens
 
 Prompt = Tokens | Sequence[int]
+PROBE = 4  # tokens of the prompt that a model is checked with
+CHECKED = "_llm4dsr_checked"  # on a model whose probabilities were compared once
 
 
 def as_model(model: Any) -> NoiseLM:
-    """Return the model itself, or a causal LM of transformers as one."""
-    return (model if isinstance(model, NoiseLM) else NoiseLM(model, None)).eval()
+    """Return the model itself, or a causal LM of transformers as one.
+
+    Raises
+    ------
+    ModelError
+        If the model has no next-token probabilities, or computes others than are read from it.
+    """
+    lm = (model if isinstance(model, NoiseLM) else NoiseLM(model, None)).eval()
+    if lm.bidirectional:
+        raise ModelError("The model is bidirectional: a token sees what follows, so nothing can be predicted from it.")
+    if not getattr(lm.base, CHECKED, False):
+        some = [token % lm.base.get_output_embeddings().weight.shape[0] for token in range(1, 2 * PROBE)]
+        check_log_probs(lm, Tokens(some[:PROBE], [-1] * PROBE), [some[PROBE:], some[PROBE : PROBE + 1] + some[:2]])
+        setattr(lm.base, CHECKED, True)
+    return lm
 
 
 def as_tokens(prompt: Prompt) -> Tokens:

@@ -149,16 +149,21 @@ def check_scores(model: NoiseLM, builder: PromptBuilder) -> None:
     training, bidirectional = model.training, model.bidirectional
     model.eval().bidirectional = False
     prompt = Tokens(builder.head[-PROBE:], [-1] * len(builder.head[-PROBE:]))
-    titles = [builder.noise + builder.open, builder.noise[:1] + builder.suggested + builder.open]
-    (scores,) = sequence_log_probs(model, [prompt], [WindowTree.of(titles)])
+    check_log_probs(model, prompt, [builder.noise + builder.open, builder.noise[:1] + builder.suggested + builder.open])
+    model.train(training).bidirectional = bidirectional
+
+
+@torch.inference_mode()
+def check_log_probs(model: NoiseLM, prompt: Tokens, sequences: Sequence[list[int]]) -> None:
+    """Compare scores of sequences behind a prompt with those of the model's own class. Raises ModelError."""
+    (scores,) = sequence_log_probs(model, [prompt], [WindowTree.of(sequences)])
     exact = model.base.get_input_embeddings().weight.dtype == torch.float32
-    for title, score in zip(titles, scores, strict=True):
-        ids = torch.tensor([prompt.ids + title], device=model.device)
+    for sequence, score in zip(sequences, scores, strict=True):
+        ids = torch.tensor([prompt.ids + sequence], device=model.device)
         steps = model.lm(input_ids=ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        expected = float(steps[range(len(title)), title].sum())
+        expected = float(steps[range(len(sequence)), sequence].sum())
         if not abs(score - expected) <= (1e-3 if exact else 0.05) * max(1.0, abs(expected)):
             raise ModelError(
                 f"{type(model.base).__name__} computes other probabilities than this package reads from it "
                 f"({expected:.3f} and {score:.3f}). Use another model, for example a Llama, Qwen, Gemma or Mistral."
             )
-    model.train(training).bidirectional = bidirectional

@@ -42,7 +42,7 @@ def examples(run: Run, count: int, progress: Progress | None = None) -> list[Exa
     scores, decisions = run.scores(), run.decisions()
     chosen = {name: choose(scores[name], decisions[name], max(1, count // len(c.SPLITS))) for name in scores}
     out = [example for found in described(run, scores, chosen, progress).values() for example in found]
-    return sorted(out, key=lambda e: (-e["p"], e["split"], e["window"]))
+    return sorted(out, key=lambda e: (-e["p"], e["split"], int(e["window"])))
 
 
 def described(
@@ -155,7 +155,7 @@ def as_examples(
             items.append(item)
         user = windows.user_ids[row_of[window]]
         out.append({
-            "split": name, "window": window, "user": "" if user is None else str(user), "p": _rounded(p),
+            "split": name, "window": str(window), "user": "" if user is None else str(user), "p": _rounded(p),
             "explained": position - begin, "of": len(rows), "items": items,
         })  # fmt: skip
     return out

@@ -17,6 +17,7 @@ from llm4dsr.bench.studies.study import Context, Found
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import align
 from llm4dsr.denoise.decide import configured_rule, decide
+from llm4dsr.errors import ConfigError
 from llm4dsr.evaluate.rate_selection import NO_CORRECTION, Candidate, best_candidate
 from llm4dsr.evaluate.rows import ORIGINAL, DecisionTables, Splits, correct_splits
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
@@ -86,7 +87,15 @@ QUICK_RATES = (0.0, 0.2)  # of all interactions, replaced whatever their probabi
 
 
 def study(context: Context) -> Found:
-    """η over noise probabilities: detection on each split, and ranking on test at some η, dropped and replaced."""
+    """η over noise probabilities: detection on each split, and ranking on test at some η, dropped and replaced.
+
+    Raises ConfigError for llara, which ranks other validation windows with each seed.
+    """
+    if context.config.evaluate.backbone == "llara":
+        raise ConfigError(
+            "The study threshold compares validation windows, of which llara ranks a sample. Choose another "
+            "evaluate.backbone."
+        )
     run = context.run()
     sweep = pl.concat([_sweep(run, context, split, scores) for split, scores in run.scores().items()])
     compared = {ORIGINAL: context.dataset.data.splits}
