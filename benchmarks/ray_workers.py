@@ -4,7 +4,7 @@
 
 Fits the denoiser of the README's demo into DIR, unless it is there. Then histories of new users, copies of the demo's,
 are scored: by this program alone, by one Ray worker, and by two, each in a process of its own. Seconds are from before
-Ray starts to the finished table, without imports and reading the model. The default takes about ten minutes with one
+Ray starts to the finished table, without imports and reading the model. The default takes about five minutes with one
 worker on one core. Run it on idle cores: one more than the workers, or the workers wait for the process that asks.
 """
 

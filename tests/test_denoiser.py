@@ -194,6 +194,18 @@ def test_a_suggestion_is_never_in_the_window(denoiser, scores):
         assert canonical[DEMO.data.catalogue.index([item])[0]] not in inside
 
 
+def test_options_of_suggesting_may_be_set_on_a_fitted_denoiser(tiny_demo):
+    titles = {"model": {"item_input": "title", "readout": "title", "hidden_size": 16, "pretrain_epochs": 0},
+              "train": {"epochs": 1, "folds": 1, "batch_windows": 64}, "score": {"calibration": "off"}}  # fmt: skip
+    config = Config.from_dict(titles, base=Config.from_dict(SMALL))
+    writer = Denoiser(config).fit(tiny_demo.splits["train"].take(np.arange(64)), tiny_demo.catalogue)
+    histories = tiny_demo.splits["test"].histories().take(np.arange(4))
+    flagged = pl.DataFrame({"window_id": histories.window_ids, "position": 0})
+    for mode, known in (("free", {"exact", "nearest_embedding"}), ("constrained", {"constrained"})):
+        writer.set_params(suggest__mode=mode, suggest__max_new_tokens=4)
+        assert set(writer.suggest(histories, flagged)["grounding"]) <= known
+
+
 def test_the_noise_of_a_small_log_is_found(tiny_demo, monkeypatch):
     """150 training windows, 32 of validation: the networks of training windows score newer ones too."""
     config = Config.from_dict({"threads": 1, "model": {"hidden_size": 32, "layers": 1, "heads": 2, "vector_size": 32},

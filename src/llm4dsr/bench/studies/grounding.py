@@ -181,7 +181,8 @@ def study(context: Context) -> Found:
         "clusters are k-means of these vectors. The embedded model reads such vectors too, so clusters favor it; "
         "equality favors none.",
         "Nearest vector writes nothing: its similarity is that of the predicted vector and the item's. Its choice also "
-        "weighs co-occurrence and popularity, so it need not be the most similar item.",
+        "weighs co-occurrence and popularity, so it need not be the most similar item. Its stated probability is that of "
+        "the very item that stood there, to be compared with *equal*.",
         f"The two title ways are one model, tuned on {len(sample.splits[c.TRAIN]):,} windows "
         f"({writer.config.model.source}); nearest vector is the configuration itself, tuned on all.",
     ]
@@ -213,6 +214,7 @@ def _grounded(
         "similarity, mean": float(known.mean()) if len(known) else nan,
         "similarity, least tenth": float(np.quantile(known, 0.1)) if len(known) else nan,
         "different items": len(np.unique(items[items >= 0])),
+        "stated probability, mean": float(np.mean(table[c.SUGGESTION_PROBABILITY].to_numpy())) if len(table) else nan,
     }
 
 

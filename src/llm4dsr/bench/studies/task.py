@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ QUESTION = "How well is noise found before tuning, after a few steps, and after 
 FEW = (1_000, 8_000)  # windows that a model sees once
 QUICK_FEW = (64,)
 ZERO_SEEDS = 3  # of untuned models: what first weights say is chance, and differs
-ZERO, FULL = "zero-shot", "full"
+ZERO, FULL, STACKED = "zero-shot", "full", "full, stacked with co-occurrence evidence"
 
 
 def study(context: Context) -> Found:
@@ -41,8 +42,10 @@ def study(context: Context) -> Found:
             key = (versions(), origin(data), config, judged.items, judged.lengths, judged.noise_mask)
             found.append(cache.table(key, partial(_fitted, context, config, judged)))
         lines.append(_line(ZERO if not samples else f"{samples:,} windows once", config, context, pl.concat(found)))
-    tuned = _detection(Denoiser.from_pretrained(run.verified("train")), context, judged)
-    lines.append(_line(FULL, given, context, tuned))
+    tuned = Denoiser.from_pretrained(run.verified("train"))
+    lines.append(_line(FULL, given, context, _detection(_unstacked(tuned), context, judged)))
+    if any(tuned.ensemble.stackers):
+        lines.append(_line(STACKED, given, context, _detection(tuned, context, judged)))
     table = pl.DataFrame(lines)
     inner = judged.histories()
     rate = float(inner.truth().sum() / inner.lengths.sum())
@@ -59,6 +62,13 @@ def study(context: Context) -> Found:
             f"initial weights: mean, least and most of {ZERO_SEEDS} seeds. --config can name a pre-trained model."
         )
     return Found({"Detection": table}, partial(_plot, table, rate), notes)
+
+
+def _unstacked(denoiser: Denoiser) -> Denoiser:
+    """The same models without stackers, as the other lines have none: they are not calibrated."""
+    out = copy.copy(denoiser)
+    out._ensemble = dataclasses.replace(denoiser.ensemble, stacker_newer=None, stacker_training=None)
+    return out
 
 
 def _fitted(context: Context, config: Config, judged: Windows) -> pl.DataFrame:
