@@ -181,8 +181,8 @@ def study(context: Context) -> Found:
         "clusters are k-means of these vectors. The embedded model reads such vectors too, so clusters favor it; "
         "equality favors none.",
         "Nearest vector writes nothing: its similarity is that of the predicted vector and the item's. Its choice also "
-        "weighs co-occurrence and popularity, so it need not be the most similar item. Its stated probability is that of "
-        "the very item that stood there, to be compared with *equal*.",
+        "weighs co-occurrence and popularity, so it need not be the most similar item. Its stated probability is to "
+        "be compared with *equal*.",
         f"The two title ways are one model, tuned on {len(sample.splits[c.TRAIN]):,} windows "
         f"({writer.config.model.source}); nearest vector is the configuration itself, tuned on all.",
     ]

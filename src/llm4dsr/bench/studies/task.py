@@ -101,11 +101,14 @@ def _line(name: str, config: Config, context: Context, found: pl.DataFrame) -> d
 
 
 def _plot(table: pl.DataFrame, rate: float, figure: Any) -> None:
-    axes = figure.subplots(1, 2)
+    axes, stacked = figure.subplots(1, 2), table.filter(pl.col("tuning") == STACKED)
+    table = table.filter(pl.col("tuning") != STACKED)
     for ax, column, label, chance in zip(
         axes, ("auroc", "average_precision"), ("AUROC", "average precision"), (0.5, rate), strict=True
     ):
         ax.plot(range(len(table)), table[column].to_list(), marker="o")
+        if len(stacked):
+            ax.plot(len(table) - 1, stacked[column][0], "D", label="stacked")
         ax.axhline(chance, linestyle=":", color="grey", label="chance")
         ax.set_xticks(range(len(table)), [f"{steps:,}" for steps in table["steps"]])
         ax.set_xlabel("optimizer steps")

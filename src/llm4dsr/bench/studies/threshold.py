@@ -121,9 +121,9 @@ def study(context: Context) -> Found:
         "An interaction is flagged if its noise probability is at least η, the most suspicious first, and at most "
         f"{caps[c.TRAIN]} in a training window, {caps[c.TEST]} in another. Expected precision is the mean probability "
         "of the flagged: it needs no label.",
-        f"η = {EVEN} flags what is more likely noise than not, the default of a Denoiser. The default of a run is the "
-        "correction rate that ranks validation best, if the lower bound of its gain is above 0. The bounds of all "
-        "rates hold at once with 95 %. Neither uses a mask or test.",
+        f"η = {EVEN} flags what is more likely noise than not, the default of a Denoiser. Validation chooses the "
+        "correction rate that ranks it best, if the lower bound of its gain is above 0. The bounds of all rates hold "
+        "at once with 95 %. A run tries rates up to the estimated noise rate. Neither uses a mask or test.",
         "Suggestions are made for the flags of each η, as a run would make them.",
         "At random: as many interactions with the same cap, drawn at random, with our suggestions. Their gain comes "
         "from suggestions alone; what the most suspicious ones gain beyond comes from detection.",
@@ -217,7 +217,7 @@ def _plot(sweep: pl.DataFrame, ranking: pl.DataFrame, chosen: float, k: int, fig
         if chosen:  # the η that flags as many
             same = test.filter(pl.col("flagged") >= chosen)["η"].max()
             ax.axvline(
-                same or 0.0, linestyle="-.", color="black", linewidth=1, label=f"default of a run ({chosen:.0%})"
+                same or 0.0, linestyle="-.", color="black", linewidth=1, label=f"best on validation ({chosen:.0%})"
             )
         ax.set_xlabel("η")
-        ax.legend()
+        ax.legend(fontsize="small")
