@@ -60,8 +60,6 @@ def kind(facts: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in facts["enum"])
     name = {"integer": "whole number", "number": "number", "boolean": "true, false", "array": "list of names"}
     text = name.get(facts["type"], "text")
-    if "maximum" in facts and "minimum" not in facts:
-        return f"{text} up to {facts['maximum']:g}"
     if facts.get("maximum", MOST) < MOST:
         return f"{text} from {facts['minimum']:g} to {facts['maximum']:g}"
     return f"{text} from {facts['minimum']:g}" if "minimum" in facts else text

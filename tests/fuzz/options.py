@@ -43,7 +43,8 @@ class Option:
             elif facts["type"] == "integer":
                 found += [facts["minimum"], facts["minimum"] + 1, facts.get("maximum", 2**31 - 1)]
             elif facts["type"] == "number":
-                found += [0.0, 5e-324, facts.get("maximum", 1.7e308)]
+                least, most = facts.get("minimum", 0.0), facts.get("maximum", 1.7e308)
+                found += [least, 5e-324 if most > 0 else -5e-324, most]
             elif facts["type"] == "array":
                 found += [[], [""], ["q_proj", "q_proj"]]
             elif facts["type"] == "string":

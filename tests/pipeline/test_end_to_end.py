@@ -25,7 +25,7 @@ from llm4dsr.recommenders.neighborhood import fit_neighborhood
 from ..lm.test_model_sources import make_checkpoint
 
 TINY = {"model": {"hidden_size": 32, "layers": 1, "vector_size": 32}, "train": {"epochs": 2},
-        "evaluate": {"recommender": {"epochs": 2}}, "threads": 2}  # fmt: skip
+        "evaluate": {"recommender": {"epochs": 2}}, "threads": 1}  # fmt: skip
 
 
 def test_the_published_recipe_runs_with_a_small_model(llm4dsr, tiny_demo, tmp_path):

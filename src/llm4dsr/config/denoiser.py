@@ -14,7 +14,7 @@ from llm4dsr.config.fields import (
     Fraction,
     Name,
     NonNegative,
-    NonPositive,
+    Penalty,
     PositiveInt,
     UpTo1024,
     VocabularySize,
@@ -196,7 +196,7 @@ class SuggestConfig:
     """`constrained` writes only titles that exist; `free` writes first and grounds the text afterwards (published)."""
     max_new_tokens: PositiveInt = 64
     """Longest free text."""
-    popularity_weight: NonPositive = 0.0
+    popularity_weight: Penalty = 0.0
     """Soft tokens: most that log(1 + users) of an item may weigh in the order of suggestions. With -0.5 they are spread
     over more of the catalogue (docs/concepts/where-the-gain-comes-from.md)."""
 

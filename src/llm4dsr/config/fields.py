@@ -33,7 +33,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Name = Annotated[str, Field(min_length=1)]
 # YAML reads 1e-4 as text, so text that is a number is accepted.
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
-NonPositive = Annotated[float, Field(le=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
+Penalty = Annotated[float, Field(ge=-100, le=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), BeforeValidator(_no_bool)]
 
 

@@ -262,7 +262,8 @@ def test_a_target_needs_a_mask(context, tmp_path):
 
 def test_each_part_is_left_out_once(found):
     detected, ranked = found["ablations"].tables.values()
-    parts = ["without tuning", "without uncertainty", "without calibration"]
+    variants = ["without tuning", "without stacking", "without co-occurrence and stacking"]
+    parts = [*variants, "without uncertainty", "without calibration"]
     assert detected["row"].to_list() == ["the whole", *parts, "title model", "title model without pre-training"]
     assert ranked["row"].to_list() == ["none", "the whole", *parts, "without replacement (drop)"]
     assert detected["auroc"].is_between(0, 1).all()
