@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,15 +47,13 @@ def measure(folder: Path) -> dict[str, Any]:
     data, config = run.data(), run.config
     flagged = run.decided("rate", RATE)[c.TRAIN]
     splits, spread, weights = {ORIGINAL: data.splits}, {}, {}
+    denoiser, how = Denoiser.from_pretrained(run.verified("train")), replace(config.correct, action="replace")
+    given = asdict(denoiser.ranking_weights)
     for weight in WEIGHTS:
-        denoiser = Denoiser.from_pretrained(run.verified("train"))
-        fitted = denoiser.ranking_weights
-        given = {f.name: getattr(fitted, f.name) for f in fields(fitted)}
         weights[str(weight)] = given if weight == "fitted" else given | {"popularity": weight}
         denoiser.ranking_weights = Weighted(**weights[str(weight)])
         suggestions = denoiser.suggest(data.splits[c.TRAIN], flagged)
         tables = DecisionTables({c.TRAIN: flagged}, {c.TRAIN: suggestions})
-        how = replace(config.correct, action="replace")
         changed = correct_split(c.TRAIN, data.splits[c.TRAIN], tables, data.catalogue, how).windows
         splits[str(weight)] = data.splits | {c.TRAIN: changed}
         items = data.catalogue.index(suggestions[c.SUGGESTED].drop_nulls())

@@ -1,5 +1,7 @@
 """Tables of RESULTS.md, checked by hand: gains, tests over users and seeds, and what is compared with what."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,16 +10,32 @@ from llm4dsr.bench import tables
 from llm4dsr.bench.cells import RESULTS, TARGETS, write_results
 from llm4dsr.errors import ConfigError
 
+LINE = {"backbone": "sasrec", "recipe": "one", "device": "CPU", "seconds": 60.0, "valid_ndcg": 0.5, "hit_rate": 1.0}
+
+
+def rendered(folder: Path, lines: list[dict], k: int = 20) -> str:
+    """The page of one dataset with these cells."""
+    (folder / "toy").mkdir(exist_ok=True)
+    write_results(pl.DataFrame(lines), folder / "toy" / RESULTS)
+    return tables.results_markdown(folder, k)
+
+
+def cells(ranks: dict[str, list[list[int]]]) -> list[dict]:
+    """Cells of rows (name: ranks of two users for each seed), with their metrics."""
+    out = []
+    for name, of in ranks.items():
+        for seed, r in enumerate(np.array(of)):
+            ndcg, hits = np.where(r <= 20, 1 / np.log2(1 + r), 0).mean(), (r <= 20).mean()
+            line = {"denoiser": name, "seed": seed, "hit_rate": float(hits), "ndcg": float(ndcg)}
+            out.append(LINE | line | {"ranks": r.tolist(), "users": [0, 1]})
+    return out
+
 
 def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(tmp_path):
     ndcg = {"none": 0.1, "llm4dsr": 0.45, "llm4dsr (replace 20 %)": 0.5, "llm4dsr (drop 5 %)": 0.2, "pmi": 0.3,
             "tfidf (20 %)": 0.15, "random (replace 20 %)": 0.4, "none (validation learned)": 0.6}  # fmt: skip
-    lines = [{"backbone": "gru4rec", "denoiser": name, "seed": 0, "ndcg": value, "hit_rate": 0.5, "valid_ndcg": 0.5,
-              "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [2, 30]}
-             for name, value in ndcg.items()]  # fmt: skip
-    (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
-    lines_of_ours = [line for line in tables.results_markdown(tmp_path).splitlines() if " against " in line]
+    lines = [LINE | {"denoiser": name, "seed": 0, "ndcg": value, "ranks": [2, 30]} for name, value in ndcg.items()]
+    lines_of_ours = [line for line in rendered(tmp_path, lines).splitlines() if " against " in line]
     said = [line.split(":")[0] for line in lines_of_ours if line.startswith("- llm4dsr")]
     assert said == [
         "- llm4dsr against none",
@@ -32,17 +50,8 @@ def test_controls_are_not_baselines_and_baselines_are_compared_at_the_same_rate(
 def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
     """Two windows, two seeds. none: rank 3 of each (NDCG 1/2); ours: one of the two at rank 1 (NDCG 3/4)."""
     ranks = {"none": [[3, 3], [3, 3]], "llm4dsr (drop 5 %)": [[1, 3], [1, 3]], "pmi": [[30, 3], [3, 30]]}
-    lines = [
-        {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": float(np.mean(np.array(r) <= 20)),
-         "ndcg": float(np.where(np.array(r) <= 20, 1 / np.log2(1 + np.array(r)), 0).mean()), "seconds": 60.0,
-         "recipe": "one", "device": "CPU", "ranks": r, "users": [0, 1],
-         "valid_ndcg": {"none": 0.4, "llm4dsr (drop 5 %)": 0.3, "pmi": 0.9}[name]}
-        for name, of in ranks.items()
-        for seed, r in enumerate(of)
-    ]  # fmt: skip
-    (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
-    text = tables.results_markdown(tmp_path)
+    valid = {"none": 0.4, "llm4dsr (drop 5 %)": 0.3, "pmi": 0.9}
+    text = rendered(tmp_path, [line | {"valid_ndcg": valid[line["denoiser"]]} for line in cells(ranks)])
     means, gain = "0.7500 ± 0.0000 | 1.0000 ± 0.0000", "+50.0 ± 635.3 % | – | 0.500"  # t = 12.706, error ⅛
     assert f"| llm4dsr (drop 5 %) | 1 × 2 | {means} | {gain} | +0.0 % |  |  | 1.0 |" in text
     assert "| none | 1 × 2 | 0.5000 ± 0.0000 | 1.0000 ± 0.0000 |  |  |  |  |  |  | 1.0 |" in text
@@ -54,15 +63,13 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
 
 def test_gains_by_target_popularity_by_hand(tmp_path):
     """Three windows whose targets have 1, 5 and 9 users. Ours puts the rare target first, and is as good elsewhere."""
+    ranks = {"none": [3, 3, 3], "llm4dsr": [1, 3, 3], "pmi": [3, 3, 3]}
     lines = [
-        {"backbone": "sasrec", "denoiser": name, "seed": 0, "hit_rate": 1.0, "ndcg": 0.5, "valid_ndcg": 0.5,
-         "seconds": 60.0, "recipe": "one", "device": "CPU", "ranks": ranks, "users": [0, 1, 2]}
-        for name, ranks in (("none", [3, 3, 3]), ("llm4dsr", [1, 3, 3]), ("pmi", [3, 3, 3]))
-    ]  # fmt: skip
+        LINE | {"denoiser": name, "seed": 0, "ndcg": 0.5, "ranks": r, "users": [0, 1, 2]} for name, r in ranks.items()
+    ]
     (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
     write_results(pl.DataFrame({"users": [1, 5, 9]}), tmp_path / "toy" / TARGETS)
-    text = tables.results_markdown(tmp_path)
+    text = rendered(tmp_path, lines)
     assert "| denoiser | 1 to 1 users (1) | 5 to 5 users (1) | 9 to 9 users (1) |" in text
     assert "| llm4dsr | 1.0000 (+100 %) | 0.5000 (+0 %) | 0.5000 (+0 %) |" in text
     assert "| none | 0.5000 | 0.5000 | 0.5000 |" in text
@@ -72,16 +79,7 @@ def test_gains_by_target_popularity_by_hand(tmp_path):
 def test_seeds_of_the_recommender_alone_are_no_test_of_ours(tmp_path):
     """Both seeds gain, so p over seeds is known for pmi, which has no seed of its own, but not for one denoiser."""
     ranks = {"none": [[3, 3], [3, 3]], "llm4dsr (drop 5 %)": [[1, 3], [1, 1]], "pmi": [[1, 3], [1, 1]]}
-    lines = [
-        {"backbone": "sasrec", "denoiser": name, "seed": seed, "hit_rate": 1.0, "valid_ndcg": 0.5, "seconds": 60.0,
-         "ndcg": float((1 / np.log2(1 + np.array(r))).mean()), "recipe": "one", "device": "CPU", "ranks": r,
-         "users": [0, 1]}
-        for name, of in ranks.items()
-        for seed, r in enumerate(of)
-    ]  # fmt: skip
-    (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
-    text = tables.results_markdown(tmp_path)
+    text = rendered(tmp_path, cells(ranks))
     gain, p = "+75.0 ± 317.7 %", "0.205"  # t = 3: 1 - 2 / π · arctan 3
     assert f"| {gain} | {p} | " in next(line for line in text.splitlines() if line.startswith("| pmi |"))
     ours = next(line for line in text.splitlines() if line.startswith("| llm4dsr (drop 5 %) |"))
@@ -91,23 +89,14 @@ def test_seeds_of_the_recommender_alone_are_no_test_of_ours(tmp_path):
 
 def test_seeds_that_only_some_runs_have_are_not_compared(tmp_path):
     """Cells may have been made with three seeds of the recommender for one denoiser, and with one for another."""
-    cells = [("none", None, 0), ("none", None, 1), ("llm4dsr", 0, 0), ("llm4dsr", 0, 1), ("llm4dsr", 1, 0)]
-    lines = [
-        {"backbone": "sasrec", "denoiser": name, "denoiser_seed": run, "seed": seed, "hit_rate": 1.0, "valid_ndcg": 0.5,
-         "ndcg": 0.5 + 0.25 * (name != "none"), "seconds": 60.0, "recipe": "one", "device": "CPU",
-         "ranks": [1, 3] if name != "none" else [3, 3], "users": [0, 1]}
-        for name, run, seed in cells
-    ]  # fmt: skip
-    (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame(lines), tmp_path / "toy" / RESULTS)
-    assert "llm4dsr against none: +50.0 ± " in tables.results_markdown(tmp_path)
+    made = [("none", None, 0), ("none", None, 1), ("llm4dsr", 0, 0), ("llm4dsr", 0, 1), ("llm4dsr", 1, 0)]
+    ranks = {"none": [[3, 3]], "llm4dsr": [[1, 3]]}
+    lines = [cells({name: ranks[name]})[0] | {"denoiser_seed": run, "seed": seed} for name, run, seed in made]
+    assert "llm4dsr against none: +50.0 ± " in rendered(tmp_path, lines)
 
 
 def test_results_are_shown_at_the_k_that_they_were_computed_at(tmp_path):
-    line = {"backbone": "sasrec", "denoiser": "none", "seed": 0, "ndcg": 0.5, "hit_rate": 0.5, "valid_ndcg": 0.5,
-            "k": 20, "seconds": 1.0, "recipe": "one", "device": "CPU", "ranks": [3]}  # fmt: skip
-    (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame([line]), tmp_path / "toy" / RESULTS)
-    assert "NDCG@20" in tables.results_markdown(tmp_path)
+    line = LINE | {"denoiser": "none", "seed": 0, "ndcg": 0.5, "k": 20, "ranks": [3]}
+    assert "NDCG@20" in rendered(tmp_path, [line])
     with pytest.raises(ConfigError, match="results at k = 20, not 10"):
-        tables.results_markdown(tmp_path, 10)
+        rendered(tmp_path, [line], 10)

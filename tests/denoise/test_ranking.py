@@ -23,6 +23,9 @@ from llm4dsr.denoise.ranking import (
 )
 from llm4dsr.errors import ConfigError
 
+CONFIG = Config.from_dict({"threads": 1, "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
+                           "train": {"epochs": 1, "folds": 1}, "score": {"calibration": "off"}})  # fmt: skip
+
 
 def assigned(scores: np.ndarray, histories: list[int]) -> list[int]:
     """The item of each flag, by its log-probabilities [flags, items]."""
@@ -83,15 +86,13 @@ def test_suggestions_are_ordered_by_evidence_not_by_popularity():
 
 
 def test_popular_items_are_suggested_less_often_if_their_users_count_against_them(tiny_demo):
-    config = Config.from_dict({"threads": 1, "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
-                               "train": {"epochs": 1, "folds": 1}, "score": {"calibration": "off"}})  # fmt: skip
-    denoiser = Denoiser(config).fit(tiny_demo.splits["train"], tiny_demo.catalogue)
+    denoiser = Denoiser(CONFIG).fit(tiny_demo.splits["train"], tiny_demo.catalogue)
     windows = tiny_demo.splits["test"]
     flagged = denoiser.decide(denoiser.score(windows, has_target=True), "rate", 0.3)
     users = denoiser.ensemble.builder.cooccurrence.popularity
 
     def suggested(weight: float) -> np.ndarray:
-        denoiser.config = replace(config, suggest=replace(config.suggest, popularity_weight=weight))
+        denoiser.config = replace(CONFIG, suggest=replace(CONFIG.suggest, popularity_weight=weight))
         found = denoiser.suggest(windows, flagged, has_target=True)["suggested_item_id"].drop_nulls()
         return tiny_demo.catalogue.index(found)
 
@@ -128,12 +129,10 @@ def test_without_co_occurrence_the_cosine_ranks():
 @pytest.fixture(scope="module")
 def on_injected_noise(tiny_demo):
     """What `fit_ranking_weights` takes: a small model, and windows with an injected item each."""
-    config = Config.from_dict({"threads": 1, "model": {"hidden_size": 16, "layers": 1, "heads": 2, "vector_size": 16},
-                               "train": {"epochs": 1, "folds": 1}, "score": {"calibration": "off"}})  # fmt: skip
-    ensemble = Denoiser(config).fit(tiny_demo.splits["train"], tiny_demo.catalogue, tiny_demo.splits["valid"]).ensemble
+    ensemble = Denoiser(CONFIG).fit(tiny_demo.splits["train"], tiny_demo.catalogue, tiny_demo.splits["valid"]).ensemble
     rng, valid = np.random.default_rng(0), tiny_demo.splits["valid"].histories()
     windows, chosen, _, originals = inject(valid, ensemble.injectable(valid), rng)
-    return ensemble.models[0], ensemble.builder, windows, chosen, originals, tiny_demo.catalogue, config
+    return ensemble.models[0], ensemble.builder, windows, chosen, originals, tiny_demo.catalogue, CONFIG
 
 
 @pytest.mark.parametrize("knows", [False, True])
@@ -156,11 +155,11 @@ def test_a_model_that_adds_nothing_to_co_occurrence_is_told(knows, on_injected_n
 
 def test_weights_do_not_depend_on_how_many_flags_are_held_at_once(on_injected_noise, monkeypatch):
     """Items of a dense log have thousands of neighbors: all of those of a window are in memory at once."""
-    given, windows, config = on_injected_noise, on_injected_noise[2], on_injected_noise[-1]
-    groups = [len(group) for group, _ in ranking_features(*given[:4], config)]
+    given, windows = on_injected_noise, on_injected_noise[2]
+    groups = [len(group) for group, _ in ranking_features(*given[:4], CONFIG)]
     at_once = fit_ranking_weights(*given)
     monkeypatch.setattr("llm4dsr.denoise.ranking.NEIGHBORS", 2_000)
-    smaller = [len(group) for group, _ in ranking_features(*given[:4], config)]
+    smaller = [len(group) for group, _ in ranking_features(*given[:4], CONFIG)]
     assert groups == [len(windows)]
     assert sum(smaller) == len(windows) > max(smaller) > 0
     for name, weight in vars(fit_ranking_weights(*given)).items():

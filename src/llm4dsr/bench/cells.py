@@ -91,9 +91,9 @@ def bench(
     folder, found = out / dataset.name, []
     settings = {name: dataclasses.replace(config.evaluate, backbone=name) for name in backbones}  # type: ignore[arg-type]
     recipes = {name: digest(*shared_options(of)) for name, of in settings.items()}
-    data, gpu = origin(dataset.data), versions().get("gpu", "CPU")
-    devices = {name: "CPU" if name in SEEDLESS else gpu for name in backbones}
-    made = {"k": config.evaluate.k, "versions": digest(versions())}
+    data, used = origin(dataset.data), versions()
+    devices = {name: "CPU" if name in SEEDLESS else used.get("gpu", "CPU") for name in backbones}
+    made = {"k": config.evaluate.k, "versions": digest(used)}
     _check(folder / RESULTS, data, recipes, devices, made)
     with Run(folder, config).locked():
         rows, detection = denoised(dataset, folder, denoisers, config, progress, denoiser_seeds)

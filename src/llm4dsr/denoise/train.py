@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from llm4dsr.config import EMBEDDED, Config
+from llm4dsr.config import Config
 from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.core.device import (
     fp32_weights,
@@ -36,7 +36,7 @@ from llm4dsr.lm.checkpoint import Checkpoint, Position
 from llm4dsr.lm.collate import collate, token_batches
 from llm4dsr.lm.lora import fused_lora
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
-from llm4dsr.lm.passes import pass_tokens_of, tokens_at_once, width_multiple
+from llm4dsr.lm.passes import keeps_memory, pass_tokens_of, tokens_at_once, width_multiple
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
@@ -178,7 +178,7 @@ def _tune(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        if config.model.source != EMBEDDED:  # passes of many shapes leave gaps, which would add up
+        if keeps_memory(config, model.device.type != "cpu"):
             return_freed_memory()
         at.step += 1
         if progress:

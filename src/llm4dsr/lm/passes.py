@@ -11,7 +11,7 @@ from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.shape import LMShape
 
 CPU_BYTES = 3 * 2**29  # of activations in tuning, in one pass on a CPU
-CPU_WIDTHS = 32  # padded prompts have a multiple of it in tuning there: each new shape of a matrix product keeps memory
+CPU_WIDTHS = 32  # where passes keep memory, padded prompts have a multiple of it
 LOGITS = 2**24  # next-token logits of a tuning pass that are in memory at a time
 CPU_TOKENS = 4_096  # of the embedded model there: with four times as many, scoring of Toys took a third longer
 
@@ -56,9 +56,18 @@ def pass_tokens(lm: LMShape, config: Config, gpu: bool) -> int:
     return max(1, min(most, CPU_BYTES // token_bytes(lm, config, config.train.max_tokens, tuned=True)))
 
 
+def keeps_memory(config: Config, gpu: bool) -> bool:
+    """Return whether tuning passes leave memory in use, so that it adds up: those of a language model on a CPU.
+
+    Each new shape of a matrix product keeps memory there, and freed activations of many sizes leave gaps. The embedded
+    model has short prompts of few shapes.
+    """
+    return not gpu and config.model.source != EMBEDDED
+
+
 def width_multiple(config: Config, gpu: bool) -> int:
-    """Return what the width of a padded tuning pass is a multiple of; soft prompts are short, so 1."""
-    return 1 if gpu or config.model.source == EMBEDDED else CPU_WIDTHS
+    """Return what the width of a padded tuning pass is a multiple of."""
+    return CPU_WIDTHS if keeps_memory(config, gpu) else 1
 
 
 def tokens_at_once(vocabulary: int) -> int:

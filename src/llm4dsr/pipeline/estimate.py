@@ -20,7 +20,7 @@ from llm4dsr.denoise.ranking import NEIGHBORS, SCORES
 from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
 from llm4dsr.features.cooccurrence import CELLS
-from llm4dsr.lm.passes import decoding_bytes, decoding_tokens, pass_tokens, token_bytes, tokens_at_once
+from llm4dsr.lm.passes import decoding_bytes, decoding_tokens, keeps_memory, pass_tokens, token_bytes, tokens_at_once
 from llm4dsr.lm.shape import LMShape
 from llm4dsr.pipeline.sizes import Sizes, distinct_pairs, flags
 from llm4dsr.recommenders import SEEDLESS
@@ -80,7 +80,7 @@ def tuning_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | 
     tokens = min(step, most)
     of_pass = tokens * token_bytes(lm, config, sizes.tokens, tuned=True, gpu=gpu)
     of_pass += logit_bytes(lm, config, sizes, tokens)
-    if not gpu and config.model.source != EMBEDDED:
+    if keeps_memory(config, gpu):
         of_pass *= 1 + GAPS
     return int(config.train.folds * model_bytes(lm, config) + optimizer_bytes(lm, config) + of_pass)
 

@@ -37,12 +37,11 @@ def study(context: Context) -> Found:
     run = context.run()
     tables = {WHOLE: run.tables()}
     scores = {WHOLE: run.scores()}
-    score = dataclasses.replace(config.score, stacking=False)
     variants = {UNTUNED: dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=0))}
     if config.model.source == EMBEDDED and config.model.cooccurrence:
-        counted = dataclasses.replace(config.model, cooccurrence=False)
-        variants |= {UNSTACKED: dataclasses.replace(config, score=score),
-                     UNCOUNTED: dataclasses.replace(config, model=counted, score=score)}  # fmt: skip
+        unstacked = dataclasses.replace(config, score=dataclasses.replace(config.score, stacking=False))
+        uncounted = dataclasses.replace(config.model, cooccurrence=False)
+        variants |= {UNSTACKED: unstacked, UNCOUNTED: dataclasses.replace(unstacked, model=uncounted)}
     for name, variant in variants.items():
         other = context.variant(name.replace(" ", "-"), variant)
         tables[name], scores[name] = other.tables(), other.scores()
