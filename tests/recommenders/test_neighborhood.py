@@ -135,6 +135,30 @@ def test_weights_agree_with_dense_formulas(weighted: bool, monkeypatch: pytest.M
         assert dense(EASE(user_matrix(windows, N), config)) == pytest.approx(linear, abs=1e-5)
 
 
+@pytest.mark.parametrize("n_users", [5, N - 1, N, N + 1, 3 * N])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_ease_is_the_same_with_few_and_many_users(n_users: int, weighted: bool) -> None:
+    """With fewer users than items it inverts a matrix of users. An item without users and an empty user do no harm."""
+    rng = np.random.default_rng(n_users)
+    windows = of_users([rng.permutation(N - 1)[: rng.integers(2, 7)] for _ in range(n_users)])
+    if weighted:
+        weights = rng.uniform(0, 1, windows.items.shape)
+        weights[windows.owners == 0] = 0
+        windows = replace(windows, weights=weights)
+    x = dense_users(windows)
+    inverse = np.linalg.inv(x.T @ x + 2 * np.eye(N))
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0)
+    assert dense(EASE(user_matrix(windows, N), NeighborhoodConfig(ridge=2))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_ease_by_users_in_blocks_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = user_matrix(random_users(), N)
+    at_once = dense(EASE(users, OPTIONS))
+    monkeypatch.setattr("llm4dsr.recommenders.ease.COLUMNS", 7)
+    assert dense(EASE(users, OPTIONS)) == pytest.approx(at_once, abs=1e-6)
+
+
 @pytest.mark.parametrize("neighbors", [1, 3, 30])
 def test_the_most_similar_neighbors_are_kept(neighbors: int) -> None:
     users = user_matrix(random_users(), N)

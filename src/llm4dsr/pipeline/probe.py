@@ -95,7 +95,7 @@ def measure(data: Dataset, config: Config, sizes: Sizes, todo: list[str]) -> Spe
         if "train" in todo:
             features = _features(catalogue, windows, config, sizes)
         if "decide" in todo and config.decide.policy == VALIDATION:
-            judged = sum(neighborhood_seconds(kind, windows, config, sizes) for kind in NEIGHBORHOODS)
+            judged = sum(neighborhood_seconds(kind, data, config, sizes) for kind in NEIGHBORHOODS)
         if "evaluate" in todo:
             recommender = _recommender(data, config, sizes)
     return_memory()  # else the estimate would count it as used
@@ -226,26 +226,34 @@ def _folded(windows: Windows, items: int) -> Windows:
     return replace(windows, items=windows.items % items)
 
 
-def neighborhood_seconds(kind: str, windows: Windows, config: Config, sizes: Sizes) -> float:
-    """Measure the seconds of fitting item-kNN, which grow with the windows, or EASE, with the cube of the items."""
+def neighborhood_seconds(kind: str, data: Dataset, config: Config, sizes: Sizes) -> float:
+    """Measure the seconds of fitting item-kNN, which grow with the windows, or EASE, with the cube of users or items.
+
+    Those of EASE are of the fewer of both, and at least its weights have to be filled in: interactions × items.
+    """
+    windows = limit_windows(data.splits[c.TRAIN], WINDOWS, config.seed)
     few = min(2 * ITEMS, sizes.items) if kind == "ease" else sizes.items
-    users = user_matrix(_folded(windows, few), few)
+    folded = _folded(windows, few)
+    users, some = user_matrix(folded, few), folded.histories()
     started = time.perf_counter()
     with single_thread():
         model = NEIGHBORHOODS[kind](users, config.evaluate.neighborhood)
         took = time.perf_counter() - started
-        some = _folded(windows, few).histories()
         model.rank(some, np.zeros(len(some), np.int64))
     ranking = (time.perf_counter() - started - took) / len(windows) * sizes.windows[c.VALID] * sizes.items / few
-    return took * ((sizes.items / few) ** 3 if kind == "ease" else sizes.windows[c.TRAIN] / len(windows)) + ranking
+    growth = sizes.windows[c.TRAIN] / len(windows)
+    if kind == "ease":
+        side, tried = (min(w.user_ids.n_unique(), n) for w, n in ((data.splits[c.TRAIN], sizes.items), (windows, few)))
+        growth = max((side / tried) ** 3, growth * sizes.items / few)
+    return took * growth + ranking
 
 
 def _recommender(data: Dataset, config: Config, sizes: Sizes) -> float:
     """Seconds of training one recommender and ranking the test targets."""
     settings, kind = config.evaluate, config.evaluate.backbone
-    windows = limit_windows(data.splits[c.TRAIN], WINDOWS, config.seed)
     if kind in NEIGHBORHOODS:
-        return neighborhood_seconds(kind, windows, config, sizes)
+        return neighborhood_seconds(kind, data, config, sizes)
+    windows = limit_windows(data.splits[c.TRAIN], WINDOWS, config.seed)
     count = max(2, len(windows) * sizes.windows[c.VALID] // sizes.windows[c.TRAIN])
     valid = limit_windows(data.splits[c.VALID], count, config.seed)
     once, llara = replace(settings.recommender, epochs=1), settings.llara

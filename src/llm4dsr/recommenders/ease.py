@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import sparse
+from torch import Tensor
 
 from llm4dsr.core.memory import available_memory
 from llm4dsr.errors import ModelError
 from llm4dsr.recommenders.neighborhood import Neighborhood, pair_blocks
 
 MATRICES = 2.2  # dense matrices in memory at once: two, and working space
+COLUMNS = 1024  # of the weights that are computed at once
 
 
 class EASE(Neighborhood):
     """Dense item-item weights that reconstruct each user's items from the others.
 
     Two matrices of n_items² 32-bit numbers are in memory at once; see `memory_needed`. Inverting takes time in
-    n_items³.
+    n_items³, or in users³ where there are fewer users than items.
 
     Parameters
     ----------
@@ -49,19 +53,48 @@ class EASE(Neighborhood):
                 f"EASE needs {needed / 2**30:.1f} GiB of memory for {n_items} items; {available / 2**30:.1f} GiB are "
                 "available. Use evaluate.backbone: itemknn, or windows with fewer items."
             )
-        gram = torch.empty(n_items, n_items)
-        for part, pairs in pair_blocks(users, lambda _, pairs: torch.from_numpy(pairs.toarray())):
-            gram[part] = pairs
-        gram.diagonal().add_(ridge)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        del gram
-        if failed:
+        kept = users[users.getnnz(axis=1) > 0]
+        inverse = _inverse_by_users(kept, ridge) if kept.shape[0] < n_items else _inverse_by_items(users, ridge)
+        if inverse is None:
             raise ModelError(f"EASE: the items cannot be told apart. Raise evaluate.neighborhood.ridge ({ridge:g}).")
-        inverse = torch.cholesky_inverse(factor)
-        del factor
         weights = inverse if inverse.is_contiguous() else inverse.T  # symmetric; ranking reads it row by row
         weights.div_(-weights.diagonal().clone()).fill_diagonal_(0.0)
         return np.ascontiguousarray(weights.numpy())
+
+
+def _inverse_by_items(users: sparse.csr_matrix, ridge: float) -> Tensor | None:
+    """(XᵀX + λI)⁻¹ [n_items, n_items], in time n_items³; None if it does not exist in 32-bit numbers."""
+
+    def gram() -> Tensor:
+        out = torch.empty(users.shape[1], users.shape[1])
+        for part, pairs in pair_blocks(users, lambda _, pairs: torch.from_numpy(pairs.toarray())):
+            out[part] = pairs
+        return out
+
+    return _inverse(gram, ridge)
+
+
+def _inverse_by_users(users: sparse.csr_matrix, ridge: float) -> Tensor | None:
+    """The same, in time users³ + interactions × n_items: (I - Xᵀ(XXᵀ + λI)⁻¹X) / λ, by the identity of Woodbury."""
+    of_users = _inverse(lambda: torch.from_numpy((users @ users.T).toarray()), ridge) if ridge else None
+    if of_users is None:
+        return None  # without λ, fewer users than items tell none apart
+    items, n_items = users.T.tocsr(), users.shape[1]
+    out = torch.eye(n_items)
+    for start in range(0, n_items, COLUMNS):
+        block = slice(start, start + COLUMNS)
+        half = np.ascontiguousarray((items[block] @ of_users.numpy()).T)  # [users, B]
+        out[:, block] -= torch.from_numpy(items @ half)
+    return out.div_(ridge)
+
+
+def _inverse(gram: Callable[[], Tensor], ridge: float) -> Tensor | None:
+    """(G + λI)⁻¹ of a symmetric matrix G; None if it does not exist in 32-bit numbers."""
+    matrix = gram()
+    matrix.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    del matrix
+    return None if failed else torch.cholesky_inverse(factor)
 
 
 def workers_in_memory(workers: int, n_items: int) -> int:
