@@ -148,15 +148,22 @@ def test_evaluation_targets_stay_and_truth_is_restored_by_the_oracle(out):
     assert rows["oracle (restore)", None]["train"].items.tolist() == train.clean_items.tolist()
 
 
-def test_a_control_learns_from_validation_windows_too():
+def test_a_control_learns_from_validation_windows_too(tmp_path):
     rows, _ = denoised(DATASET, Path("unused"), ["none (validation learned)"], CONFIG)
-    before, learned = DATASET.data.splits, rows["none (validation learned)", None]
-    assert len(learned["train"]) == len(before["train"]) + len(before["valid"])
-    assert learned["train"].row(len(before["train"])) == before["valid"].row(0)  # with its target
-    assert learned["train"].user_ids.to_list()[-1] == before["valid"].user_ids.to_list()[-1]
-    assert learned["valid"] is before["valid"]
-    assert learned["test"] is before["test"]
+    before, control = DATASET.data.splits, rows["none (validation learned)", None]
+    learned = control["learned"]
+    assert len(learned) == len(before["train"]) + len(before["valid"])
+    assert learned.row(len(before["train"])) == before["valid"].row(0)  # with its target
+    assert learned.user_ids.to_list()[-1] == before["valid"].user_ids.to_list()[-1]
+    assert all(control[split] is before[split] for split in ("train", "valid", "test"))
     assert "none (validation learned)" not in usual(DATASET)
+    found = bench(DATASET, tmp_path, ["itemknn", "sasrec"], ["none", "none (validation learned)"], CONFIG)
+    for _, cells in found.group_by("backbone", "seed"):  # validation is as unknown as before, and test is not
+        of = {line["denoiser"]: line for line in cells.iter_rows(named=True)}
+        none, control = of["none"], of["none (validation learned)"]
+        assert control["valid_ndcg"] == none["valid_ndcg"]
+        assert control["epochs"] == none["epochs"]
+        assert control["ranks"] != none["ranks"]
 
 
 def test_a_robust_recommender_learns_from_original_windows_only(out, tmp_path):

@@ -131,3 +131,25 @@ def test_returns_the_model_of_the_best_epoch() -> None:
 def test_stops_when_validation_no_longer_rises() -> None:
     config = replace(SMALL, learning_rate=0.0, patience=3)  # no epoch changes the model, so the first is the best
     assert len(train(SASRec, circle(64, 1), circle(20, 2), N, config, 0).curve) == 4
+
+
+@every_backbone
+def test_trained_anew_on_the_same_windows_it_is_the_best_epoch(kind: type[Backbone]) -> None:
+    windows, valid, config = circle(64, 1), circle(20, 2), replace(SMALL, epochs=4, dropout=0.5)
+    once, anew = (train(kind, windows, valid, N, config, 0, refit=refit) for refit in (None, windows))
+    assert once.curve == anew.curve
+    assert once.valid_ranks.tolist() == anew.valid_ranks.tolist()
+    for name, weight in once.model.state_dict().items():
+        assert torch.equal(weight, anew.model.state_dict()[name])
+
+
+def test_trained_anew_it_knows_the_other_windows_and_validation_stays_unknown() -> None:
+    few, all_windows, valid = circle(3, 1), circle(100, 3), circle(40, 2)
+    config = replace(SMALL, learning_rate=0.0, patience=3)
+    still = train(SASRec, few, valid, N, config, 0, refit=all_windows)
+    assert len(still.curve) == 4  # stopped by validation, not by what it is trained on anew
+    learned = train(SASRec, few, valid, N, SMALL, 0, refit=all_windows)
+    alone = train(SASRec, few, valid, N, SMALL, 0)
+    assert learned.curve == alone.curve
+    found = [hit_rate(t.model.rank(valid.histories(), valid.targets()), 1) for t in (alone, learned)]
+    assert found[1] > 2 * found[0]

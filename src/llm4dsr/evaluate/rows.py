@@ -17,6 +17,7 @@ from llm4dsr.denoise.suggest import Suggestions
 
 ORIGINAL = "original"
 ORACLE_DROP, ORACLE_RESTORE = "oracle (drop)", "oracle (restore)"
+LEARNED = "learned"  # a split of training and validation windows, for a recommender that is trained anew
 Splits = dict[str, Windows]
 
 
@@ -84,7 +85,8 @@ def oracle_splits(splits: Splits, catalogue: Catalogue, action: str, train_targe
 def with_validation_learned(splits: Splits) -> Splits:
     """Return a control: the recommender learns from validation windows too, targets included, as they are.
 
-    A denoiser has counted them when it corrects test histories.
+    A denoiser has counted them when it corrects test histories. Validation chooses the epoch before: what is trained on
+    anew is the split LEARNED.
     """
     both = [splits[c.TRAIN], splits[c.VALID]]
     learned = Windows(
@@ -94,7 +96,7 @@ def with_validation_learned(splits: Splits) -> Splits:
         user_ids=pl.concat([w.user_ids for w in both]),
         timestamps=np.concatenate([w.timestamps for w in both]),
     )
-    return splits | {c.TRAIN: learned}
+    return splits | {LEARNED: learned}
 
 
 def correct_split(

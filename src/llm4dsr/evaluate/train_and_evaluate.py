@@ -28,7 +28,7 @@ from llm4dsr.core.workers import in_parallel
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ModelError
-from llm4dsr.evaluate.rows import Splits
+from llm4dsr.evaluate.rows import LEARNED, Splits
 from llm4dsr.recommenders import SEEDLESS, fit, seeds_of
 from llm4dsr.recommenders.ease import workers_in_memory
 
@@ -50,7 +50,8 @@ def train_and_evaluate(
     Parameters
     ----------
     compared : dict of str to dict of str to Windows
-        Row name → splits. Rows with the same windows are trained once.
+        Row name → splits. Rows with the same windows are trained once. If a row has a split LEARNED, validation chooses
+        the epoch, then the recommender is trained anew on that split.
     catalogue : Catalogue
         The items that are ranked.
     config : EvaluateConfig
@@ -81,7 +82,7 @@ def train_and_evaluate(
             config.backbone,
             *shared_options(config),
             catalogue.titles,
-            *(part for split in c.SPLITS for part in content(splits[split])),
+            *(part for split in (*c.SPLITS, LEARNED) if split in splits for part in content(splits[split])),
         )
         for name, splits in compared.items()
     }
@@ -182,6 +183,7 @@ def _train_and_test(
             report,
             config.llara,
             config.neighborhood,
+            splits.get(LEARNED),
         )
         histories = splits[c.TEST].histories()
         ranks = trained.model.rank(histories, splits[c.TEST].targets())

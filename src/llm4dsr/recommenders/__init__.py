@@ -12,6 +12,7 @@ from llm4dsr.config import EvaluateConfig, LLaRAConfig, NeighborhoodConfig, Reco
 from llm4dsr.core.progress import Progress
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
+from llm4dsr.errors import ConfigError
 from llm4dsr.recommenders.backbone import Backbone
 from llm4dsr.recommenders.bert4rec import BERT4Rec
 from llm4dsr.recommenders.cl4srec import CL4SRec
@@ -60,6 +61,7 @@ def fit(
     progress: Progress | None = None,
     llara: LLaRAConfig | None = None,
     neighborhood: NeighborhoodConfig | None = None,
+    refit: Windows | None = None,
 ) -> Trained:
     """Train a recommender, chosen by name.
 
@@ -83,16 +85,19 @@ def fit(
         Further options of the backbone "llara". Default: `LLaRAConfig()`.
     neighborhood : NeighborhoodConfig, optional
         Options of the backbones "itemknn" and "ease". Default: `NeighborhoodConfig()`.
+    refit : Windows, optional
+        What the recommender is trained on anew, for as many epochs as were best on validation; not "llara". Default: it
+        is not.
 
     Returns
     -------
     Trained
-        The model of the best epoch.
+        The model of the best epoch, or the one that was trained anew.
 
     Raises
     ------
     ConfigError
-        If an option is out of range for the backbone.
+        If an option is out of range for the backbone, or "llara" is to be trained anew.
     DataError
         If no training or no validation window has two items.
     ModelError
@@ -101,10 +106,12 @@ def fit(
     """
     if backbone in NEIGHBORHOODS:
         options = neighborhood or NeighborhoodConfig()
-        return fit_neighborhood(NEIGHBORHOODS[backbone], windows, valid, len(catalogue), options, progress)
+        return fit_neighborhood(NEIGHBORHOODS[backbone], windows, valid, len(catalogue), options, progress, refit)
     if backbone == "llara":
+        if refit is not None:
+            raise ConfigError("LLaRA is not trained anew on other windows. Choose another recommender for this row.")
         return fit_llara(windows, valid, catalogue, config, llara or LLaRAConfig(), seed, progress)
-    return train(BACKBONES[backbone], windows, valid, len(catalogue), config, seed, progress)
+    return train(BACKBONES[backbone], windows, valid, len(catalogue), config, seed, progress, refit)
 
 
 def seeds_of(config: EvaluateConfig) -> int:

@@ -143,6 +143,7 @@ def fit_neighborhood(
     n_items: int,
     config: NeighborhoodConfig,
     progress: Progress | None = None,
+    refit: Windows | None = None,
 ) -> Trained:
     """Fit item-kNN or EASE and rank the validation targets.
 
@@ -160,6 +161,8 @@ def fit_neighborhood(
         Options of the recommender.
     progress : Progress, optional
         Called at the end with (1, 1, message).
+    refit : Windows, optional
+        What the model is fitted on anew after that. Default: it is not.
 
     Returns
     -------
@@ -178,6 +181,8 @@ def fit_neighborhood(
     model = kind(user_matrix(windows, n_items), config)
     ranks = model.rank(valid.histories(), valid.targets())
     found = ndcg(ranks, VALIDATION_K)
+    if refit is not None:
+        model = kind(user_matrix(usable(refit, valid, kind.name)[0], n_items), config)
     if progress:
         progress(1, 1, f"validation NDCG@{VALIDATION_K} {found:.4f}")
     return Trained(model, [found], 0, time.perf_counter() - started, ranks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -71,6 +71,7 @@ def train(
     config: RecommenderConfig,
     seed: int,
     progress: Progress | None = None,
+    refit: Windows | None = None,
 ) -> Trained:
     """Train a backbone until validation NDCG@20 has not risen for `patience` epochs.
 
@@ -94,11 +95,13 @@ def train(
         Seed of initial weights, dropout, order of windows, and negatives.
     progress : Progress, optional
         Called after each epoch with (epochs done, most epochs, message).
+    refit : Windows, optional
+        What the model is trained on anew, for as many epochs as were best on validation. Default: it is not.
 
     Returns
     -------
     Trained
-        The model of the best epoch.
+        The model of the best epoch, or the one that was trained anew.
 
     Raises
     ------
@@ -107,37 +110,58 @@ def train(
     """
     started = time.perf_counter()
     windows, valid = usable(windows, valid, kind.name)
-    histories, targets = valid.histories(), valid.targets()
+    trained = _train(kind, windows, valid, n_items, config, seed, progress)
+    if refit is not None:
+        refit, _ = usable(refit, valid, kind.name)
+        trained.model = _train(kind, refit, None, n_items, replace(config, epochs=trained.best_epoch + 1), seed).model
+    trained.seconds = time.perf_counter() - started
+    return trained
+
+
+def _train(
+    kind: type[Backbone],
+    windows: Windows,
+    valid: Windows | None,
+    n_items: int,
+    config: RecommenderConfig,
+    seed: int,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train on usable windows, and keep the best epoch; without validation windows, the last of all epochs."""
     ends, lengths = windows.offsets[1:], windows.lengths
     items = torch.from_numpy(recent(windows.items, ends, lengths, config.history + 1, PAD))
     weights, device = torch.ones(items.shape), pick_device()
     if windows.weights is not None:
         weights = torch.from_numpy(recent(windows.weights, ends, lengths, config.history + 1, 1.0)).float()
     items, weights = items.to(device), weights.to(device)
+    asked = None if valid is None else (valid.histories(), valid.targets())
     with seeded(seed):  # initial weights, dropout, order and negatives
         model = kind(n_items, config).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-        best, curve = -1, list[float]()
-        state = {name: value.clone() for name, value in model.state_dict().items()}
+        found, state = Trained(model, [], -1, 0.0, np.empty(0, np.int64)), model.state_dict()
         for epoch in range(config.epochs):
             model.train()
             total = torch.zeros((), device=device)
             batches = torch.split(torch.randperm(len(items)).to(device), config.batch_size)
             for rows in batches:
                 total += _step(model, optimizer, *model.examples(items[rows], weights[rows]))
-            ranks = model.rank(histories, targets)
-            curve.append(ndcg(ranks, VALIDATION_K))
-            if best < 0 or curve[epoch] > curve[best]:
-                best, best_ranks = epoch, ranks
+            if asked is None:
+                continue
+            ranks = model.rank(*asked)
+            found.curve.append(ndcg(ranks, VALIDATION_K))
+            if found.best_epoch < 0 or found.curve[epoch] > found.curve[found.best_epoch]:
+                found.best_epoch, found.valid_ranks = epoch, ranks
                 state = {name: value.clone() for name, value in model.state_dict().items()}
             if progress:
-                message = f"loss {float(total) / len(batches):.4f}, validation NDCG@{VALIDATION_K} {curve[epoch]:.4f}"
+                message = (
+                    f"loss {float(total) / len(batches):.4f}, validation NDCG@{VALIDATION_K} {found.curve[-1]:.4f}"
+                )
                 progress(epoch + 1, config.epochs, message)
-            if epoch - best >= max(config.patience, 1):
+            if epoch - found.best_epoch >= max(config.patience, 1):
                 break
     model.load_state_dict(state)
     model.eval()
-    return Trained(model, curve, best, time.perf_counter() - started, best_ranks)
+    return found
 
 
 def usable(windows: Windows, valid: Windows, name: str) -> tuple[Windows, Windows]:
