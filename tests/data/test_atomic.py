@@ -1,5 +1,6 @@
 """Atomic files of RecBole, through the two ways that data are read: `read_source` and `read_data`."""
 
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -43,7 +44,7 @@ def test_a_log_is_a_source(tmp_path):
         found = read_source(given)
         assert found.items[0].row(0) == (0, 'Film 0, 12" (1900)')
         (batch,) = found.batches()
-        assert batch[1].row(0) == ("u0", 3, 1_600_000_100, 1.5)
+        assert batch[1].row(0) == ("u0", 3, datetime(2020, 9, 13, 12, 28, 20), 1.5)
 
 
 def test_a_log_is_read_like_any_other(tmp_path):

@@ -17,6 +17,8 @@ from llm4dsr.data.dataset import make_windows
 from llm4dsr.data.prepare import PrepareOptions, prepare
 from llm4dsr.data.read import read_data
 from llm4dsr.data.sources import Source, from_frames
+from llm4dsr.data.sources.source import TIMES
+from llm4dsr.data.times import to_microseconds
 from llm4dsr.errors import DataError
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
@@ -31,7 +33,10 @@ def log(**histories: str) -> pl.DataFrame:
 
 
 def source_of(interactions: pl.DataFrame, items: pl.DataFrame = ITEMS, batch: int = 7) -> Source:
-    """A log in small batches, with whatever columns it has."""
+    """A log in small batches, with whatever columns it has, and times as a source gives them."""
+    if "timestamp" in interactions.columns:
+        times = to_microseconds(interactions["timestamp"], "the log")
+        interactions = interactions.with_columns(times.cast(TIMES))
     source = Source("letters", items, lambda tally: iter(()))
     source.batches = lambda: interactions.iter_slices(batch)
     return source
@@ -62,6 +67,8 @@ def logs(draw):
         "item_id": rng.choice(LETTERS[: draw(st.integers(4, 26))], n),
         "timestamp": rng.integers(0, draw(st.sampled_from([5, 50, 10**6])), n),
     })  # fmt: skip
+    if draw(st.booleans()):  # several interactions within a second
+        frame = frame.with_columns(timestamp=1_700_000_000_000 + pl.col("timestamp") * 100)
     if draw(st.booleans()):
         clean = np.where(rng.random(n) < 0.2, rng.choice(LETTERS, n), frame["item_id"])
         clean = [None if inserted else item for item, inserted in zip(clean, rng.random(n) < 0.1, strict=True)]
@@ -246,3 +253,15 @@ def test_the_report_has_options_and_versions(tmp_path):
     report, _ = run(tmp_path, log(ann=ALPHABET), seed=3)
     assert report["options"] == {**asdict(PrepareOptions()), "k_core": 0, "seed": 3}
     assert set(report["versions"]) == {"python", "llm4dsr", "numpy", "polars", "pyarrow"}
+
+
+def test_interactions_within_a_second_keep_their_order(tmp_path):
+    """Newest first, and 300 ms apart: no row is taken for a repeated one, and histories are in order of time."""
+    letters = "abcdefgcba"
+    times = [1_700_000_000_000 + 300 * i for i in range(len(letters))]
+    newest_first = pl.DataFrame({"user_id": "ann", "item_id": list(letters), "timestamp": times})[::-1]
+    report, windows = run(tmp_path, newest_first, history=20, split="leave-one-out")
+    assert windows["test"] == [letters]
+    assert report["interactions"]["dropped"]["repeated_row"] == 0
+    test = pl.read_parquet(tmp_path / "out" / "test.parquet")
+    assert test["timestamp"].to_list() == [1_700_000_002]  # whole seconds

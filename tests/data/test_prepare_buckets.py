@@ -18,6 +18,7 @@ from llm4dsr.data.buckets import Bucket, BucketedRows
 from llm4dsr.data.in_order import in_order, split_by_rank
 from llm4dsr.data.prepare import PrepareOptions, prepare
 from llm4dsr.data.sources import Source
+from llm4dsr.data.sources.source import TIMES
 from llm4dsr.errors import DataError, OutputError
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
@@ -27,6 +28,7 @@ USERS = ["ann", "bob", "eve", "joe", "kim", "a user with a long id"]
 
 
 def source_of(interactions: pl.DataFrame, batch: int = 7) -> Source:
+    interactions = interactions.with_columns(pl.from_epoch("timestamp", "s").cast(TIMES))
     source = Source("letters", ITEMS, lambda tally: iter(()))
     source.batches = lambda: interactions.iter_slices(batch)
     return source

@@ -15,6 +15,7 @@ from llm4dsr.data.catalogue import clean_title, clean_titles
 from llm4dsr.data.prepare import PrepareOptions, prepare
 from llm4dsr.data.read import read_data
 from llm4dsr.data.sources import Source
+from llm4dsr.data.sources.source import TIMES
 from llm4dsr.errors import ConfigError, DataError, OutputError
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
@@ -29,7 +30,9 @@ def log(**histories: str) -> pl.DataFrame:
 
 
 def source_of(interactions: pl.DataFrame, items: pl.DataFrame = ITEMS, batch: int = 7) -> Source:
-    """A log in small batches, with whatever columns it has."""
+    """A log in small batches, with whatever columns it has; times are seconds."""
+    if "timestamp" in interactions.columns:
+        interactions = interactions.with_columns(pl.from_epoch("timestamp", "s").cast(TIMES))
     source = Source("letters", items, lambda tally: iter(()))
     source.batches = lambda: interactions.iter_slices(batch)
     return source

@@ -31,7 +31,9 @@ def as_lines(*records: object) -> str:
 
 
 def rows(found: Source) -> list[tuple]:
-    return [row for batch in found.batches() for row in batch.rows()]
+    """All rows of a log, with times in seconds."""
+    seconds = pl.col("timestamp").dt.epoch("us") / 10**6
+    return [row for batch in found.batches() for row in batch.with_columns(seconds).rows()]
 
 
 def titles(found: Source) -> dict:
@@ -213,7 +215,8 @@ def test_batches_are_bounded_and_in_order(tmp_path, monkeypatch):
     beauty(tmp_path, as_lines(*(review(user, item, stars, time) for user, item, time, stars in wanted)))
     batches = list(read_source(tmp_path).batches())
     assert [len(batch) for batch in batches] == [7] * 7 + [1]
-    assert [row for batch in batches for row in batch.rows()] == wanted
+    assert rows(read_source(tmp_path)) == wanted
+    assert pl.concat(batches)["user_id"].to_list() == [user for user, *_ in wanted]
 
 
 NO_ZERO = st.characters(exclude_categories=["Cs"], exclude_characters="\0")

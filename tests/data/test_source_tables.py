@@ -33,7 +33,9 @@ def as_lines(*records: object) -> str:
 
 
 def rows(found: Source) -> list[tuple]:
-    return [row for batch in found.batches() for row in batch.rows()]
+    """All rows of a log, with times in seconds."""
+    seconds = pl.col("timestamp").dt.epoch("us") / 10**6
+    return [row for batch in found.batches() for row in batch.with_columns(seconds).rows()]
 
 
 def titles(found: Source) -> dict:
@@ -88,7 +90,7 @@ def test_a_single_table_with_a_title_in_each_row(tmp_path):
         "{broken", {"user_id": "v", "item_id": 1, "title": "Uno", "timestamp": 12}))  # fmt: skip
     found = read_source(path)
     assert titles(found) == {1: "One"}
-    assert rows(found) == [("u", 1, 10), ("u", 2, 11), ("v", 1, 12)]
+    assert rows(found) == [("u", 1, 10.5), ("u", 2, 11), ("v", 1, 12)]
     assert found.dropped == {"bad_line": 1}
 
 
@@ -99,7 +101,7 @@ def test_parquet_keeps_what_is_known_of_noise(tmp_path):
     }).write_parquet(tmp_path / "interactions.parquet")  # fmt: skip
     pl.DataFrame({"item_id": [1, 2], "title": ["One", "Two"]}).write_parquet(tmp_path / "items.parquet")
     (batch,) = read_source(tmp_path).batches()
-    assert batch.rows() == [("u", 1, 1704067200, 0, 1), ("u", 2, None, 1, 1)]
+    assert batch.rows() == [("u", 1, dt.datetime(2024, 1, 1), 0, 1), ("u", 2, None, 1, 1)]
     assert batch.columns == ["user_id", "item_id", "timestamp", "noise_mask", "clean_item_id"]
 
 
@@ -190,3 +192,12 @@ def test_large_numbers_are_milliseconds_and_smaller_units():
         "timestamp", [1_700_000_000, 1_700_000_000_999, 1_700_000_000_999_999, 1_700_000_000_999_999_999, -5]
     )
     assert reading.to_seconds(given, "x").to_list() == [1_700_000_000] * 4 + [-5]
+    thousandths = [0, 999_000, 999_999, 999_999]
+    exact = [1_700_000_000_000_000 + more for more in thousandths] + [-5_000_000]
+    assert reading.to_microseconds(given, "x").to_list() == exact
+    # A float holds 15 digits, and text of a number is read as one.
+    assert reading.to_microseconds(pl.Series("timestamp", [1_700_000_000.25, None]), "x").to_list() == [
+        1_700_000_000_250_000, None
+    ]  # fmt: skip
+    assert reading.to_microseconds(pl.Series("timestamp", ["1700000000999", "2023-11-14T22:13:20.999Z"]), "x").to_list(
+    ) == [1_700_000_000_999_000] * 2  # fmt: skip

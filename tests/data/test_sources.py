@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from llm4dsr.data.sources import Source, read_source
@@ -25,7 +26,9 @@ def as_lines(*records: object) -> str:
 
 
 def rows(found: Source) -> list[tuple]:
-    return [row for batch in found.batches() for row in batch.rows()]
+    """All rows of a log, with times in seconds."""
+    seconds = pl.col("timestamp").dt.epoch("us") / 10**6
+    return [row for batch in found.batches() for row in batch.with_columns(seconds).rows()]
 
 
 def titles(found: Source) -> dict:
@@ -109,7 +112,7 @@ def test_amazon_2023(tmp_path):
     found = read_source(tmp_path)
     assert found.name == "amazon-2023"
     assert titles(found) == {"B00YQ6X8E0": 'Howard LC0008, 16"'}
-    assert rows(found) == [("AGKHLEW2SOWHNMFQIJGBECAF7INQ", "B00YQ6X8E0", 1588687728, 5.0)]
+    assert rows(found) == [("AGKHLEW2SOWHNMFQIJGBECAF7INQ", "B00YQ6X8E0", 1588687728.923, 5.0)]
 
 
 def test_one_of_several_categories_is_chosen_by_its_file(tmp_path):

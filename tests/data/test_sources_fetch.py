@@ -13,6 +13,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -310,7 +311,7 @@ def test_an_archive_is_unpacked_and_can_be_read(server, tmp_path):
     get(download, tmp_path)
     assert visible(tmp_path) == ["checksums.json", "ml", "ml.zip"]
     found = read_source(tmp_path)
-    assert [batch.rows() for batch in found.batches()] == [[(1, 1, 9, 4.0)]]
+    assert [batch.rows() for batch in found.batches()] == [[(1, 1, datetime(1970, 1, 1, 0, 0, 9), 4.0)]]
     (tmp_path / "ml" / "movies.csv").write_text("")  # what was unpacked and is no longer whole comes back
     get(download, tmp_path)
     assert read_source(tmp_path).items.rows() == [(1, "One (1999)")]

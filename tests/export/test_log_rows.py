@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 
 from llm4dsr.core.manifest import write_manifest
+from llm4dsr.data.prepare import prepare
 from llm4dsr.data.read import read_data
+from llm4dsr.data.sources import read_source
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.export.export import log_root
 from llm4dsr.export.log_rows import find_rows, log_origin
@@ -173,6 +175,25 @@ def test_a_log_in_milliseconds_is_found_again(tiny_demo, tmp_path):
     log.select("user_id", "item_id", "timestamp").write_csv(folder / "interactions.csv")
     run, rows = found(folder, tmp_path / "run")
     assert agrees(run, rows) > 1000
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_rows_within_a_second_are_found_again(tiny_demo, tmp_path, prepared):
+    """All interactions of a user within seconds of each other, newest first in the file."""
+    names = {"visitor": "user_id", "sku": "item_id", "when": "timestamp", "name": "title"}
+    log = shop_log(tiny_demo).rename(names).sort("timestamp")
+    log = log.with_columns(timestamp=1_700_000_000_000 + 150 * pl.int_range(pl.len())).reverse()
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log.select("item_id", "title").unique(maintain_order=True).write_csv(folder / "items.csv")
+    log.select("user_id", "item_id", "timestamp").write_csv(folder / "interactions.csv")
+    if prepared:
+        prepare(read_source(folder), tmp_path / "windows")
+    run, rows = found(tmp_path / "windows" if prepared else folder, tmp_path / "run")
+    assert agrees(run, rows) > 1000
+    exact = log["timestamp"].gather(rows.of_windows["test"]).to_numpy()
+    begins = run.data().splits["test"].offsets[1:-1]
+    assert (np.delete(np.diff(exact), begins - 1) > 0).all()
 
 
 def test_a_partitioned_log_keeps_its_folders():

@@ -14,7 +14,7 @@ from llm4dsr.core.io import as_data_error, write_parquet
 from llm4dsr.data.buckets import Bucket
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.interaction_log import InteractionLog
-from llm4dsr.data.times import readable_microseconds, to_seconds
+from llm4dsr.data.times import readable_microseconds
 from llm4dsr.data.windowing import build_windows, materialize_windows, new_rows, sort_log
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
@@ -121,14 +121,8 @@ def _usable_rows(interactions: pl.DataFrame) -> tuple[pl.DataFrame, int]:
             )
     truth = [name for name in (c.NOISE_MASK, c.CLEAN_ITEM) if name in interactions.columns]
     log = interactions.select(*needed, *truth)
-    time = log[c.TIME]
-    if time.dtype == pl.String:
-        order = readable_microseconds(time, "the interactions")
-        seconds = order // 10**6
-    else:
-        seconds = to_seconds(time, "the interactions")
-        order = time.dt.epoch("us") if time.dtype.is_temporal() else time
-    log = log.with_columns(order=order, seconds=seconds)
+    order = readable_microseconds(log[c.TIME], "the interactions")
+    log = log.with_columns(order=order, seconds=order // 10**6)
     if c.NOISE_MASK in truth and not set(log[c.NOISE_MASK].unique()) <= {0, 1}:
         found = log[c.NOISE_MASK].unique().head(5).to_list()
         raise DataError(f"{c.NOISE_MASK!r} of the interactions holds {found}; expected 0 or 1 in each row.")

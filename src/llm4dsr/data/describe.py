@@ -18,6 +18,7 @@ from llm4dsr.data.atomic import ATOMIC
 from llm4dsr.data.catalogue import clean_titles
 from llm4dsr.data.files import find_files, read_file
 from llm4dsr.data.ids import without_decimals
+from llm4dsr.data.times import to_microseconds
 from llm4dsr.errors import DataError
 
 QUANTILES: Final = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
@@ -216,19 +217,9 @@ def _titles(titles: pl.Series) -> dict[str, Any]:
 
 def _ends(table: pl.LazyFrame) -> tuple[float, float] | None:
     """(first, last) time in seconds since 1970; None without times."""
-    time = pl.col(c.TIME)
-    kind = table.collect_schema()[c.TIME]
-    if kind == pl.String:  # numbers, or else dates as in ISO 8601
-        dates = time.str.to_datetime(time_unit="us", time_zone="UTC", strict=False).dt.epoch("s")
-        ways = [time.cast(pl.Float64, strict=False), dates]
-    else:
-        ways = [time.dt.epoch("s") if kind.is_temporal() else time]
-    for seconds in ways:
-        seconds = seconds.cast(pl.Float64)
-        first, last = _stream(table.select(seconds.min().alias("first"), seconds.max().alias("last"))).row(0)
-        if first is not None:
-            return first, last
-    return None
+    times = pl.col(c.TIME).map_batches(lambda some: to_microseconds(some, "the times"), return_dtype=pl.Int64) / 10**6
+    first, last = _stream(table.select(times.min().alias("first"), times.max().alias("last"))).row(0)
+    return None if first is None else (first, last)
 
 
 def _time(ends: list[tuple[float, float] | None]) -> dict[str, str] | None:
@@ -273,7 +264,7 @@ def _readable(file: Path) -> Iterator[None]:
     with as_data_error(f"{file} cannot be read", "Is it cut off, or another format? `llm4dsr data validate` says more"):
         try:
             yield
-        except OverflowError:
-            raise DataError(f"{file} has times that are no seconds since 1970.") from None
+        except (OverflowError, ValueError) as error:
+            raise DataError(f"{file} has times beyond the year 9999: {error}.") from None
         except pl.exceptions.PanicException as error:  # what Polars makes of some damaged files
             raise DataError(f"{file} is damaged: {error}.") from None

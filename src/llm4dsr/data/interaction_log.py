@@ -122,7 +122,8 @@ def read_log(
     tell : Progress
         Called with (rows read, 0, "read interactions").
     keep : callable
-        Called with the rows that are left of each batch, for `to_log`: user ids, numbers of rows and items, times.
+        Called with the rows that are left of each batch, for `to_log`: user ids, numbers of rows and items, times in
+        microseconds.
 
     Returns
     -------
@@ -192,8 +193,8 @@ def to_log(rows: pl.DataFrame, is_timed: bool) -> tuple[InteractionLog, pl.DataF
         rows = rows.filter(pl.col(c.TIME).is_not_null())
     order = rows[c.TIME if is_timed else "_row"].to_numpy()
     truth = (rows[name].to_numpy() if name in rows.columns else None for name in (c.NOISE_MASK, c.CLEAN_ITEM))
-    return InteractionLog(rows["_user"].to_numpy(), rows[c.ITEM].to_numpy(), order, order if is_timed else None,
-                          *truth), users  # fmt: skip
+    seconds = order // 10**6 if is_timed else None
+    return InteractionLog(rows["_user"].to_numpy(), rows[c.ITEM].to_numpy(), order, seconds, *truth), users
 
 
 def _joined(batches: Iterable[pl.DataFrame], min_rating: float | None) -> Iterator[pl.DataFrame]:

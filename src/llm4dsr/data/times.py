@@ -1,4 +1,4 @@
-"""Times of interactions: dates, numbers and text, as seconds since 1970."""
+"""Times of interactions: dates, numbers and text, as microseconds or seconds since 1970."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from llm4dsr.errors import DataError
 _DATES: Final = ("%+", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%a %b %d %H:%M:%S %z %Y")
 
 
-def to_seconds(times: pl.Series, where: str) -> pl.Series:
-    """Convert times to Int64 seconds since 1970; null where a value is missing or unreadable.
+def to_microseconds(times: pl.Series, where: str) -> pl.Series:
+    """Convert times to Int64 microseconds since 1970; null where a value is missing or unreadable.
 
     Parameters
     ----------
@@ -27,30 +27,40 @@ def to_seconds(times: pl.Series, where: str) -> pl.Series:
     ------
     DataError
         For any other type.
+
+    Examples
+    --------
+    >>> to_microseconds(pl.Series("timestamp", [1_717_149_600, 1_717_149_600_250]), "the log").to_list()
+    [1717149600000000, 1717149600250000]
     """
     kind = times.dtype
     if kind == pl.Null:
         return times.cast(pl.Int64)
     if kind.is_temporal() and kind not in (pl.Time, pl.Duration):
-        return times.dt.epoch("s")
-    if kind.is_integer():
-        return _whole_seconds(times.cast(pl.Int64, strict=False))
+        return times.dt.epoch("us")
     if kind.is_numeric():
-        return _whole_seconds(times.cast(pl.Float64).floor().cast(pl.Int64, strict=False))
+        return _of_numbers(times.cast(pl.Int64 if kind.is_integer() else pl.Float64, strict=False))
     if kind != pl.String:
         raise DataError(f"{times.name!r} of {where} has the type {kind}; expected a number, a date or text.")
-    return text_microseconds(times) // 10**6
+    return text_microseconds(times)
+
+
+def to_seconds(times: pl.Series, where: str) -> pl.Series:
+    """Convert times as `to_microseconds` does, to whole seconds, rounded down."""
+    return to_microseconds(times, where) // 10**6
 
 
 def readable_microseconds(times: pl.Series, where: str) -> pl.Series:
-    """Return `text_microseconds` of text that is all readable, or missing.
+    """Convert times as `to_microseconds` does, if all are readable or missing.
 
     Raises
     ------
     DataError
-        For text that is no time.
+        For text that is no time, or another type.
     """
-    found = text_microseconds(times)
+    found = to_microseconds(times, where)
+    if times.dtype != pl.String:
+        return found
     bad = times.filter(found.is_null() & (times.str.strip_chars() != ""))
     if len(bad):
         raise DataError(
@@ -61,12 +71,12 @@ def readable_microseconds(times: pl.Series, where: str) -> pl.Series:
 
 
 def text_microseconds(times: pl.Series) -> pl.Series:
-    """Convert text of times, as `to_seconds` reads it, to Int64 microseconds since 1970; null where it is unreadable.
+    """Convert text of times to Int64 microseconds since 1970, as `to_microseconds` does; null where it is unreadable.
 
     Only forms in which the year comes first, or the month has a name, are read: nothing tells 10/11 from 11/10.
     """
     text = times.str.strip_chars()
-    out = _whole_seconds(text.cast(pl.Float64, strict=False).floor().cast(pl.Int64, strict=False)) * 10**6
+    out = _of_numbers(text.cast(pl.Float64, strict=False))
     for form in _DATES:
         if not (out.is_null() & text.is_not_null() & (text != "")).any():
             return out
@@ -83,7 +93,10 @@ def dates_in(text: pl.Series, form: str) -> pl.Series:
     return dates.dt.epoch("us")
 
 
-def _whole_seconds(numbers: pl.Series) -> pl.Series:
+def _of_numbers(numbers: pl.Series) -> pl.Series:
+    """Microseconds of whole numbers, or of floats, whose fractions count."""
     size = numbers.abs()
-    units = pl.when(size < 10**11).then(1).when(size < 10**14).then(10**3).when(size < 10**17).then(10**6)
-    return pl.select(numbers // units.otherwise(10**9)).to_series().alias(numbers.name)
+    longer = pl.when(size < 10**11).then(numbers * 10**6).when(size < 10**14).then(numbers * 10**3)
+    out = pl.select(longer.when(size < 10**17).then(numbers).otherwise(numbers // 10**3)).to_series()
+    whole = out.floor().cast(pl.Int64, strict=False) if out.dtype.is_float() else out
+    return whole.alias(numbers.name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -25,13 +25,15 @@ from llm4dsr.data.interaction_log import InteractionLog, Ints, first_with_title,
 from llm4dsr.data.prepare import REPORT
 from llm4dsr.data.sources import tables
 from llm4dsr.data.sources.read import tables_at
-from llm4dsr.data.times import to_seconds
+from llm4dsr.data.times import to_microseconds
 from llm4dsr.data.windowing import sort_log
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError, OutputError
 from llm4dsr.export.log_files import LogFile
 from llm4dsr.pipeline import Run
 from llm4dsr.pipeline.inputs import check_inputs
+
+_ORDER: Final = "microseconds"  # column of times that rows are sorted by
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class LogRows:
     files : list of LogFile
         The files, in order.
     keys : DataFrame
-        One row per record, in order: `user_id, item_id, timestamp` as the run has them; null where unusable.
+        One row per record, in order: `user_id, item_id, timestamp` as the run has them, and the time in microseconds;
+        null where unusable.
     of_windows : dict of str to array of int
         By split: [n] the record of each interaction of its windows.
     twins : array of int
@@ -155,7 +158,7 @@ class LogRows:
 def find_rows(origin: LogOrigin, splits: dict[str, Windows], catalogue: Catalogue) -> LogRows:
     """Find the record of each interaction of the windows.
 
-    The ids and times of all records are in memory at once, some 30 bytes each.
+    The ids and times of all records are in memory at once, some 40 bytes each.
 
     Raises
     ------
@@ -181,13 +184,14 @@ def find_rows(origin: LogOrigin, splits: dict[str, Windows], catalogue: Catalogu
 
 
 def _keys(files: list[LogFile], users: Any, items: Any) -> pl.DataFrame:
-    """User, item, time and rating of all records, with the types of the windows."""
+    """User, item, times and rating of all records, with the types of the windows."""
     frames = []
     for file in files:
         for frame in file.read_keys():
             columns = [_ids(frame[c.USER], users), _ids(frame[c.ITEM], items)]
             time = frame[c.TIME] if c.TIME in frame.columns else pl.Series(c.TIME, [None] * len(frame), pl.Int64)
-            columns.append(to_seconds(time, str(file.path)).alias(c.TIME))
+            order = to_microseconds(time, str(file.path)).alias(_ORDER)
+            columns += [order, (order // 10**6).alias(c.TIME)]
             rating = frame[c.RATING] if c.RATING in frame.columns else pl.Series(c.RATING, [None] * len(frame))
             columns.append(rating.cast(pl.Float64, strict=False).fill_nan(None))
             frames.append(pl.DataFrame(columns))
@@ -222,7 +226,7 @@ def _usable(
     ok[ok] = titled[number[ok]]
     rows = np.flatnonzero(ok)
     users = keys[c.USER].gather(rows).to_frame().with_columns(row=rows).select(pl.col("row").first().over(c.USER))
-    order = keys[c.TIME].gather(rows).to_numpy() if is_timed else rows
+    order = keys[_ORDER].gather(rows).to_numpy() if is_timed else rows
     log = InteractionLog(users["row"].to_numpy(), first[number[rows]].astype(np.int64), order, rows)
     log, _ = sort_log(log, options["repeats"], options["max_history"])
     of_items = pl.DataFrame({c.ITEM: catalogue.ids, "code": np.arange(len(catalogue))})
@@ -241,7 +245,7 @@ def _look_up(ids: pl.Series, table: pl.DataFrame) -> IntArray:
 def _ends(name: str, windows: Windows, users: IntArray, log: InteractionLog, is_timed: bool) -> IntArray:
     """[n] the row of `log` of each interaction of the windows."""
     targets = {"user": users, "item": windows.targets()} | ({"time": windows.timestamps} if is_timed else {})
-    rows = {"user": log.users, "item": log.items} | ({"time": log.order} if is_timed else {})
+    rows = {"user": log.users, "item": log.items} | ({"time": log.order // 10**6} if is_timed else {})
     wanted = pl.DataFrame(targets).with_row_index("window").cast({"window": pl.Int64})
     have = pl.DataFrame(rows).with_row_index("end").cast({"end": pl.Int64})
     pairs = wanted.join(have, on=list(targets), how="inner", maintain_order="left_right")
@@ -280,7 +284,7 @@ def _one_each(users: IntArray, window: IntArray, begins: IntArray, count: int) -
 
 
 def _twins(keys: pl.DataFrame) -> IntArray:
-    rows = keys.select(c.USER, c.ITEM, c.TIME).with_row_index("row")
-    same = pl.col("row").first().over(c.USER, c.ITEM, c.TIME)
-    whole = pl.all_horizontal(pl.col(c.USER, c.ITEM, c.TIME).is_not_null())
+    rows = keys.select(c.USER, c.ITEM, _ORDER).with_row_index("row")
+    same = pl.col("row").first().over(c.USER, c.ITEM, _ORDER)
+    whole = pl.all_horizontal(pl.col(c.USER, c.ITEM, _ORDER).is_not_null())
     return rows.select(pl.when(whole).then(same).otherwise("row")).to_series().cast(pl.Int64).to_numpy()

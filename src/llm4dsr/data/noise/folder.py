@@ -20,6 +20,7 @@ from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.files import find_files, read_files
 from llm4dsr.data.noise.kinds import Noisy, corrupt, same_category, similar_titles
 from llm4dsr.data.read import to_windows
+from llm4dsr.data.times import readable_microseconds
 from llm4dsr.errors import DataError, OutputError
 
 
@@ -131,20 +132,13 @@ def _noisy_log(log: pl.DataFrame, catalogue: Catalogue, make: Callable[..., Nois
         if name not in log.columns:
             raise DataError(f"The interactions have the columns {', '.join(log.columns)}, but {name!r} is missing.")
     _untouched(log, c.LOG_FILE)
-    time = pl.col(c.TIME)
-    if log.schema[c.TIME] == pl.String:
-        time = time.str.to_datetime(time_unit="us", time_zone="UTC")
-    with as_data_error(
-        f"The interactions cannot be put in order of {c.TIME!r}", "Give seconds, or dates such as 2024-05-31."
-    ):
-        # Rows of a user with one time keep the order of the file.
-        order = (
-            log.select(c.USER, c.ITEM, when=time)
-            .with_row_index("row")
-            .drop_nulls()
-            .select("row", c.USER, c.ITEM, "when")
-            .sort(c.USER, "when", maintain_order=True)
-        )
+    # Rows of a user with one time keep the order of the file.
+    order = (
+        log.select(c.USER, c.ITEM, when=readable_microseconds(log[c.TIME], "the interactions"))
+        .with_row_index("row")
+        .drop_nulls()
+        .sort(c.USER, "when", maintain_order=True)
+    )
     rows = order["row"].to_numpy().astype(np.int64)
     lengths = order[c.USER].rle().struct.field("len").to_numpy().astype(np.int64)
     noisy = make(catalogue.index(order[c.ITEM], "the interactions"), lengths)

@@ -17,7 +17,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.data.sources.lines import json_lines, literal_lines
-from llm4dsr.data.sources.source import Source, Tally, make_source
+from llm4dsr.data.sources.source import TIMES, Source, Tally, make_source
 
 _REVIEW: Final = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64, "overall": pl.Float64}
 _REVIEW_2023: Final = {"user_id": pl.String, "parent_asin": pl.String, "timestamp": pl.Int64, "rating": pl.Float64}
@@ -91,7 +91,7 @@ def read_2023(log: Path, items: Path) -> Source:
         for frame in json_lines(log, _REVIEW_2023, tally):
             yield frame.select(
                 pl.col("user_id").alias(c.USER), pl.col("parent_asin").alias(c.ITEM),
-                (pl.col("timestamp") // 1000).alias(c.TIME), pl.col("rating").alias(c.RATING),
+                pl.from_epoch("timestamp", "ms").cast(TIMES).alias(c.TIME), pl.col("rating").alias(c.RATING),
             )  # fmt: skip
 
     return make_source("amazon-2023", catalogue, rows)

@@ -16,7 +16,7 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.data.sources.delimited import delimited
 from llm4dsr.data.sources.lines import numbered_titles
-from llm4dsr.data.sources.source import Source, Tally, date_seconds, make_source
+from llm4dsr.data.sources.source import TIMES, Source, Tally, date_seconds, make_source
 
 _PLAY: Final = (c.USER, c.TIME, "musicbrainz-artist-id", c.ITEM, "musicbrainz-track-id", "track-name")
 
@@ -68,7 +68,7 @@ def read_2k_tags(log: Path, items: Path) -> Source:
 
     def rows(tally: Tally) -> Iterator[pl.DataFrame]:
         for frame in delimited(log, "\t", (c.USER, c.ITEM, "tagID", c.TIME), schema, tally, titled=True):
-            yield frame.with_columns(pl.col(c.TIME) // 1000)
+            yield frame.with_columns(pl.from_epoch(c.TIME, "ms").cast(TIMES))
 
     return make_source("lastfm-2k-tags", lambda tally: [_artists(items, tally)], rows)
 

@@ -12,13 +12,14 @@ import polars as pl
 from llm4dsr import columns as c
 from llm4dsr.core.io import as_frame
 from llm4dsr.data.ids import whole_numbers
-from llm4dsr.data.times import dates_in, to_seconds
+from llm4dsr.data.times import dates_in, to_microseconds
 from llm4dsr.errors import DataError
 
 BATCH_ROWS: Final = 500_000
 _EXAMPLES: Final = 5
 EXTRAS: Final = (c.RATING, c.NOISE_MASK, c.CLEAN_ITEM)  # carried along where a table has them
 LOG_EXTRAS: Final = (c.TIME, *EXTRAS)
+TIMES: Final = pl.Datetime("us")  # of a log: UTC, null where unknown
 
 
 @dataclass
@@ -113,8 +114,8 @@ class Source:
         Yields
         ------
         DataFrame
-            `user_id, item_id, timestamp`, and if known `rating, noise_mask, clean_item_id`. Timestamps are Int64
-            seconds since 1970, null if the source has none.
+            `user_id, item_id, timestamp`, and if known `rating, noise_mask, clean_item_id`. Timestamps have the type
+            TIMES, so that what happened within a second keeps its order.
 
         Raises
         ------
@@ -137,9 +138,11 @@ def _complete(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
     """The columns of a batch in their order and types, without incomplete rows."""
     needed = (c.USER, c.ITEM)
     if c.TIME not in frame.columns:
-        frame = frame.with_columns(pl.lit(None, pl.Int64).alias(c.TIME))
+        frame = frame.with_columns(pl.lit(None, TIMES).alias(c.TIME))
+    elif frame.schema[c.TIME] != TIMES:  # whole seconds, as most publishers write them
+        frame = frame.with_columns(pl.from_epoch(pl.col(c.TIME).cast(pl.Int64)).cast(TIMES))
     extras = [name for name in EXTRAS if name in frame.columns]
-    frame = frame.select(c.USER, c.ITEM, pl.col(c.TIME).cast(pl.Int64), *extras)
+    frame = frame.select(c.USER, c.ITEM, c.TIME, *extras)
     empty = [name for name in needed if frame.schema[name] == pl.String]
     full = frame.filter(
         pl.all_horizontal([pl.col(name).is_not_null() for name in needed] + [pl.col(name) != "" for name in empty])
@@ -293,13 +296,13 @@ def typed_log(frame: pl.DataFrame, where: str, name: str, tally: Tally) -> pl.Da
 
 
 def typed(frame: pl.DataFrame, where: str) -> pl.DataFrame:
-    """Return ids as Int64 or text, times as seconds, ratings as Float64. Raises DataError for unusable types."""
+    """Return ids as Int64 or text, times as TIMES, ratings as Float64. Raises DataError for unusable types."""
     changes = []
     for name, kind in frame.schema.items():
         if name in (c.USER, c.ITEM, c.CLEAN_ITEM):
             changes.append(_ids(frame[name], where))
         elif name == c.TIME:
-            changes.append(to_seconds(frame[name], where))
+            changes.append(to_microseconds(frame[name], where).cast(TIMES))
         elif name == c.RATING:
             if not (kind.is_numeric() or kind in (pl.String, pl.Null)):
                 raise DataError(f"{name!r} of {where} has the type {kind}; expected numbers.")

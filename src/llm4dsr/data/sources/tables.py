@@ -24,6 +24,7 @@ from llm4dsr.data.sources.lines import Schema, chunks, json_lines
 from llm4dsr.data.sources.source import (
     BATCH_ROWS,
     LOG_EXTRAS,
+    TIMES,
     LogTables,
     Source,
     Tally,
@@ -90,7 +91,7 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
         as_text = known[c.ITEM].cast(pl.String)
         known = known.with_columns(text_ids(as_text) if kinds[c.ITEM] == pl.Int64 else as_text)
     types = {
-        c.USER: kinds[c.USER], c.ITEM: known.schema[c.ITEM], c.TIME: pl.Int64, c.RATING: pl.Float64,
+        c.USER: kinds[c.USER], c.ITEM: known.schema[c.ITEM], c.TIME: TIMES, c.RATING: pl.Float64,
         c.NOISE_MASK: pl.Int8, c.CLEAN_ITEM: known.schema[c.ITEM],
     }  # fmt: skip
     found = [
