@@ -197,3 +197,17 @@ def test_arguments_override_the_configuration():
 def test_guarantees_are_only_for_runs(policy):
     with pytest.raises(ConfigError, match=f"'{policy}' needs more than a table of scores, so it is only for runs"):
         rule(DecideConfig(), policy, 0.1, None, is_train=True)
+
+
+def test_a_policy_does_not_take_the_eta_of_another():
+    """η = 0.5 is a probability; as a rate it would flag half of everything."""
+    for configured, policy in (("validation", "rate"), ("probability", "percentile"), ("rate", "probability")):
+        config = Config.from_dict({"decide": {"policy": configured}}).decide
+        with pytest.raises(ConfigError, match=f"'{policy}' needs an η; the configured one is for"):
+            rule(config, policy, None, None, is_train=True)
+        with pytest.raises(ConfigError, match=f"'{policy}' needs an η"):
+            effective_policy(policy, None, configured)
+        assert rule(config, policy, 0.2, None, is_train=True)[:2] == (policy, 0.2)
+    same = Config.from_dict({"decide": {"policy": "rate", "eta": 0.1}}).decide
+    assert rule(same, "rate", None, None, is_train=True)[:2] == ("rate", 0.1)
+    assert effective_policy("validation", None, "rate") == "validation"  # it chooses η itself

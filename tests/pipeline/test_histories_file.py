@@ -13,6 +13,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from llm4dsr import Config, Denoiser
+from llm4dsr.core.manifest import read_sealed, write_sealed
 from llm4dsr.errors import ConfigError, DataError, OutputError
 from llm4dsr.pipeline.histories_file import ApplyOptions, _parts, apply_to_file
 from llm4dsr.pipeline.served_model import open_model
@@ -149,6 +150,16 @@ def test_a_damaged_part_is_noticed(denoiser, file, tmp_path):
         apply_to_file(denoiser, file, out, OPTIONS)
     shutil.rmtree(out / "part-00000")
     apply_to_file(denoiser, file, out, OPTIONS)
+
+
+def test_a_call_is_resumed_with_other_versions_and_says_so(denoiser, file, tmp_path, caplog):
+    out = tmp_path / "out"
+    interrupted(denoiser, file, out)
+    card = read_sealed(out / "apply.json")
+    write_sealed(out / "apply.json", card | {"versions": card["versions"] | {"numpy": "1.0"}})
+    apply_to_file(denoiser, file, out, OPTIONS)
+    assert "was made with other versions: numpy 1.0, now" in caplog.text
+    assert read_sealed(out / "apply.json")["changed_versions"][0].startswith("numpy 1.0, now")
 
 
 def test_a_folder_of_other_results_is_left_alone(denoiser, file, histories, tmp_path):

@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from llm4dsr.config import Config
@@ -44,6 +46,21 @@ def test_evaluation_compares_the_configured_action(finished):
 def test_a_finished_run_is_not_resumed(finished, tiny_demo):
     with pytest.raises(OutputError, match="is finished"):
         Run.begin(finished.folder, CONFIG, tiny_demo)
+
+
+@pytest.mark.parametrize("part", ["timestamps", "noise_mask", "window_ids", "weights"])
+def test_data_in_memory_are_compared_as_a_whole(tiny_demo, tmp_path, part):
+    run = Run.begin(tmp_path / "run", CONFIG, tiny_demo)
+    run.prepare(tiny_demo)
+    Run.begin(tmp_path / "run", CONFIG, make_demo(seed=0, size="tiny").data)  # the same
+    test = tiny_demo.splits["test"]
+    other = {
+        "timestamps": test.timestamps[::-1], "noise_mask": ~test.noise_mask, "window_ids": test.window_ids + 1,
+        "weights": np.full(len(test.items), 0.5),
+    }  # fmt: skip
+    changed = replace(tiny_demo, splits=tiny_demo.splits | {"test": replace(test, **{part: other[part]})})
+    with pytest.raises(ConfigError, match="other options or data"):
+        Run.begin(tmp_path / "run", CONFIG, changed)
 
 
 def test_prepare_with_overwrite_starts_a_finished_run_again(finished, tiny_demo, tmp_path):

@@ -29,7 +29,8 @@ from llm4dsr.core.progress import Progress
 from llm4dsr.errors import ConfigError, OutputError
 from llm4dsr.evaluate.popularity import target_users
 from llm4dsr.evaluate.train_and_evaluate import shared_options, train_and_evaluate
-from llm4dsr.pipeline import Run, origin
+from llm4dsr.pipeline import Run
+from llm4dsr.pipeline.inputs import windows_origin
 from llm4dsr.recommenders import NAMES, ROBUST, SEEDLESS
 
 RESULTS, DETECTION, TARGETS = "results.parquet", "detection.parquet", "targets.parquet"
@@ -91,7 +92,7 @@ def bench(
     folder, found = out / dataset.name, []
     settings = {name: dataclasses.replace(config.evaluate, backbone=name) for name in backbones}  # type: ignore[arg-type]
     recipes = {name: digest(*shared_options(of)) for name, of in settings.items()}
-    data, used = origin(dataset.data), versions()
+    data, used = windows_origin(dataset.data), versions()
     devices = {name: "CPU" if name in SEEDLESS else used.get("gpu", "CPU") for name in backbones}
     made = {"k": config.evaluate.k, "versions": digest(used)}
     _check(folder / RESULTS, data, recipes, devices, made)

@@ -48,7 +48,7 @@ from llm4dsr.evaluate.rows import (
     oracle_splits,
     with_validation_learned,
 )
-from llm4dsr.pipeline import origin
+from llm4dsr.pipeline.inputs import windows_origin
 
 NONE, VALIDATION_LEARNED = "none", "none (validation learned)"
 BASELINE_FOLDER = "baselines"  # of a benchmark: a folder for each, with its scores
@@ -177,7 +177,7 @@ def _our_detection(ours: OurRun, seed: int) -> Lines:
 
 def _run_baselines(baselines: list[str], data: Dataset, folder: Path, seed: int, progress: Progress | None) -> None:
     """Run each in a new process of one thread, so that its memory is its own; some in parallel."""
-    given = origin(data)
+    given = windows_origin(data)
     todo = [name for name in baselines if not (folder / name).is_dir()]
     for name in set(baselines) - set(todo):
         card = _card(folder / name)
@@ -236,7 +236,7 @@ def _run_baseline(name: str, data: Dataset, folder: Path, seed: int) -> None:
             if rewritten is not None:
                 write_parquet(rewritten.to_frame(data.catalogue), part / f"{split}_rewritten.parquet")
         card = {
-            "source": baseline.source, "tried": tried, "data": origin(data), "seed": seed,
+            "source": baseline.source, "tried": tried, "data": windows_origin(data), "seed": seed,
             "versions": _versions(),
             "fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted,
             "memory_mb": peak_memory_mb(),

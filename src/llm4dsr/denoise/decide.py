@@ -127,10 +127,13 @@ def effective_policy(policy: str | None, eta: float | None, configured: str, goa
     Raises
     ------
     ConfigError
-        If `validation` is asked for together with an η, or a goal together with another policy.
+        If `validation` is asked for together with an η, a goal together with another policy, or a policy that is not
+        the configured one without an η.
     """
     if policy == VALIDATION and eta is not None:
         raise ConfigError(f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out.")
+    if policy != VALIDATION:
+        _check_eta(policy, eta, configured)
     if policy is None:
         policy = STAND_IN if eta is not None and configured == VALIDATION else configured
     if goal is not None and policy != VALIDATION:
@@ -149,7 +152,7 @@ def rule(
     Raises
     ------
     ConfigError
-        If the policy is only for runs.
+        If the policy is only for runs, or is not the configured one and comes without an η.
     """
     if policy in CONTROLLED:
         raise ConfigError(
@@ -167,6 +170,7 @@ def rule(
             f"validation. Here choose one of {', '.join(POLICIES)}. For the rate that a run has chosen "
             "(decisions/tried.parquet), use the policy 'rate' with that rate."
         )
+    _check_eta(policy, eta, config.policy)
     if policy is not None:
         config = dataclasses.replace(config, policy=policy)  # type: ignore[arg-type]
     if eta is not None:
@@ -174,6 +178,15 @@ def rule(
     if cap is not None:
         config = dataclasses.replace(config, cap=cap, cap_test=None)
     return configured_rule(config, is_train)
+
+
+def _check_eta(policy: str | None, eta: float | None, configured: str) -> None:
+    """Refuse a policy that would read the η of another one."""
+    configured = STAND_IN if configured == VALIDATION else configured
+    if eta is None and policy in POLICIES and policy != configured:
+        raise ConfigError(
+            f"The policy {policy!r} needs an η; the configured one is for {configured!r}. Give --eta, in Python eta=."
+        )
 
 
 def configured_rule(config: DecideConfig, is_train: bool) -> tuple[str, float, int]:

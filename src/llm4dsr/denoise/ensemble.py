@@ -311,9 +311,13 @@ class Ensemble:
 
     @cached_property
     def fingerprint(self) -> str:
+        """A hash of `content`, and of the versions that numbers depend on."""
+        return digest(versions(), self.content)
+
+    @cached_property
+    def content(self) -> str:
         """A hash of the models, the prompt, the titles and the item ids."""
         return digest(
-            versions(),
             [model.fingerprint() for model in self.models],
             self.builder.hash,
             self.builder.max_tokens,

@@ -132,7 +132,7 @@ def apply_to_file(
     inputs = [file_hash(path) for path in files]
     made_from = {
         "model": digest(
-            denoiser.ensemble.fingerprint, "" if counts is None else counts.fingerprint, asdict(denoiser.calibrator),
+            denoiser.ensemble.content, "" if counts is None else counts.fingerprint, asdict(denoiser.calibrator),
             asdict(denoiser.ranking_weights), [s and s.fingerprint for s in denoiser.ensemble.stackers],
             denoiser.ensemble.seen, denoiser.config.to_dict(),
         ),

@@ -23,9 +23,15 @@ Check = Callable[[Dataset], object]  # what it raises stops a run before windows
 
 
 def origin(data: str | Path | Dataset) -> str:
-    """Return where data come from, for the run card: the folder, or a hash of a dataset in memory."""
+    """Return where data come from, for the run card: the folder, or a hash of all of a dataset in memory."""
     if not isinstance(data, Dataset):
         return str(Path(data).resolve())
+    rest = [(w.window_ids, w.timestamps, w.noise_mask, w.clean_items, w.weights) for w in data.splits.values()]
+    return f"{windows_origin(data)} {digest(*(part for parts in rest for part in parts))}"
+
+
+def windows_origin(data: Dataset) -> str:
+    """Return a hash of a catalogue and its windows, whatever else is known of them, for results of a benchmark."""
     windows = [part for w in data.splits.values() for part in (w.items, w.lengths, user_hashes(w.user_ids))]
     return f"in memory, {digest(data.catalogue.titles, data.catalogue.ids.to_list(), *windows)}"
 
