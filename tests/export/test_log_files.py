@@ -45,6 +45,14 @@ def test_keys_have_a_row_for_each_record(tmp_path):
     assert keys.rows() == [("v1", "s1"), ("v1", "s2"), (None, None), (None, None), ("v2", "s3")]
 
 
+@pytest.mark.parametrize(("separator", "rating"), [(";", "3.5"), ("\t", "3.5"), (",", None)])
+def test_ratings_may_have_a_decimal_comma_where_no_comma_separates(tmp_path, separator, rating):
+    rows = [["visitor", "sku", "rating"], ["v1", "s1", '"3,5"'], ["v1", "s2", "4"]]
+    (tmp_path / "log.csv").write_text("\n".join(separator.join(row) for row in rows))
+    (keys,) = LogFile(tmp_path / "log.csv", COLUMNS).read_keys()
+    assert keys["rating"].to_list() == [rating or "3,5", "4"]
+
+
 def test_nothing_changed_is_the_same_file(tmp_path):
     assert written(tmp_path, "log.csv", TEXT, edits()) == TEXT
 

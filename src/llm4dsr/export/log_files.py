@@ -30,7 +30,7 @@ from llm4dsr.data.atomic import ATOMIC, title_column
 from llm4dsr.data.histories import WEIGHT
 from llm4dsr.data.sources.lines import LONGEST, chunks
 from llm4dsr.data.sources.source import pick
-from llm4dsr.data.sources.tables import JSON, columns_of, kind_of
+from llm4dsr.data.sources.tables import JSON, columns_of, kind_of, with_decimal_points
 from llm4dsr.errors import DataError
 
 KEYS: Final = (c.USER, c.ITEM, c.TIME, c.RATING)
@@ -91,7 +91,8 @@ class LogFile:
                 name: [None if fields is None else fields.get(name) for fields in records]
                 for name in wanted
             }  # fmt: skip
-            yield pl.DataFrame([pl.Series(name, of, strict=False) for name, of in values.items()])
+            frame = pl.DataFrame([pl.Series(name, of, strict=False) for name, of in values.items()])
+            yield frame if self.kind in JSON else with_decimal_points(frame, self._separator)
 
     def write(self, out: Path, edits: LogEdits, first: int) -> int:
         """Write the file with its edits; `first` is the number of its first record. Returns the number after its last.
