@@ -208,6 +208,12 @@ def test_an_output_folder_that_is_in_use(llm4dsr, data, tmp_path, command):
     assert content(out) == {"mine.txt": b"keep this"}
 
 
+def test_an_output_folder_is_looked_at_before_the_log(llm4dsr, tmp_path):
+    (tmp_path / "full" / "folder").mkdir(parents=True)
+    code, printed = llm4dsr("data", "prepare", tmp_path / "no-such-log", "--out", tmp_path / "full")
+    assert (code, "exists already and is not an empty folder" in printed) == (OUTPUT, True), printed
+
+
 @pytest.mark.parametrize("stage", ["train", "score", "decide", "suggest", "correct", "evaluate"])
 def test_a_stage_without_a_run(llm4dsr, tmp_path, stage):
     code, printed = llm4dsr(stage, "--run", tmp_path / "nowhere")

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from llm4dsr import columns as c
-from llm4dsr.core.io import as_data_error, write_bytes, write_parquet
+from llm4dsr.core.io import as_data_error, check_new_folder, new_folder, write_bytes, write_parquet
 from llm4dsr.data.dataset import Dataset, make_windows
 from llm4dsr.errors import ConfigError, DataError, OutputError
 
@@ -55,6 +55,46 @@ def test_write_parquet_where_a_file_is_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"Cannot write"):
         write_parquet(ITEMS, tmp_path / "file" / "x.parquet")
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match=r"Cannot write \.: it is a folder"):
+        write_bytes(".", b"content")
+
+
+def test_a_link_stays_and_the_folder_that_it_points_to_is_filled(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for link, target in (("link", "disk"), ("early", "not there yet")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+        with new_folder(tmp_path / link) as part:
+            (part / "a").touch()
+        assert (tmp_path / link).is_symlink()
+        assert os.listdir(tmp_path / target) == ["a"]
+    assert sorted(os.listdir(tmp_path)) == ["disk", "early", "link", "not there yet"]
+
+
+def test_the_current_folder_is_filled_and_stays_the_current_one(tmp_path, monkeypatch):
+    """A shell that stands in a folder does not see what takes the place of that folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with new_folder(".") as part:
+        (part / "folder").mkdir()
+        (part / "folder" / "a").touch()
+    assert os.listdir() == ["folder"]
+    assert os.listdir("folder") == ["a"]
+    assert os.listdir("..") == ["here"]
+
+
+def test_only_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "full" / "folder").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "full")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in ("full", "file", "link", "circle"):
+        with pytest.raises(OutputError, match=f"{name} exists already and is not an empty folder"):
+            check_new_folder(tmp_path / name)
+    assert check_new_folder(tmp_path / "new") == tmp_path / "new"
 
 
 def test_faults_of_our_own_code_are_not_reported_as_unreadable_data():

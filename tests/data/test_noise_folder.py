@@ -1,6 +1,7 @@
 """Noise in folders of data: a log or ready windows in, the same form out, with the truth beside it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -289,6 +290,17 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
     (tmp_path / "empty").mkdir()
     noise_folder(tmp_path / "in", tmp_path / "empty", "uniform", 0.1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "in"]
+
+
+@pytest.mark.parametrize("out", [".", "../link"])
+def test_the_current_folder_and_one_behind_a_link_are_filled(tmp_path, monkeypatch, out):
+    write_log(tmp_path / "in", HISTORIES)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    noise_folder(tmp_path / "in", Path(out), "uniform", 0.1)
+    assert "noise_mask" in pl.read_parquet(tmp_path / "empty" / "interactions.parquet").columns
+    assert (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,14 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
     assert (tmp_path / "out" / "train.parquet").read_bytes() == before
 
 
+def test_an_empty_folder_behind_a_link_is_filled(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    run(tmp_path, GOOD)
+    assert (tmp_path / "out").is_symlink()
+    assert len(read_data(tmp_path / "disk").splits["train"]) > 0
+
+
 def test_nothing_is_left_when_the_log_breaks_off(tmp_path):
     def broken():
         yield GOOD[:20]

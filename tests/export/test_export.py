@@ -269,6 +269,16 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(shop, run, tiny_demo
     assert {path.name for path in tmp_path.iterdir()} == {"full", "run"}
 
 
+@pytest.mark.parametrize("out", [".", "../link"])
+def test_the_current_folder_and_one_behind_a_link_are_filled(shop, tmp_path, monkeypatch, out):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    export_run(shop[1], "log", out)
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == {"interactions.csv", "changes.csv"}
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_run_of_windows_has_no_log(tmp_path, tiny_demo):
     run = make_run(tmp_path / "run", tiny_demo, "correct")
     for form in ("log", "recbole", "rectools", "replay"):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llm4dsr.errors import DataError
 from llm4dsr.export.log_files import LogEdits, LogFile
 
 COLUMNS = {"user_id": "visitor", "item_id": "sku", "title": "name"}
@@ -42,6 +43,14 @@ def test_keys_have_a_row_for_each_record(tmp_path):
     (tmp_path / "log.csv").write_bytes(TEXT)
     (keys,) = LogFile(tmp_path / "log.csv", COLUMNS).read_keys()
     assert keys.rows() == [("v1", "s1"), ("v1", "s2"), (None, None), (None, None), ("v2", "s3")]
+
+
+@pytest.mark.parametrize(("separator", "rating"), [(";", "3.5"), ("\t", "3.5"), (",", None)])
+def test_ratings_may_have_a_decimal_comma_where_no_comma_separates(tmp_path, separator, rating):
+    rows = [["visitor", "sku", "rating"], ["v1", "s1", '"3,5"'], ["v1", "s2", "4"]]
+    (tmp_path / "log.csv").write_text("\n".join(separator.join(row) for row in rows))
+    (keys,) = LogFile(tmp_path / "log.csv", COLUMNS).read_keys()
+    assert keys["rating"].to_list() == [rating or "3,5", "4"]
 
 
 def test_nothing_changed_is_the_same_file(tmp_path):
@@ -94,6 +103,23 @@ def test_json_lines(tmp_path):
     ]  # fmt: skip
 
 
+def test_json_records_need_not_be_alike(tmp_path):
+    """A record without title, ids that are numbers and text, and a record without keys."""
+    content = b'{"visitor":1,"sku":5}\n{"visitor":1,"sku":6,"name":"B"}\n{"visitor":1,"sku":7,"name":1984}\n{}\n'
+    new = {0: ("s9", "Nine"), 1: ("5", "Five"), 2: ("007", "James")}
+    got = written(tmp_path, "log.jsonl", content, edits(replaced=new, weights=[1, 1, 1, 0.5], size=4))
+    assert [json.loads(line) for line in got.splitlines()] == [
+        {"visitor": 1, "sku": "s9", "name": "Nine", "weight": 1}, {"visitor": 1, "sku": 5, "name": "Five", "weight": 1},
+        {"visitor": 1, "sku": "007", "name": "James", "weight": 1}, {"weight": 0.5},
+    ]  # fmt: skip
+
+
+def test_characters_that_json_escapes_stay_escaped(tmp_path):
+    content = b'{"visitor": 1, "sku": 5, "note": "half a pair: \\ud83d"}\n'
+    got = written(tmp_path, "log.jsonl", content, edits(replaced={0: (7, "")}, size=1))
+    assert got == content.replace(b"5", b"7")
+
+
 def test_parquet_keeps_its_schema_and_row_groups(tmp_path):
     table = pa.table({
         "visitor": pa.array([1, 1, 2, 2], pa.int32()), "sku": pa.array(["a", "b", "a", "c"]).dictionary_encode(),
@@ -111,6 +137,14 @@ def test_parquet_keeps_its_schema_and_row_groups(tmp_path):
     assert meta.row_group(0).column(0).compression == "GZIP"
     file.write(tmp_path / "weights.parquet", edits(weights=[1, 0.5, 1, 1], size=4), 0)
     assert pl.read_parquet(tmp_path / "weights.parquet")["weight"].to_list() == [1, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize("item", ["s9", "007", 2**40])
+def test_an_id_that_a_column_of_parquet_cannot_hold_is_named(tmp_path, item):
+    pl.DataFrame({"visitor": [1], "sku": pl.Series([5], dtype=pl.Int32)}).write_parquet(tmp_path / "log.parquet")
+    file = LogFile(tmp_path / "log.parquet", COLUMNS)
+    with pytest.raises(DataError, match=rf"'sku' of .*log.parquet has the type int32, .* new value {item!r}"):
+        file.write(tmp_path / "out.parquet", edits(replaced={0: (item, "")}, size=1), 0)
 
 
 def test_files_of_recbole_have_no_quotes(tmp_path):

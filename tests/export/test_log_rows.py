@@ -125,6 +125,16 @@ def test_a_log_without_times_is_in_its_own_order(tiny_demo, tmp_path):
         assert rows.keys["item_id"].gather(at).to_list() == run.data().catalogue.ids.gather(windows.items).to_list()
 
 
+def test_ratings_with_a_decimal_comma(tiny_demo, tmp_path):
+    """`data prepare` leaves out those below 2, so the windows are found only where they are read alike."""
+    log = shop_log(tiny_demo).with_columns(rating=pl.format("{},5", "price"))
+    path = write_log(log, tmp_path / "logs", "interactions.csv")
+    log.write_csv(path, separator=";")
+    run, rows = found(windows_of(path.parent, tmp_path / "windows", history=5, min_rating=2), tmp_path / "run")
+    assert agrees(run, rows) > 1000
+    assert rows.keys["rating"].to_list() == (log["price"] + 0.5).to_list()
+
+
 def test_a_log_that_run_reads_itself(tiny_demo, tmp_path):
     names = {"visitor": "user_id", "sku": "item_id", "when": "timestamp", "name": "title"}
     log = shop_log(tiny_demo).rename(names)

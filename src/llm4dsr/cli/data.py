@@ -75,6 +75,7 @@ def prepare(
     seed: Annotated[int, typer.Option("--seed", "-s", min=0, help="Draws the users of the split by user.")] = 0,
 ) -> None:
     """Turn a publisher's files or your own tables into windows, in bounded memory. Every dropped row is counted."""
+    from llm4dsr.core.io import check_new_folder
     from llm4dsr.data.prepare import PrepareOptions, prepare
     from llm4dsr.data.sources import read_source
 
@@ -82,6 +83,7 @@ def prepare(
         history=history, k_core=k_core, split=split, ratios=_ratios(ratios), min_rating=min_rating,  # type: ignore[arg-type]
         repeats=repeats, merge_titles=merge_titles, max_history=max_history, seed=seed,  # type: ignore[arg-type]
     )  # fmt: skip
+    check_new_folder(out)  # before the log is read
     source = read_source(path, form, _mapping(column))
     with bar() as progress:
         report = prepare(source, out, options, progress)

@@ -60,6 +60,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` when complete."""
+    if path.is_dir():
+        raise OutputError(f"Cannot write {path}: it is a folder. Give the name of a file.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # same folder: a rename across disks is not atomic
     try:
         yield part
@@ -73,16 +75,40 @@ def _whole(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def check_new_folder(out: str | Path) -> Path:
+    """Return the absolute path of a folder to make, without links.
+
+    Raises
+    ------
+    OutputError
+        If something is there that is not an empty folder.
+    """
+    place = Path(os.path.realpath(out))
+    if (place.exists() or place.is_symlink()) and (not place.is_dir() or any(place.iterdir())):
+        raise OutputError(f"{out} exists already and is not an empty folder. Choose another --out, or remove it.")
+    return place
+
+
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside `out` that is renamed to it at the end; on any error nothing is left."""
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `out` that is renamed to it at the end; on any error nothing is left.
+
+    The current folder stays, as the shell is in it: what was written is moved into it. Raises OutputError as
+    `check_new_folder` does.
+    """
+    out = check_new_folder(out)
     part = out.with_name(f".{out.name}.{_host()}.{os.getpid()}.part")
     try:
         _remove_leftovers(out)
         part.mkdir(parents=True)
         yield part
         sync_tree(part)
-        os.replace(part, out)
+        if out.exists() and out.samefile(os.curdir):
+            for file in sorted(part.iterdir(), key=os.path.getmtime):  # a manifest was written last, and comes last
+                os.replace(file, out / file.name)
+            sync_folder(out)
+        else:
+            os.replace(part, out)
         sync_folder(out.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -125,7 +125,7 @@ def read_manifest(folder: Path, name: str = MANIFEST, only: set[str] | None = No
 
 
 @contextmanager
-def sealed_folder(out: Path, **facts: Any) -> Iterator[Path]:
+def sealed_folder(out: str | Path, **facts: Any) -> Iterator[Path]:
     """`io.new_folder`, with a manifest of what was written into it, and further entries of the manifest."""
     with new_folder(out) as part:
         yield part

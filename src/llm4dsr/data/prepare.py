@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray
 from llm4dsr.core.hashing import versions
+from llm4dsr.core.io import check_new_folder
 from llm4dsr.core.manifest import file_hash, sealed_folder
 from llm4dsr.core.progress import log as logger
 from llm4dsr.data.buckets import Bucket, BucketedRows
@@ -122,7 +122,7 @@ def prepare(
     OutputError
         If `out` is not empty or cannot be written, or the disk is too small.
     """
-    options, out = options or PrepareOptions(), Path(os.path.abspath(out))
+    options, out = options or PrepareOptions(), Path(out)
     tell = progress or (lambda done, total, doing: None)
     with _out_folder(out) as folder, TemporaryDirectory(dir=folder, prefix="scratch-") as scratch:
         items, lost_items = item_table(source.items)
@@ -238,15 +238,14 @@ def _sorted_buckets(
 @contextmanager
 def _out_folder(out: Path) -> Iterator[Path]:
     """`sealed_folder`, with messages for people."""
-    taken = f"{out} exists already and is not an empty folder. Choose another one, or remove it."
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(taken)
     try:
         with sealed_folder(out) as part:
             yield part
     except OSError as error:
-        why = taken if out.is_dir() and any(out.iterdir()) else f"Cannot write {out}: {error.strerror or error}."
-        raise OutputError(f"{why} Check that the place is writable and the disk not full.") from None
+        check_new_folder(out)  # another process may have filled it
+        raise OutputError(
+            f"Cannot write {out}: {error.strerror or error}. Check that the place is writable and the disk not full."
+        ) from None
 
 
 def _write_splits(

@@ -56,12 +56,14 @@ def readable_microseconds(times: pl.Series, where: str) -> pl.Series:
     Raises
     ------
     DataError
-        For text that is no time, or another type.
+        For a value that is no time, or another type.
     """
-    found = to_microseconds(times, where)
-    if times.dtype != pl.String:
-        return found
-    bad = times.filter(found.is_null() & (times.str.strip_chars() != ""))
+    found, missing = to_microseconds(times, where), times.is_null()
+    if times.dtype == pl.String:
+        missing |= times.str.strip_chars() == ""
+    elif times.dtype.is_float():
+        missing |= times.is_nan()
+    bad = times.filter(found.is_null() & ~missing)
     if len(bad):
         raise DataError(
             f"{times.name!r} of {where} has {bad[0]!r}, and {len(bad) - 1:,} other value(s) that are no time. "

@@ -17,7 +17,7 @@ from llm4dsr.data.histories import WEIGHT
 from llm4dsr.data.read import to_windows
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.correct import correct
-from llm4dsr.errors import ConfigError, OutputError
+from llm4dsr.errors import ConfigError
 from llm4dsr.export.formats import (
     soft_weights,
     to_recbole,
@@ -88,11 +88,7 @@ def export_run(run: Run, form: str, out: str | Path, options: ExportOptions = Ex
         raise ConfigError(f"There is no format {form!r}; expected one of {', '.join(FORMATS)}.")
     run.need("prepare", "score", "decide", "correct", by="export")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} exists already. Choose another --out.")
     with as_output_error(out), new_folder(out) as folder:
-        if out.is_dir():
-            out.rmdir()
         return FORMATS[form](run, folder, options)
 
 

@@ -1,7 +1,8 @@
 """Corrected data in the formats of other libraries. Each function takes plain tables, so a pipeline may call it, too.
 
-A table of interactions has a row for each: `user_id, item_id, timestamp` (seconds), and optionally `weight` in [0, 1],
-`rating`, and `split`. `Denoiser.transform` gives such a table for a long table.
+A table of interactions has a row for each: `user_id, item_id, timestamp`, and optionally `weight` in [0, 1], `rating`,
+and `split`. `Denoiser.transform` gives such a table for a long table. Times are dates, numbers of seconds (or, by their
+size, of milli-, micro- or nanoseconds), or text of either.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
-from llm4dsr.core.io import as_frame, write_bytes, write_parquet, write_text
+from llm4dsr.core.io import as_data_error, as_frame, write_bytes, write_parquet, write_text
 from llm4dsr.data.atomic import INTER, ITEM, ITEM_LIST
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.histories import WEIGHT
+from llm4dsr.data.times import readable_microseconds
 from llm4dsr.data.windows import Windows, locate
 from llm4dsr.errors import DataError, ModelError
 
@@ -34,15 +36,43 @@ Corrected histories, written by llm4dsr. A row is a window: `item_ids` are oldes
 """
 
 
-def interactions_table(interactions: Any, times: bool) -> pl.DataFrame:
-    """Check a table of interactions. Raises DataError if a column is missing, or a time where times are needed."""
+def interactions_table(interactions: Any, times: bool, ratings: bool = True) -> pl.DataFrame:
+    """Check a table of interactions, and convert its columns.
+
+    Parameters
+    ----------
+    interactions : table
+        The interactions.
+    times : bool
+        Whether `timestamp` is needed.
+    ratings : bool, default True
+        Whether `rating`, if it is there, has to be numbers.
+
+    Returns
+    -------
+    DataFrame
+        `timestamp` is a date in UTC without time zone; null where it is missing. `weight` and `rating` are Float64.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or a time or number cannot be read.
+    """
     table = as_frame(interactions, "The interactions")
     for name in (c.USER, c.ITEM, *((c.TIME,) if times else ())):
         if name not in table.columns:
             raise DataError(f"The interactions have the columns {', '.join(table.columns)}, but {name!r} is missing.")
     if WEIGHT not in table.columns:
         table = table.with_columns(pl.lit(1.0).alias(WEIGHT))
-    return table.with_columns(pl.col(WEIGHT).cast(pl.Float64))
+    numbers = [WEIGHT, c.RATING] if ratings and c.RATING in table.columns else [WEIGHT]
+    with as_data_error("The interactions cannot be read", f"Give numbers as {' and '.join(numbers)}."):
+        table = table.with_columns(pl.col(numbers).cast(pl.Float64).fill_nan(None))
+    return table.with_columns(_dates(table[c.TIME])) if c.TIME in table.columns else table
+
+
+def _dates(times: pl.Series) -> pl.Series:
+    """Dates in UTC without time zone. Raises DataError that names a value which is no time."""
+    return readable_microseconds(times, "the interactions").cast(pl.Datetime("us"))
 
 
 def to_recbole(interactions: Any, items: Any, folder: str | Path, name: str = "corrected") -> None:
@@ -60,8 +90,15 @@ def to_recbole(interactions: Any, items: Any, folder: str | Path, name: str = "c
         Where to write.
     name : str, default "corrected"
         Name of the dataset.
+
+    Raises
+    ------
+    DataError
+        If the interactions cannot be used, or an id has a tab or line break.
     """
     table = interactions_table(interactions, times=False)
+    if c.TIME in table.columns:
+        table = table.with_columns(pl.col(c.TIME).dt.epoch("us") / 10**6)
     kinds = {c.USER: "token", c.ITEM: "token", c.TIME: "float", c.RATING: "float", WEIGHT: "float"}
     known = [column for column in kinds if column in table.columns]
     table = table.select(known).rename({column: f"{column}:{kinds[column]}" for column in known})
@@ -83,7 +120,13 @@ def to_recbole_splits(splits: Mapping[str, Windows], catalogue: Catalogue, folde
         The items.
     folder, name
         As in `to_recbole`.
+
+    Raises
+    ------
+    DataError
+        If an item id is empty or has white space, which separates the items of a sequence.
     """
+    _check_ids(catalogue.ids, r"^$|[ \t\r\n]", "is empty or has white space, which separates the items of a sequence")
     for split, windows in splits.items():
         frame = windows.to_frame(catalogue)
         text, size = pl.col(c.ITEMS).cast(pl.List(pl.String)), pl.col(c.ITEMS).list.len() - 1
@@ -106,13 +149,25 @@ def to_recbole_splits(splits: Mapping[str, Windows], catalogue: Catalogue, folde
 
 def _write_items(items: Any, path: Path) -> None:
     frame = items.to_frame() if isinstance(items, Catalogue) else as_frame(items, "The items")
-    _write_atomic(
-        frame.select(pl.col(c.ITEM).alias(f"{c.ITEM}:token"), pl.col(c.TITLE).alias(f"{c.TITLE}:token_seq")), path
-    )
+    title = pl.col(c.TITLE).cast(pl.String).alias(f"{c.TITLE}:token_seq")
+    _write_atomic(frame.select(pl.col(c.ITEM).alias(f"{c.ITEM}:token"), title), path)
+
+
+def _check_ids(ids: pl.Series, unfit: str, why: str) -> None:
+    """Raise DataError if an id has the pattern `unfit`."""
+    text = ids.cast(pl.String)
+    for bad in text.filter(text.str.contains(unfit)).head(1):
+        raise DataError(
+            f"The id {bad!r} {why} in RecBole's files. Change the ids, or choose another format, such as rectools or "
+            "datasets."
+        )
 
 
 def _write_atomic(table: pl.DataFrame, path: Path) -> None:
-    """Write tab-separated text without quotes, which these files do not have."""
+    """Write tab-separated text without quotes, which these files do not have; titles lose tabs and line breaks."""
+    for name in table.columns:
+        if name.endswith(":token"):
+            _check_ids(table[name], r"[\t\r\n]", "has a tab or line break, which separates columns and rows")
     text = table.with_columns(pl.col(pl.String).str.replace_all(r"[\t\r\n]+", " "))
     write_bytes(path, text.write_csv(separator="\t", quote_style="never").encode())
 
@@ -132,6 +187,8 @@ def to_rectools(interactions: Any) -> Any:
 
     Raises
     ------
+    DataError
+        If the interactions cannot be used.
     ModelError
         If pandas is not installed.
     """
@@ -139,9 +196,9 @@ def to_rectools(interactions: Any) -> Any:
         import pandas as pd
     except ImportError:
         raise ModelError("A table for RecTools needs pandas. Install it with:  pip install pandas") from None
-    table = interactions_table(interactions, times=True)
+    table = interactions_table(interactions, times=True, ratings=False)
     columns = {name: table[name].to_list() for name in (c.USER, c.ITEM)} | {WEIGHT: table[WEIGHT].to_numpy()}
-    return pd.DataFrame(columns | {"datetime": _datetimes(table[c.TIME]).to_numpy()})
+    return pd.DataFrame(columns | {"datetime": table[c.TIME].to_numpy()})
 
 
 def to_replay(interactions: Any) -> pl.DataFrame:
@@ -155,20 +212,22 @@ def to_replay(interactions: Any) -> pl.DataFrame:
     Returns
     -------
     DataFrame
-        `query_id, item_id, timestamp` (a date), `rating`: the weight, times the rating if there is one.
+        `query_id, item_id, timestamp` (a date), `rating`: the weight, times the rating if there are ratings.
+
+    Raises
+    ------
+    DataError
+        If the interactions cannot be used, or only some have a rating.
     """
     table = interactions_table(interactions, times=True)
-    strength = pl.col(WEIGHT) * (pl.col(c.RATING).fill_null(1.0) if c.RATING in table.columns else 1.0)
-    time = _datetimes(table[c.TIME])
-    return table.select(
-        pl.col(c.USER).alias("query_id"), c.ITEM, time.alias(c.TIME), strength.alias(c.RATING)
-    )  # fmt: skip
-
-
-def _datetimes(times: pl.Series) -> pl.Series:
-    if times.dtype.is_temporal():
-        return times.cast(pl.Datetime("us"))
-    return pl.from_epoch(times.cast(pl.Int64), "s").cast(pl.Datetime("us"))
+    missing = table[c.RATING].null_count() if c.RATING in table.columns else len(table)
+    if 0 < missing < len(table):
+        raise DataError(
+            f"{missing:,} of {len(table):,} interactions have no {c.RATING}, which RePlay needs of all or none. Leave "
+            "them out, as  llm4dsr data prepare --min-rating  does, or leave out the column."
+        )
+    strength = pl.col(WEIGHT) * (1.0 if missing else pl.col(c.RATING))
+    return table.select(pl.col(c.USER).alias("query_id"), c.ITEM, c.TIME, strength.alias(c.RATING))
 
 
 def to_datasets(splits: Mapping[str, Windows], catalogue: Catalogue) -> Any:

@@ -30,7 +30,7 @@ from llm4dsr.data.atomic import ATOMIC, title_column
 from llm4dsr.data.histories import WEIGHT
 from llm4dsr.data.sources.lines import LONGEST, chunks
 from llm4dsr.data.sources.source import pick
-from llm4dsr.data.sources.tables import JSON, columns_of, kind_of
+from llm4dsr.data.sources.tables import JSON, columns_of, kind_of, with_decimal_points
 from llm4dsr.errors import DataError
 
 KEYS: Final = (c.USER, c.ITEM, c.TIME, c.RATING)
@@ -91,7 +91,8 @@ class LogFile:
                 name: [None if fields is None else fields.get(name) for fields in records]
                 for name in wanted
             }  # fmt: skip
-            yield pl.DataFrame([pl.Series(name, of, strict=False) for name, of in values.items()])
+            frame = pl.DataFrame([pl.Series(name, of, strict=False) for name, of in values.items()])
+            yield frame if self.kind in JSON else with_decimal_points(frame, self._separator)
 
     def write(self, out: Path, edits: LogEdits, first: int) -> int:
         """Write the file with its edits; `first` is the number of its first record. Returns the number after its last.
@@ -199,7 +200,7 @@ class LogFile:
             weight = f"{edits.weights[number]:.6g}".encode()
             if self.kind in JSON:
                 rest = body.rstrip()[:-1].rstrip()
-                body = rest + b', "%s": %s}' % (self.weight.encode(), weight)
+                body = rest + b", " * bool(fields[""]) + b'"%s": %s}' % (self.weight.encode(), weight)
             else:
                 body += self._separator.encode() + weight
         return body + end
@@ -208,11 +209,10 @@ class LogFile:
         changes = {self.ours[c.ITEM]: new[0]} | ({self.ours[c.TITLE]: new[1]} if c.TITLE in self.ours else {})
         if self.kind in JSON:
             record = dict(fields[""])
-            for name, value in changes.items():
-                is_number = isinstance(record[name], int | float)
-                record[name] = type(record[name])(value) if is_number else str(value)
+            record |= {name: _like(record.get(name), value) for name, value in changes.items()}
             spaced = b'": ' in body
-            return json.dumps(record, ensure_ascii=False, separators=None if spaced else (",", ":")).encode()
+            escaped = b"\\u" in body
+            return json.dumps(record, ensure_ascii=escaped, separators=None if spaced else (",", ":")).encode()
         values = list(fields[""])
         for name, value in changes.items():
             values[self.names.index(name)] = str(value)
@@ -241,7 +241,8 @@ class LogFile:
                     if changed and name is not None:
                         at = table.schema.get_field_index(name)
                         values = {row: new[which] for row, new in changed.items()}
-                        table = table.set_column(at, table.schema.field(at), _replaced(table.column(at), values))
+                        column = _replaced(table.column(at), values, f"{name!r} of {self.path}")
+                        table = table.set_column(at, table.schema.field(at), column)
                 if edits.weights is not None:
                     table = table.append_column(schema.field(self.weight), pa.array(edits.weights[here]))
                 writer.write_table(table.filter(pa.array(~edits.dropped[here])))
@@ -249,8 +250,24 @@ class LogFile:
         return number
 
 
-def _replaced(column: Any, values: dict[int, Any]) -> Any:
+def _like(old: Any, new: Any) -> Any:
+    """The new value as a JSON number where the old one is a number and it can be, else as text."""
+    if type(old) is float and isinstance(new, int):
+        return float(new)
+    with contextlib.suppress(ValueError):
+        if type(old) is int and str(int(new)) == str(new):  # 007 is text
+            return int(new)
+    return str(new)
+
+
+def _replaced(column: Any, values: dict[int, Any], where: str) -> Any:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    for value in dict.fromkeys(values.values()):
+        if not _fits(pa.scalar(value), kind):
+            raise DataError(
+                f"{where} has the type {kind}, which does not hold the new value {value!r}. Write the column as text, "
+                "prepare the log and run again."
+            )
     mask = np.zeros(len(column), dtype=bool)
     mask[list(values)] = True
     new = pa.array([values[row] for row in sorted(values)]).cast(kind)
@@ -258,6 +275,14 @@ def _replaced(column: Any, values: dict[int, Any]) -> Any:
     plain = plain if isinstance(plain, pa.Array) else plain.chunk(0)
     out = pc.replace_with_mask(plain, pa.array(mask), new)
     return pa.chunked_array([out.dictionary_encode().cast(column.type) if kind != column.type else out])
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a column of this type holds a value as it is; 007 is no number."""
+    try:
+        return bool(value.cast(kind).cast(value.type).equals(value))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
 
 
 def _compression(name: str) -> str:

@@ -25,7 +25,7 @@ from llm4dsr import columns as c
 from llm4dsr.config import Config
 from llm4dsr.core.device import use_threads
 from llm4dsr.core.hashing import versions
-from llm4dsr.core.io import as_output_error, sync_folder, write_text
+from llm4dsr.core.io import as_output_error, check_new_folder, sync_folder, write_text
 from llm4dsr.core.lock import HOLDER, LOCK, locked_folder
 from llm4dsr.core.manifest import DamageError, file_hash, read_manifest, read_sealed, write_manifest, write_sealed
 from llm4dsr.core.memory import peak_memory_mb
@@ -89,8 +89,7 @@ class RunFolder:
     def create(cls, folder: str | Path, config: Config) -> Self:
         """Start a run in a new folder. Raises OutputError if it exists and is not empty."""
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"{folder} exists already. Choose another --out.")
+        check_new_folder(folder)
         return cls(folder, config)
 
     @classmethod

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import PAD, BoolArray, IntArray, ranges
-from llm4dsr.core.io import as_data_error, write_parquet
+from llm4dsr.core.io import as_data_error, check_new_folder, write_parquet
 from llm4dsr.core.manifest import sealed_folder
 from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.files import find_files, read_files
@@ -63,8 +63,7 @@ def noise_folder(data: Path, out: Path, kind: str, rate: float, seed: int = 0, p
     """
     if per not in ("user", "window"):
         raise DataError(f"Noise is made per {per!r}; expected 'user' or 'window'.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} exists already. Choose another folder.")
+    check_new_folder(out)
     frames = read_files(find_files(data))
     items = frames.pop(c.ITEMS_FILE)
     catalogue = Catalogue.from_frame(items)

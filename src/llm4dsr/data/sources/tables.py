@@ -236,9 +236,14 @@ def _separated(
         frame = frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
         if atomic and c.TITLE in frame.columns:
             frame = frame.with_columns(unquoted(frame[c.TITLE]))
-        if separator != "," and c.RATING in frame.columns:  # 4,5 where the comma is free, as in much of Europe
-            frame = frame.with_columns(pl.col(c.RATING).str.replace(r"^(-?\d+),(\d+)$", "$1.$2"))
-        yield frame
+        yield with_decimal_points(frame, separator)
+
+
+def with_decimal_points(frame: pl.DataFrame, separator: str) -> pl.DataFrame:
+    """Write ratings such as 4,5, as in much of Europe, with a point where no comma separates the columns."""
+    if separator == "," or c.RATING not in frame.columns:
+        return frame
+    return frame.with_columns(pl.col(c.RATING).cast(pl.String).str.replace(r"^(-?\d+),(\d+)$", "$1.$2"))
 
 
 def _separator(path: Path) -> str:
