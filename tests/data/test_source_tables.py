@@ -59,6 +59,44 @@ def test_csv_with_a_mapping_and_part_files(tmp_path):
     assert found.examples["bad_line"] == ["part-1.csv, line 4", "part-1.csv, timestamp 'soon'"]
 
 
+SHOP = {
+    "interactions.csv": "user_id,item_id,timestamp,purchased_at\nu,1,100,200\n",
+    "items.csv": "sku,item_id,title,name\n1,9,Toy,Ball\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [({}, ({9: "Toy"}, 100)), ({"timestamp": "purchased_at", "title": "name", "item_id": "sku"}, ({1: "Ball"}, 200))],
+)
+def test_a_named_column_comes_before_one_with_our_name(tmp_path, columns, expected):
+    """`item_id=sku` holds for the items alone: the log has no `sku`, and our name for it."""
+    for name, text in SHOP.items():
+        write(tmp_path / name, text)
+    in_memory = from_frames(*(pl.read_csv(tmp_path / name) for name in SHOP), columns=columns)
+    for found in (read_source(tmp_path, columns=columns), in_memory):
+        assert (titles(found), rows(found)[0][2]) == expected
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "looked_in"),
+    [
+        ("timestamp", "purchase_at", "the columns are user_id, item_id, timestamp, purchased_at, but 'purchase_at'"),
+        ("user_id", "title", "the columns are user_id, item_id, timestamp, purchased_at, but 'title'"),
+        ("title", "nme", "user_id, item_id, timestamp, purchased_at, sku, title, name, but 'nme'"),
+        ("item_id", "skuu", "user_id, item_id, timestamp, purchased_at, sku, title, name, but 'skuu'"),
+    ],
+)
+def test_a_mistyped_column_is_refused_though_there_is_one_with_our_name(tmp_path, ours, theirs, looked_in):
+    for name, text in SHOP.items():
+        write(tmp_path / name, text)
+    message = rf"{looked_in} \(for {ours}\) is missing.*--column {ours}=NAME"
+    with pytest.raises(DataError, match=message):
+        read_source(tmp_path, columns={ours: theirs})
+    with pytest.raises(DataError, match=message):
+        from_frames(*(pl.read_csv(tmp_path / name) for name in SHOP), columns={ours: theirs})
+
+
 @pytest.mark.parametrize(
     ("users", "expected"), [("1,20", [1, 20]), ("01,20", ["01", "20"]), ("1,x", ["1", "x"]), ("1,", [1])]
 )

@@ -28,8 +28,8 @@ from llm4dsr.data.sources.source import (
     Source,
     Tally,
     catalogue_of,
+    check_mapping,
     joined,
-    missing,
     one_type,
     pick,
     typed,
@@ -84,6 +84,9 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
         If a column is missing.
     """
     logs = _parts(log)
+    of_items = {str(items): [name for part in _parts(items) for name in columns_of(part)]} if items else {}
+    names = {part: columns_of(part) for part in logs}
+    check_mapping(columns, {str(log): [name for part in logs for name in names[part]]}, of_items)
     known, dropped = _catalogue(_parts(items), columns) if items else (_titles_of(logs, columns), {})
     kinds = _id_types(logs, columns)
     if known.schema[c.ITEM] != kinds[c.ITEM]:
@@ -93,13 +96,8 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
         c.USER: kinds[c.USER], c.ITEM: known.schema[c.ITEM], c.TIME: pl.Int64, c.RATING: pl.Float64,
         c.NOISE_MASK: pl.Int8, c.CLEAN_ITEM: known.schema[c.ITEM],
     }  # fmt: skip
-    found = [
-        pick(columns_of(part), columns, (c.USER, c.ITEM), LOG_EXTRAS, str(part)) for part in logs if columns_of(part)
-    ]
-    present = [name for name in types if any(name in names for names in found)]
-    for name in LOG_EXTRAS:
-        if name in (columns or {}) and name not in present:
-            raise missing(name, columns_of(logs[0]), columns, str(log))
+    found = [pick(names[part], columns, (c.USER, c.ITEM), LOG_EXTRAS, str(part)) for part in logs if names[part]]
+    present = [name for name in types if any(name in of_part for of_part in found)]
 
     def rows(tally: Tally) -> Iterator[pl.DataFrame]:
         for part in logs:
