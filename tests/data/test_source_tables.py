@@ -119,6 +119,53 @@ def test_numbers_and_text_for_the_same_ids_become_text(tmp_path):
     assert rows(found) == [(1, "5", 1), (2, "6", 2)]
 
 
+@pytest.mark.parametrize(
+    ("users", "expected"),
+    [
+        ([5, 7], [5, 7]),
+        ([5, 7.0, None], [5, 7]),
+        (["5", "7"], ["5", "7"]),
+        ([5, "x"], ["5", "x"]),
+        ([*range(10_001), "x"], [*map(str, range(10_001)), "x"]),
+        ([2**64 - 1, 5], ["18446744073709551615", "5"]),
+    ],
+    ids=["numbers", "numbers with a gap", "text", "both", "text after 10,001 numbers", "unsigned hashes"],
+)
+def test_ids_of_json_are_numbers_only_where_all_are(tmp_path, users, expected):
+    """The whole log decides, as for CSV; ids that are written as text stay text."""
+    write(tmp_path / "items.jsonl", as_lines({"item_id": 1, "title": "One"}))
+    write(tmp_path / "interactions.jsonl", as_lines(*({"user_id": user, "item_id": 1} for user in users)))
+    found = read_source(tmp_path)
+    assert [user for user, *_ in rows(found)] == expected
+    assert found.dropped == ({"missing_value": 1} if None in users else {})
+
+
+def test_json_may_change_how_it_writes_times_and_ratings(tmp_path):
+    write(tmp_path / "items.jsonl", as_lines({"item_id": 1, "title": "One"}))
+    write(tmp_path / "interactions.jsonl", as_lines(
+        *({"user_id": i, "item_id": 1, "timestamp": 1717149600.5, "rating": 4} for i in range(10_000)),
+        {"user_id": 10_000, "item_id": 1, "timestamp": "2024-05-31T10:00:00Z", "rating": "4.5"}))  # fmt: skip
+    found = read_source(tmp_path)
+    assert rows(found)[-2:] == [(9_999, 1, 1717149600, 4.0), (10_000, 1, 1717149600, 4.5)]
+    assert found.dropped == {}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_whole_numbers_above_those_with_a_sign_are_text(tmp_path, kind, monkeypatch):
+    """Also where such an id comes late in a file: the first rows alone would be numbers."""
+    monkeypatch.setattr("llm4dsr.data.sources.tables.BATCH_ROWS", 2)
+    hashes = pl.Series([5, 6, 2**63 - 1, 2**63], dtype=pl.UInt64)
+    items = pl.DataFrame({"item_id": hashes, "title": ["A", "B", "C", "D"]})
+    log = pl.DataFrame({"user_id": hashes, "item_id": hashes})
+    write_as = {"parquet": "write_parquet", "jsonl": "write_ndjson", "csv": "write_csv"}[kind]
+    getattr(log, write_as)(tmp_path / f"interactions.{kind}")
+    items.write_parquet(tmp_path / "items.parquet")
+    text = ["5", "6", "9223372036854775807", "9223372036854775808"]
+    for found in (read_source(tmp_path), from_frames(log, items)):
+        assert rows(found) == [(id, id, None) for id in text]
+        assert titles(found) == dict(zip(text, "ABCD", strict=True))
+
+
 def test_a_single_table_with_a_title_in_each_row(tmp_path):
     path = write(tmp_path / "plays.jsonl", as_lines(
         {"user_id": "u", "item_id": 1, "title": "One", "timestamp": 10.5},
@@ -179,7 +226,6 @@ def test_pandas_numbers_with_gaps_are_still_numbers():
         (pl.DataFrame({"user_id": [1]}), "'item_id' is missing"),
         (pl.DataFrame({"user_id": [1.5], "item_id": [1]}), "type Float64; expected ids that are whole numbers or text"),
         (pl.DataFrame({"user_id": [[1]], "item_id": [1]}), "'user_id' of the interactions has the type List"),
-        (pl.DataFrame({"item_id": [1], "user_id": pl.Series([2**64 - 1], dtype=pl.UInt64)}), "type UInt64"),
         (pl.DataFrame({"user_id": [1], "item_id": [1], "timestamp": [dt.time(1)]}), "expected a number, a date"),
         (pa.table({"user_id": [1], "item_id": [1], "rating": [[1]]}), "'rating' of the interactions has the type List"),
     ],

@@ -335,10 +335,10 @@ def _ids(ids: pl.Series, where: str) -> pl.Series:
     kind = ids.dtype
     if kind == pl.String:
         return ids
-    if kind == pl.Null or (kind.is_integer() and (kind != pl.UInt64 or (ids <= 2**63 - 1).all())):
-        return ids.cast(pl.Int64)
-    if isinstance(kind, (pl.Categorical, pl.Enum)):
+    if isinstance(kind, (pl.Categorical, pl.Enum)) or (kind == pl.UInt64 and (ids > 2**63 - 1).any()):
         return ids.cast(pl.String)
+    if kind == pl.Null or kind.is_integer():
+        return ids.cast(pl.Int64)
     if kind.is_float():  # what pandas makes of whole numbers when some are missing
         whole = whole_numbers(ids)
         if whole.dtype == pl.Int64:
