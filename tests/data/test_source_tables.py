@@ -244,6 +244,24 @@ def test_a_time_is_the_same_however_it_is_written(time):
     assert reading.to_seconds(pl.Series("timestamp", [time]), "x").to_list() == [seconds]
 
 
+@pytest.mark.parametrize(
+    ("text", "hour"),
+    [
+        ("2024-05-31T10:00", 10),
+        ("2024-05-31 10:00", 10),
+        ("2024-05-31T10:00Z", 10),
+        ("2024-05-31T10:00+02:00", 8),
+        ("2024-05-31 10:00+02", 8),
+        ("2024-05-31 10:00:00+00", 10),
+        ("2024-05-31 10:00:00.000+02", 8),
+        ("2024-05-31T10:00:00-0330", 13.5),
+    ],
+)
+def test_iso_text_without_seconds_and_with_short_zones(text, hour):
+    """PostgreSQL leaves out the minutes of a zone."""
+    assert reading.to_seconds(pl.Series("timestamp", [text]), "x").to_list() == [1717113600 + hour * 3600]
+
+
 @pytest.mark.parametrize("text", ["10/11/2024", "10/24/2024", "24.10.2024 00:09", "11-10-2024", "soon"])
 def test_what_may_be_another_day_is_no_time(text):
     times = pl.Series("timestamp", ["2024-10-11 00:00:00", text, None, ""])
