@@ -59,12 +59,15 @@ class LogTables:
         The items; None if the log has a title in each row.
     columns : dict of str to str
         Our names → those of the log.
+    names : list of str
+        The columns of its files.
     """
 
     log: Path
     parts: list[Path]
     items: Path | None
     columns: dict[str, str]
+    names: list[str]
 
 
 @dataclass

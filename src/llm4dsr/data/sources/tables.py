@@ -88,7 +88,8 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
     logs = _parts(log)
     of_items = {str(items): [name for part in _parts(items) for name in columns_of(part)]} if items else {}
     names = {part: columns_of(part) for part in logs}
-    check_mapping(columns, {str(log): [name for part in logs for name in names[part]]}, of_items)
+    of_log = list(dict.fromkeys(name for part in logs for name in names[part]))
+    check_mapping(columns, {str(log): of_log}, of_items)
     known, dropped = _catalogue(_parts(items), columns) if items else (_titles_of(logs, columns), {})
     kinds = _id_types(logs, columns)
     if known.schema[c.ITEM] != kinds[c.ITEM]:
@@ -116,7 +117,7 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
                     for name in present
                 )
 
-    files = LogTables(log, logs, items, dict(columns or {}))
+    files = LogTables(log, logs, items, dict(columns or {}), of_log)
     return Source(log.name, known, rows, dropped, others=lambda: _all_columns(items) if items else None, tables=files)
 
 
