@@ -157,6 +157,12 @@ def test_a_rating_that_is_missing_is_told_with_the_columns_of_the_file(llm4dsr, 
     assert llm4dsr(*arguments, "--column", "rating=stars", "--k-core", 0)[0] == 0
 
 
+def test_the_next_command_can_be_pasted(llm4dsr, shop):
+    out = shop.parent / "windows"
+    code, printed = llm4dsr("data", "prepare", shop, "--out", out, "--column", "user_id=visitor")
+    assert (code, f"llm4dsr run --data '{out}' --out" in printed) == (0, True)
+
+
 def test_no_data(llm4dsr, tmp_path):
     code, printed = llm4dsr("prepare", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert (code, f"There is no folder {tmp_path / 'nowhere'}" in printed) == (DATA, True)
