@@ -136,6 +136,33 @@ def test_columns_with_other_names_are_told_by_the_option(llm4dsr, tmp_path):
     assert "There is no column 'item' to name; expected our name out of user_id, item_id" in printed
 
 
+@pytest.fixture
+def shop(tmp_path):
+    """A log with the shop's own columns, in a folder whose name has a space."""
+    rows = [
+        (user, f"sku{(user + i) % 12}", 60 * i, i % 6, f"Toy {(user + i) % 12}") for user in range(30) for i in range(8)
+    ]
+    log = pl.DataFrame(rows, schema=["visitor", "item_id", "timestamp", "stars", "title"], orient="row")
+    (tmp_path / "my shop").mkdir()
+    log.write_csv(tmp_path / "my shop" / "log.csv")
+    return tmp_path / "my shop" / "log.csv"
+
+
+def test_a_rating_that_is_missing_is_told_with_the_columns_of_the_file(llm4dsr, shop, tmp_path):
+    arguments = ("data", "prepare", shop, "--out", tmp_path / "out", "--column", "user_id=visitor", "--min-rating", 1)
+    code, printed = llm4dsr(*arguments)
+    assert code == DATA
+    assert "the columns are visitor, item_id, timestamp, stars, title, but 'rating' is missing" in printed
+    assert "--column rating=NAME" in printed
+    assert llm4dsr(*arguments, "--column", "rating=stars", "--k-core", 0)[0] == 0
+
+
+def test_the_next_command_can_be_pasted(llm4dsr, shop):
+    out = shop.parent / "windows"
+    code, printed = llm4dsr("data", "prepare", shop, "--out", out, "--column", "user_id=visitor")
+    assert (code, f"llm4dsr run --data '{out}' --out" in printed) == (0, True)
+
+
 def test_no_data(llm4dsr, tmp_path):
     code, printed = llm4dsr("prepare", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert (code, f"There is no folder {tmp_path / 'nowhere'}" in printed) == (DATA, True)

@@ -113,7 +113,8 @@ def test_bytes_that_are_not_utf_8(tmp_path):
         (b"\1\0\2\0", "zero bytes"),
         (b'{"reviewerID": "A1"}', "has the columns"),
         (b"userId,movieId,rating,timestamp\n1;1;4.0;9\n", "no line of its first 1 has 4 columns"),
-        (b'userId,movieId,rating,timestamp\n1,1,4.0,9\n1,1,"4.0,9\n' + b"1,1,4.0,9\n" * 9, "never closed"),
+        (b'userId,movieId,rating,timestamp\n1,1,4.0,9\n1,1,"4.0,9\n' + b"1,1,4.0,9\n" * 9, "line 3 .* never closed"),
+        (b"\nuserId,movieId,rating,timestamp\n1,1,4.0,9\n", "line 1 is empty; expected the names of the columns"),
     ],
 )
 def test_a_file_of_another_format(tmp_path, log, message):
@@ -234,6 +235,59 @@ def test_chunks_never_cut_a_quoted_field(tmp_path_factory, texts, size):
         patch.setattr(lines, "CHUNK", size)
         patch.setattr(lines, "PIECE", size)
         assert [str(user) for user, *_ in rows(read_source(folder))] == [text for text in texts if text]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text('""\n\r\ta', max_size=60), st.integers(1, 20))
+def test_chunks_end_where_records_end(tmp_path_factory, text, size):
+    """Also with quotes that open no field, as in 12" vinyl: the same rows and bad lines as in a single chunk."""
+    folder = tmp_path_factory.mktemp("tsv")
+    write(folder / "items.tsv", "item_id\ttitle\na\tA\n")
+    write(folder / "interactions.tsv", "user_id\titem_id\nfirst\ta\n" + text + "\nlast\ta\n")
+
+    def read() -> object:
+        try:
+            found = read_source(folder)
+            return rows(found), found.dropped, found.examples
+        except DataError as error:
+            return str(error)
+
+    whole = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "CHUNK", size)
+        patch.setattr(lines, "PIECE", size)
+        assert read() == whole
+
+
+def test_a_quote_in_a_field_opens_none_in_a_large_file(tmp_path, monkeypatch):
+    """Nothing after it is taken for its continuation: not the 64 MiB that a field may have."""
+    monkeypatch.setattr(lines, "CHUNK", 300)
+    monkeypatch.setattr(lines, "PIECE", 300)
+    monkeypatch.setattr(lines, "LONGEST", 1000)
+    write(tmp_path / "items.tsv", "item_id\ttitle\n1\tA\n")
+    write(tmp_path / "interactions.tsv", 'user_id\titem_id\ttitle\n5\t1\t12" vinyl record\n' + "6\t1\tTape\n" * 1000)
+    found = read_source(tmp_path)
+    assert [user for user, *_ in rows(found)] == [5, *[6] * 1000]
+    assert found.dropped == {}
+
+
+@pytest.mark.parametrize("size", [1, 2**20])
+def test_lines_are_counted_as_an_editor_does(tmp_path, monkeypatch, size):
+    """Blank lines and line breaks in quotes count too."""
+    monkeypatch.setattr(lines, "CHUNK", size)
+    monkeypatch.setattr(lines, "PIECE", size)
+    write(tmp_path / "items.csv", "item_id,title\n1,A\n")
+    write(tmp_path / "interactions.csv", 'user_id,item_id,note\n1,1,"a\nb\nc"\n1,2\n\r\n\n2,1,x\n2,"1\n"\n3\n')
+    found = read_source(tmp_path)
+    assert [user for user, *_ in rows(found)] == [1, 2]
+    assert found.examples["bad_line"] == [f"interactions.csv, line {line}" for line in (5, 9, 11)]
+
+
+def test_the_line_of_text_where_a_number_belongs(tmp_path):
+    csv_pair(tmp_path, "userId,movieId,rating,timestamp\n1,1,4.0,100\n\n\nx,2,3.0,5\n1,1,3.0,7\n")
+    found = read_source(tmp_path)
+    assert len(rows(found)) == 2
+    assert found.examples["bad_line"] == ["ratings.csv, line 5"]
 
 
 VALUES = st.recursive(

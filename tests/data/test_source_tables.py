@@ -61,6 +61,44 @@ def test_csv_with_a_mapping_and_part_files(tmp_path):
     assert found.examples["bad_line"] == ["part-1.csv, line 4", "part-1.csv, timestamp 'soon'"]
 
 
+SHOP = {
+    "interactions.csv": "user_id,item_id,timestamp,purchased_at\nu,1,100,200\n",
+    "items.csv": "sku,item_id,title,name\n1,9,Toy,Ball\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [({}, ({9: "Toy"}, 100)), ({"timestamp": "purchased_at", "title": "name", "item_id": "sku"}, ({1: "Ball"}, 200))],
+)
+def test_a_named_column_comes_before_one_with_our_name(tmp_path, columns, expected):
+    """`item_id=sku` holds for the items alone: the log has no `sku`, and our name for it."""
+    for name, text in SHOP.items():
+        write(tmp_path / name, text)
+    in_memory = from_frames(*(pl.read_csv(tmp_path / name) for name in SHOP), columns=columns)
+    for found in (read_source(tmp_path, columns=columns), in_memory):
+        assert (titles(found), rows(found)[0][2]) == expected
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "looked_in"),
+    [
+        ("timestamp", "purchase_at", "the columns are user_id, item_id, timestamp, purchased_at, but 'purchase_at'"),
+        ("user_id", "title", "the columns are user_id, item_id, timestamp, purchased_at, but 'title'"),
+        ("title", "nme", "user_id, item_id, timestamp, purchased_at, sku, title, name, but 'nme'"),
+        ("item_id", "skuu", "user_id, item_id, timestamp, purchased_at, sku, title, name, but 'skuu'"),
+    ],
+)
+def test_a_mistyped_column_is_refused_though_there_is_one_with_our_name(tmp_path, ours, theirs, looked_in):
+    for name, text in SHOP.items():
+        write(tmp_path / name, text)
+    message = rf"{looked_in} \(for {ours}\) is missing.*--column {ours}=NAME"
+    with pytest.raises(DataError, match=message):
+        read_source(tmp_path, columns={ours: theirs})
+    with pytest.raises(DataError, match=message):
+        from_frames(*(pl.read_csv(tmp_path / name) for name in SHOP), columns={ours: theirs})
+
+
 @pytest.mark.parametrize(
     ("users", "expected"), [("1,20", [1, 20]), ("01,20", ["01", "20"]), ("1,x", ["1", "x"]), ("1,", [1])]
 )
@@ -81,6 +119,53 @@ def test_numbers_and_text_for_the_same_ids_become_text(tmp_path):
     found = read_source(tmp_path)
     assert titles(found) == {"5": "Five", "x": "Ex"}
     assert rows(found) == [(1, "5", 1), (2, "6", 2)]
+
+
+@pytest.mark.parametrize(
+    ("users", "expected"),
+    [
+        ([5, 7], [5, 7]),
+        ([5, 7.0, None], [5, 7]),
+        (["5", "7"], ["5", "7"]),
+        ([5, "x"], ["5", "x"]),
+        ([*range(10_001), "x"], [*map(str, range(10_001)), "x"]),
+        ([2**64 - 1, 5], ["18446744073709551615", "5"]),
+    ],
+    ids=["numbers", "numbers with a gap", "text", "both", "text after 10,001 numbers", "unsigned hashes"],
+)
+def test_ids_of_json_are_numbers_only_where_all_are(tmp_path, users, expected):
+    """The whole log decides, as for CSV; ids that are written as text stay text."""
+    write(tmp_path / "items.jsonl", as_lines({"item_id": 1, "title": "One"}))
+    write(tmp_path / "interactions.jsonl", as_lines(*({"user_id": user, "item_id": 1} for user in users)))
+    found = read_source(tmp_path)
+    assert [user for user, *_ in rows(found)] == expected
+    assert found.dropped == ({"missing_value": 1} if None in users else {})
+
+
+def test_json_may_change_how_it_writes_times_and_ratings(tmp_path):
+    write(tmp_path / "items.jsonl", as_lines({"item_id": 1, "title": "One"}))
+    write(tmp_path / "interactions.jsonl", as_lines(
+        *({"user_id": i, "item_id": 1, "timestamp": 1717149600.5, "rating": 4} for i in range(10_000)),
+        {"user_id": 10_000, "item_id": 1, "timestamp": "2024-05-31T10:00:00Z", "rating": "4.5"}))  # fmt: skip
+    found = read_source(tmp_path)
+    assert rows(found)[-2:] == [(9_999, 1, 1717149600.5, 4.0), (10_000, 1, 1717149600, 4.5)]
+    assert found.dropped == {}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_whole_numbers_above_those_with_a_sign_are_text(tmp_path, kind, monkeypatch):
+    """Also where such an id comes late in a file: the first rows alone would be numbers."""
+    monkeypatch.setattr("llm4dsr.data.sources.tables.BATCH_ROWS", 2)
+    hashes = pl.Series([5, 6, 2**63 - 1, 2**63], dtype=pl.UInt64)
+    items = pl.DataFrame({"item_id": hashes, "title": ["A", "B", "C", "D"]})
+    log = pl.DataFrame({"user_id": hashes, "item_id": hashes})
+    write_as = {"parquet": "write_parquet", "jsonl": "write_ndjson", "csv": "write_csv"}[kind]
+    getattr(log, write_as)(tmp_path / f"interactions.{kind}")
+    items.write_parquet(tmp_path / "items.parquet")
+    text = ["5", "6", "9223372036854775807", "9223372036854775808"]
+    for found in (read_source(tmp_path), from_frames(log, items)):
+        assert rows(found) == [(id, id, None) for id in text]
+        assert titles(found) == dict(zip(text, "ABCD", strict=True))
 
 
 def test_a_single_table_with_a_title_in_each_row(tmp_path):
@@ -143,7 +228,6 @@ def test_pandas_numbers_with_gaps_are_still_numbers():
         (pl.DataFrame({"user_id": [1]}), "'item_id' is missing"),
         (pl.DataFrame({"user_id": [1.5], "item_id": [1]}), "type Float64; expected ids that are whole numbers or text"),
         (pl.DataFrame({"user_id": [[1]], "item_id": [1]}), "'user_id' of the interactions has the type List"),
-        (pl.DataFrame({"item_id": [1], "user_id": pl.Series([2**64 - 1], dtype=pl.UInt64)}), "type UInt64"),
         (pl.DataFrame({"user_id": [1], "item_id": [1], "timestamp": [dt.time(1)]}), "expected a number, a date"),
         (pa.table({"user_id": [1], "item_id": [1], "rating": [[1]]}), "'rating' of the interactions has the type List"),
     ],
@@ -160,6 +244,24 @@ def test_a_time_is_the_same_however_it_is_written(time):
              time.strftime("%a %b %d %H:%M:%S +0000 %Y") if time.year >= 1000 else str(seconds)]  # fmt: skip
     assert reading.to_seconds(pl.Series("timestamp", texts), "x").to_list() == [seconds] * len(texts)
     assert reading.to_seconds(pl.Series("timestamp", [time]), "x").to_list() == [seconds]
+
+
+@pytest.mark.parametrize(
+    ("text", "hour"),
+    [
+        ("2024-05-31T10:00", 10),
+        ("2024-05-31 10:00", 10),
+        ("2024-05-31T10:00Z", 10),
+        ("2024-05-31T10:00+02:00", 8),
+        ("2024-05-31 10:00+02", 8),
+        ("2024-05-31 10:00:00+00", 10),
+        ("2024-05-31 10:00:00.000+02", 8),
+        ("2024-05-31T10:00:00-0330", 13.5),
+    ],
+)
+def test_iso_text_without_seconds_and_with_short_zones(text, hour):
+    """PostgreSQL leaves out the minutes of a zone."""
+    assert reading.to_seconds(pl.Series("timestamp", [text]), "x").to_list() == [1717113600 + hour * 3600]
 
 
 @pytest.mark.parametrize("text", ["10/11/2024", "10/24/2024", "24.10.2024 00:09", "11-10-2024", "soon"])

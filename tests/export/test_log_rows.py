@@ -107,6 +107,16 @@ def test_whole_numbers_dates_and_gzip(tiny_demo, tmp_path):
     assert agrees(run, rows) > 1000
 
 
+@pytest.mark.parametrize("name", ["interactions.jsonl", "interactions.parquet"])
+def test_hashes_as_ids(tiny_demo, tmp_path, name):
+    """Unsigned numbers of 64 bits: windows have them as text."""
+    hashes = [pl.col(column).hash().alias(column) for column in ("visitor", "sku")]
+    path = write_log(shop_log(tiny_demo).with_columns(hashes), tmp_path / "logs", name)
+    run, rows = found(windows_of(path.parent, tmp_path / "windows", history=5), tmp_path / "run")
+    assert run.data().catalogue.ids.dtype == pl.String
+    assert agrees(run, rows) > 1000
+
+
 def test_a_log_without_times_is_in_its_own_order(tiny_demo, tmp_path):
     log = shop_log(tiny_demo).sort("when").drop("when")
     columns = {"user_id": "visitor", "item_id": "sku", "title": "name"}

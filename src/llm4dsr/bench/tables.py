@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import polars as pl
@@ -71,7 +72,7 @@ def results_markdown(out: Path, k: int = 20) -> str:
     """
     folders = sorted(path.parent for path in out.glob(f"*/{RESULTS}"))
     if not folders:
-        raise OutputError(f"{out} has no results yet. Run:  llm4dsr bench --dataset demo --out {out}")
+        raise OutputError(f"{out} has no results yet. Run:  llm4dsr bench --dataset demo --out {quote(str(out))}")
     parts = [_HEAD.format(k=k, rate=100 * BASELINE_RATE)]
     for folder in folders:
         results = read_results(folder / RESULTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,8 @@ from llm4dsr.errors import ConfigError, DataError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="The folder, or the file with the interactions.")]
+Source = Annotated[Path, typer.Argument(help="The folder, or the file with the interactions.")]
+Data = Annotated[Path, typer.Argument(help="Folder with items and windows, or with items and interactions.")]
 Form = Annotated[str | None, typer.Option(help="The publisher's file format; default: recognized by the file names.")]
 
 
@@ -54,7 +56,7 @@ def fetch(
 
 @app.command()
 def prepare(
-    path: Folder,
+    path: Source,
     out: Out,
     form: Form = None,
     column: Annotated[
@@ -89,12 +91,12 @@ def prepare(
         report = prepare(source, out, options, progress)
     console.print_json(json.dumps({name: report[name] for name in ("unreadable", "interactions", "items", "windows")}))
     console.print(
-        f"Windows in {escape(str(out))}. Next:  llm4dsr run --data {escape(str(out))} --out …", soft_wrap=True
+        f"Windows in {escape(str(out))}. Next:  llm4dsr run --data {escape(quote(str(out)))} --out …", soft_wrap=True
     )
 
 
 @app.command()
-def describe(path: Folder) -> None:
+def describe(path: Data) -> None:
     """Describe users, items, lengths, popularity, titles and noise of a data folder."""
     from llm4dsr.data.describe import describe, describe_text
 
@@ -102,7 +104,7 @@ def describe(path: Folder) -> None:
 
 
 @app.command()
-def validate(path: Folder, strict: Annotated[bool, typer.Option(help="Warnings count as errors.")] = False) -> None:
+def validate(path: Data, strict: Annotated[bool, typer.Option(help="Warnings count as errors.")] = False) -> None:
     """Check a data folder before any work. Exit code 3 if there are errors."""
     from llm4dsr.data.validate.checks import validate
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 import polars as pl
@@ -106,5 +107,5 @@ def read_atomic(text: pl.DataFrame, path: Path) -> pl.DataFrame:
 def _lacks(path: Path, found: Sequence[str], name: str) -> DataError:
     return DataError(
         f"{path} has the columns {', '.join(found)}; none of them is {name}. Name it:  "
-        f"llm4dsr data prepare {path.parent} --column {name}=NAME  builds the windows."
+        f"llm4dsr data prepare {quote(str(path.parent))} --column {name}=NAME  builds the windows."
     )

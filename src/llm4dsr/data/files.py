@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import polars as pl
 
@@ -77,7 +78,7 @@ def _find_atomic(path: Path) -> dict[str, Path]:
         raise DataError(
             f"{folder} lacks {', '.join(lacking)}; it holds {_listing(folder)}. Expected {name}{ITEM} with the titles, "
             f"and {name}{INTER} or its parts train, valid and test. If {name}{INTER} has the titles itself,  "
-            f"llm4dsr data prepare {folder}  reads it."
+            f"llm4dsr data prepare {quote(str(folder))}  reads it."
         )
     for part, file in parts.items():
         if part == c.LOG_FILE and has_sequences(file):

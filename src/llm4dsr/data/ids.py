@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from shlex import quote
 from typing import Final
 
 import polars as pl
@@ -114,7 +115,7 @@ a program that read the ids as numbers lost them. Read them as text and write th
         if _is_plain(column) and _matches(ours, column.cast(pl.String, strict=False)):
             return (
                 f"{looks} The column {column.name!r} of the items matches them:  "
-                f"llm4dsr data prepare DIR --column {c.ITEM}={column.name}  takes it."
+                f"llm4dsr data prepare DIR --column {quote(f'{c.ITEM}={column.name}')}  takes it."
             )
     return (
         f"{looks} No spelling of the ids makes them match. Are both tables of one dataset, is this the right column, "

@@ -205,8 +205,11 @@ def _joined(batches: Iterable[pl.DataFrame], min_rating: float | None) -> Iterat
     for batch in batches:
         for name in needed:
             if name not in batch.columns:
-                why = ", which min_rating needs" if name == c.RATING else ""
-                raise DataError(f"The log has the columns {', '.join(batch.columns)}, but {name!r} is missing{why}.")
+                why = ", which min_rating needs. Name it with --column rating=NAME (in Python, with columns)"
+                raise DataError(
+                    f"The log has the columns {', '.join(batch.columns)}, but {name!r} is missing"
+                    f"{why if name == c.RATING else ''}."
+                )
         truth = [name for name in (c.NOISE_MASK, c.CLEAN_ITEM) if name in batch.columns]
         batch = batch.select(*needed, *truth).with_columns(pl.col(c.TIME).cast(pl.Int64))
         schema = schema or batch.schema

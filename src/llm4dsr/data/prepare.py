@@ -36,6 +36,7 @@ from llm4dsr.data.buckets import Bucket, BucketedRows
 from llm4dsr.data.catalogue import clean_titles, tidy_titles
 from llm4dsr.data.ids import explain_mismatch
 from llm4dsr.data.interaction_log import ReadLog, first_with_title, item_table, read_log, refuse_nothing, to_log
+from llm4dsr.data.sources.source import pick
 from llm4dsr.data.windowing import (
     Repeats,
     Split,
@@ -124,6 +125,8 @@ def prepare(
     """
     options, out = options or PrepareOptions(), Path(out)
     tell = progress or (lambda done, total, doing: None)
+    if options.min_rating is not None and (log := source.tables) is not None and log.names:
+        pick(log.names, log.columns, (c.RATING,), (), f"min_rating needs ratings. {log.log}")
     with _out_folder(out) as folder, TemporaryDirectory(dir=folder, prefix="scratch-") as scratch:
         items, lost_items = item_table(source.items)
         rows = BucketedRows(Path(scratch), SCRATCH + PER_ITEM * (options.history + 1))

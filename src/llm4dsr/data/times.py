@@ -8,8 +8,13 @@ import polars as pl
 
 from llm4dsr.errors import DataError
 
-# Text that is a date, in the order in which it is tried. %+ is RFC 3339; the last but one is that of Goodreads.
-_DATES: Final = ("%+", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%a %b %d %H:%M:%S %z %Y")
+# Text that is a date, in the order in which it is tried. %+ is RFC 3339; %#z is a zone such as +00, as PostgreSQL
+# writes it; the last is that of Goodreads.
+_DATES: Final = (
+    "%+", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z", "%Y-%m-%dT%H:%M%#z",
+    "%a %b %d %H:%M:%S %z %Y",
+)  # fmt: skip
 
 
 def to_microseconds(times: pl.Series, where: str) -> pl.Series:
@@ -90,7 +95,7 @@ def text_microseconds(times: pl.Series) -> pl.Series:
 
 def dates_in(text: pl.Series, form: str) -> pl.Series:
     """Convert text of dates in one form to microseconds since 1970, in UTC; null where it is in another."""
-    zoned = form == "%+" or "%z" in form
+    zoned = any(zone in form for zone in ("%+", "%z", "%#z"))
     dates = text.str.to_datetime(form, time_unit="us", time_zone="UTC" if zoned else None, strict=False)
     return dates.dt.epoch("us")
 

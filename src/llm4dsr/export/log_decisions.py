@@ -7,6 +7,8 @@ newest if there are several.
 
 from __future__ import annotations
 
+from shlex import quote
+
 import numpy as np
 import polars as pl
 
@@ -41,7 +43,7 @@ def atypical_rows(run: Run) -> pl.DataFrame:
     if found.is_empty():
         raise OutputError(
             f"The decisions of {run.folder} followed no answer “theirs, but not their taste”. Review some, and apply "
-            f"them:  llm4dsr decide --run {run.folder} --reviewed labels.csv --overwrite"
+            f"them:  llm4dsr decide --run {quote(str(run.folder))} --reviewed labels.csv --overwrite"
         )
     return found
 

@@ -139,14 +139,14 @@ class LogFile:
         """The line with the names; empty for JSON."""
         if self.kind in JSON:
             return b""
-        for chunk in chunks(self.path, self.kind not in ATOMIC):
+        for chunk in chunks(self.path, None if self.kind in ATOMIC else self._separator):
             return chunk.data[: chunk.data.find(b"\n") + 1 or len(chunk.data)]
         return b""
 
     def _records(self) -> Iterator[tuple[list[bytes], list[Fields | None]]]:
         """Yield records as they are written, and their values by our names; None for one that cannot be read."""
         quoted = self.kind not in (*JSON, *ATOMIC)
-        for chunk in chunks(self.path, quoted):
+        for chunk in chunks(self.path, self._separator if quoted else None):
             lines = chunk.data.splitlines(keepends=True) if b"\r" not in chunk.data else _lines(chunk.data)
             if self.kind in JSON:
                 yield lines, [self._of_json(line) for line in lines]

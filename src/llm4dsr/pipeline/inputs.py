@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from llm4dsr.core.hashing import digest, user_hashes
@@ -148,8 +149,12 @@ def read_checked(path: str | Path, facts: dict[str, Any]) -> Dataset:
     loaded, report = read_data(path), validate(path, read=False)
     if report.errors:
         found = " ".join(f"{finding.text} {finding.advice}" for finding in report.errors[:3])
-        raise DataError(f"{found} For all findings:  llm4dsr data validate {path}")
+        raise DataError(f"{found} For all findings:  llm4dsr data validate {quote(str(path))}")
     facts["warnings"] = {finding.code: finding.count for finding in report.warnings}
     if report.warnings:
-        log.warning("%d warning(s) about the data. To see them:  llm4dsr data validate %s", len(report.warnings), path)
+        log.warning(
+            "%d warning(s) about the data. To see them:  llm4dsr data validate %s",
+            len(report.warnings),
+            quote(str(path)),
+        )
     return loaded

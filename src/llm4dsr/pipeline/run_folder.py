@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any, Self
 
 from llm4dsr import columns as c
@@ -171,7 +172,8 @@ class RunFolder:
             if not self.done(name):
                 why = f", which {by} needs" if by else ""
                 raise OutputError(
-                    f"{self.folder} has no {FOLDERS[name]}/ yet{why}. Run:  llm4dsr {name} --run {self.folder}"
+                    f"{self.folder} has no {FOLDERS[name]}/ yet{why}. Run:  llm4dsr {name} --run "
+                    f"{quote(str(self.folder))}"
                 )
 
     def work(self, stage: str) -> Path:
@@ -231,7 +233,7 @@ class RunFolder:
 
     def _again(self, stage: str) -> str:
         where = "… --out" if stage == "prepare" else "--run"
-        return f"Make it again:  llm4dsr {stage} {where} {self.folder} --overwrite"
+        return f"Make it again:  llm4dsr {stage} {where} {quote(str(self.folder))} --overwrite"
 
     def _check_config(self) -> None:
         """Refuse a configuration that was changed after `prepare`, which no longer is that of the stages."""
@@ -244,7 +246,7 @@ class RunFolder:
         if file_hash(self.folder / CONFIG) != expected:
             raise OutputError(
                 f"{self.folder / CONFIG} has changed since the run began. Restore it, or start another run with these "
-                f"options:  llm4dsr run --config {self.folder / CONFIG} --data … --out …"
+                f"options:  llm4dsr run --config {quote(str(self.folder / CONFIG))} --data … --out …"
             )
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -279,7 +280,7 @@ class Run(RunTables):
             if action in c.WITH_SUGGESTIONS and not self.done("suggest"):
                 raise OutputError(
                     f"{self.folder} has no {FOLDERS['suggest']}/ yet, which replacing needs. "
-                    f"Run:  llm4dsr suggest --run {self.folder}   or correct with --action drop."
+                    f"Run:  llm4dsr suggest --run {quote(str(self.folder))}   or correct with --action drop."
                 )
             data, tables = self.data(), self.tables()
             for name, windows in data.splits.items():

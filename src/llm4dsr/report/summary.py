@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -58,7 +59,7 @@ def _changed(run: Run) -> tuple[str, list[str]]:
     if none_helps:
         lines.append("No correction ranked validation better than none by more than chance.")
     if not run.done("correct"):
-        return "not yet", [*lines, f"To correct:  llm4dsr correct --run {run.folder.name}"]
+        return "not yet", [*lines, f"To correct:  llm4dsr correct --run {quote(run.folder.name)}"]
     counts: dict[str, int] = {}
     for edits in run.edits().values():
         for action, count in edits[c.ACTION].value_counts().iter_rows():
@@ -78,7 +79,10 @@ def _gained(run: Run) -> tuple[str, list[str]]:
     name = NAMES[run.config.evaluate.backbone]
     ours = next((row for row in lines if row.startswith("corrected")), None)
     if ours is None:
-        return "not measured", ["No recommender was trained.", f"To measure:  llm4dsr evaluate --run {run.folder.name}"]
+        return "not measured", [
+            "No recommender was trained.",
+            f"To measure:  llm4dsr evaluate --run {quote(run.folder.name)}",
+        ]
     line, base = lines[ours], lines[ORIGINAL]
     gain, half = line["ndcg_gain_percent"], line["ndcg_gain_half_width"]
     if math.isnan(gain):

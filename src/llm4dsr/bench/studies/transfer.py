@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import time
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def study(context: Context) -> Found:
         if data.splits[c.TEST].noise_mask is None:
             raise DataError(
                 f"The target {name} does not tell which interactions are noise, so nothing can be measured there. Make "
-                f"some:  llm4dsr noise --data {name} --out {name}-noisy"
+                f"some:  llm4dsr noise --data {quote(name)} --out {quote(f'{name}-noisy')}"
             )
         for seed in range(context.config.seed, context.config.seed + repeats):
             config = dataclasses.replace(context.config, seed=seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +13,17 @@ import pyarrow as pa
 import pyarrow.csv
 
 from llm4dsr.data.sources.lines import Chunk, Schema, chunks
+from llm4dsr.data.sources.quotes import record_lines
 from llm4dsr.data.sources.source import Tally
 from llm4dsr.errors import DataError
 
 
 def header(path: Path, separator: str, quoted: bool = True) -> list[str]:
-    """Return the names in the first line; an empty list for an empty file."""
-    for chunk in chunks(path, quoted):
+    """Return the names in the first line; an empty list for an empty file. Raises DataError if only that is empty."""
+    for chunk in chunks(path, separator if quoted else None):
         first = chunk.data.split(b"\n", 1)[0].decode("utf-8").rstrip("\r")
+        if not first.strip() and chunk.data.strip():
+            raise DataError(f"{path}: line 1 is empty; expected the names of the columns. Remove the empty line.")
         try:
             return next(csv.reader([first], delimiter=separator), [])
         except csv.Error as error:
@@ -63,10 +65,8 @@ def delimited(
     DataFrame
         The columns of `schema`.
     """
-    checked = False
-    for chunk in chunks(path, quoted):
-        if quoted and chunk.data.count(b'"') % 2 and _unclosed(chunk, separator):
-            raise DataError(f"{path}: a quoted field of line {chunk.line} or later is never closed. Repair the file.")
+    checked, quoting = False, separator if quoted else None
+    for chunk in chunks(path, quoting):
         if titled and chunk.line == 1:
             chunk = Chunk(path, chunk.data[chunk.data.find(b"\n") + 1 or len(chunk.data) :], 2)
         table, bad = _split(chunk, separator, columns, list(schema), quoted)
@@ -79,24 +79,25 @@ def delimited(
             )
         checked = checked or bool(kept.any())
         if not kept.all():
-            numbers = np.delete(np.arange(len(frame) + len(bad)), bad)  # lines of the frame's rows
+            numbers = np.delete(np.arange(len(frame) + len(bad)), bad)  # records of the frame's rows
             bad += numbers[~kept].tolist()
-        for number in sorted(bad):
-            tally.add("bad_line", where=chunk.where(number))
+        if bad:
+            for line in record_lines(chunk.data, quoting)[sorted(bad)].tolist():
+                tally.add("bad_line", where=chunk.where(line))
         yield frame.filter(pl.Series(kept))
 
 
 def _split(
     chunk: Chunk, separator: str, columns: Sequence[str], wanted: list[str], quoted: bool
 ) -> tuple[pl.DataFrame, list[int]]:
-    """(Selected columns as text, index of each line with another number of columns.)"""
+    """(Selected columns as text, index of each record with another number of columns.)"""
     bad: list[int] = []
 
     def skip(row: Any) -> str:
         bad.append(row.number - 1)
         return "skip"
 
-    if not chunk.data.strip():
+    if not chunk.data.strip(b"\r\n"):
         return pl.DataFrame(schema=dict.fromkeys(wanted, pl.String)), bad
     try:
         table = pa.csv.read_csv(
@@ -126,13 +127,3 @@ def _cast(text: pl.DataFrame, schema: Schema) -> tuple[pl.DataFrame, np.ndarray]
     for name in numbers:
         kept &= (typed[name].is_not_null() | (stripped[name] == "")).to_numpy()
     return typed, kept
-
-
-def _unclosed(chunk: Chunk, separator: str) -> bool:
-    """Return whether a quoted field runs to the end of the file. A lone quote, as in 5" tape, is ignored."""
-    try:
-        for _ in csv.reader(io.StringIO(chunk.data.decode("utf-8"), newline=""), delimiter=separator, strict=True):
-            pass
-    except csv.Error as error:
-        return "unexpected end" in str(error) or "field larger" in str(error)
-    return False

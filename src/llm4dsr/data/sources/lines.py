@@ -21,6 +21,7 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.text import as_utf8, is_utf16
+from llm4dsr.data.sources.quotes import is_unclosed, last_end, record_lines
 from llm4dsr.data.sources.source import Tally
 from llm4dsr.errors import DataError
 
@@ -56,15 +57,15 @@ class Chunk:
         return f"{self.path.name}, line {self.line + index}"
 
 
-def chunks(path: Path, quoted: bool = False) -> Iterator[Chunk]:
+def chunks(path: Path, separator: str | None = None) -> Iterator[Chunk]:
     """Yield about 8 MiB of whole lines at a time; nothing for an empty file.
 
     Parameters
     ----------
     path : Path
         The file.
-    quoted : bool, default False
-        A line break in double quotes belongs to a field, so no chunk ends there.
+    separator : str, optional
+        That of a table whose fields may be in double quotes. A line break in one belongs to it, so no chunk ends there.
 
     Yields
     ------
@@ -80,19 +81,23 @@ def chunks(path: Path, quoted: bool = False) -> Iterator[Chunk]:
         held += piece
         if len(held) < CHUNK or len(held) % CHUNK >= len(piece):  # looks for the end once for each 8 MiB, not more
             continue
-        end = _last_end(held, quoted)
+        end = last_end(held, separator)
         if end:
             yield _text(path, bytes(held[:end]), line)
             line += held.count(b"\n", 0, end)
             del held[:end]
         elif len(held) > LONGEST:
-            what = "a quoted field that is not closed" if quoted and b"\n" in held else "a line"
+            what = "a quoted field that is not closed" if separator and b"\n" in held else "a line"
             raise DataError(
                 f"{path}: line {line} begins {what} within {LONGEST // 2**20} MiB. Is it another format? Expected text "
                 "with one record per line."
             )
     if held:
-        yield _text(path, bytes(held), line)
+        last = _text(path, bytes(held), line)
+        if separator and is_unclosed(last.data, separator):
+            line += int(record_lines(last.data, separator)[-1])
+            raise DataError(f"{path}: line {line} begins a record with a quoted field that is never closed. Repair it.")
+        yield last
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -140,17 +145,6 @@ def _check_start(path: Path, piece: bytes) -> None:
 def _found(start: bytes) -> str:
     lower = start.lstrip()[:16].lower()
     return next((f"; it holds {what}" for magic, what in _MAGIC.items() if lower.startswith(magic.lower())), "")
-
-
-def _last_end(data: bytearray, quoted: bool) -> int:
-    """Offset after the last whole line; 0 if there is none."""
-    end = data.rfind(b"\n") + 1
-    odd = quoted and data.count(b'"', 0, end) % 2
-    while end and odd:  # this line break lies between quotes: go back to the one before
-        before = data.rfind(b"\n", 0, end - 1) + 1
-        odd ^= data.count(b'"', before, end) % 2
-        end = before
-    return end
 
 
 def _text(path: Path, data: bytes, line: int) -> Chunk:

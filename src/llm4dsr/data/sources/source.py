@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -60,12 +60,15 @@ class LogTables:
         The items; None if the log has a title in each row.
     columns : dict of str to str
         Our names → those of the log.
+    names : list of str
+        The columns of its files.
     """
 
     log: Path
     parts: list[Path]
     items: Path | None
     columns: dict[str, str]
+    names: list[str]
 
 
 @dataclass
@@ -203,11 +206,8 @@ def from_frames(interactions: Any, items: Any, columns: Mapping[str, str] | None
     """
     log, catalogue = as_frame(interactions, "the interactions"), as_frame(items, "the items")
     left_out = Tally()
-    found = log.columns
+    check_mapping(columns, {"the interactions": log.columns}, {"the items": catalogue.columns})
     log = renamed(log, columns, (c.USER, c.ITEM), LOG_EXTRAS, "the interactions")
-    for name in LOG_EXTRAS:
-        if name in (columns or {}) and name not in log.columns:
-            raise missing(name, found, columns, "the interactions")
     log = typed_log(log, "the interactions", "the interactions", left_out)
     known, dropped = catalogue_of(typed(renamed(catalogue, columns, (c.ITEM, c.TITLE), (), "the items"), "the items"))
     known, log = one_type([known, log])
@@ -258,13 +258,9 @@ def pick(
     Raises
     ------
     DataError
-        If a needed column is missing, or `columns` has a name that is not ours.
+        If a needed column is missing.
     """
     columns = columns or {}
-    ours = (c.USER, c.ITEM, c.TITLE, *LOG_EXTRAS)
-    unknown = [name for name in columns if name not in ours]
-    if unknown:
-        raise DataError(f"There is no column {unknown[0]!r} to name; expected our name out of {', '.join(ours)}.")
     out = {}
     for name in (*needed, *optional):
         theirs = next((n for n in (columns.get(name), name) if n in found), None)
@@ -273,6 +269,33 @@ def pick(
         elif name in needed:
             raise missing(name, found, columns, where)
     return out
+
+
+def check_mapping(
+    columns: Mapping[str, str] | None, log: Mapping[str, Sequence[str]], items: Mapping[str, Sequence[str]]
+) -> None:
+    """Check that a table has each column that is named, since `pick` takes ours where it has not.
+
+    Parameters
+    ----------
+    columns : mapping or None
+        Our names → theirs. One of an id or a title may be in either table, the others are columns of the log.
+    log, items : mapping of str to sequence of str
+        Name for messages → columns, of each file of the log and of the items. Nothing is checked where all are empty.
+
+    Raises
+    ------
+    DataError
+        If a column is in no table, or `columns` has a name that is not ours.
+    """
+    ours = (c.USER, c.ITEM, c.TITLE, *LOG_EXTRAS)
+    for name, theirs in (columns or {}).items():
+        if name not in ours:
+            raise DataError(f"There is no column {name!r} to name; expected our name out of {', '.join(ours)}.")
+        tables = {**log, **(items if name in (c.ITEM, c.TITLE) else {})}
+        found = list(dict.fromkeys(column for names in tables.values() for column in names))
+        if found and theirs not in found:
+            raise missing(name, found, columns, " and ".join(tables))
 
 
 def missing(name: str, found: Iterable[str], columns: Mapping[str, str] | None, where: str) -> DataError:
@@ -318,10 +341,10 @@ def _ids(ids: pl.Series, where: str) -> pl.Series:
     kind = ids.dtype
     if kind == pl.String:
         return ids
-    if kind == pl.Null or (kind.is_integer() and (kind != pl.UInt64 or (ids <= 2**63 - 1).all())):
-        return ids.cast(pl.Int64)
-    if isinstance(kind, (pl.Categorical, pl.Enum)):
+    if isinstance(kind, (pl.Categorical, pl.Enum)) or (kind == pl.UInt64 and (ids > 2**63 - 1).any()):
         return ids.cast(pl.String)
+    if kind == pl.Null or kind.is_integer():
+        return ids.cast(pl.Int64)
     if kind.is_float():  # what pandas makes of whole numbers when some are missing
         whole = whole_numbers(ids)
         if whole.dtype == pl.Int64:

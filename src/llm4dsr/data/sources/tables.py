@@ -1,7 +1,8 @@
 """Tables of your own: CSV, TSV, RecBole's files, JSON lines (each also .gz) and Parquet; a file, or a folder of parts.
 
-CSV has no types. Ids become whole numbers if every id of the log is one without a leading zero, else text. 61.0, as
-pandas writes numbers in a column with gaps, is 61. If log and items differ, both become text.
+CSV has no types, and a column of JSON may have several. Ids become whole numbers if every id of the log is one without
+a leading zero, else text. Ids that JSON has as text stay text. 61.0, as pandas writes numbers in a column with gaps,
+is 61. If log and items differ, both become text.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from llm4dsr.data.sources.source import (
     Source,
     Tally,
     catalogue_of,
+    check_mapping,
     joined,
-    missing,
     one_type,
     pick,
     typed,
@@ -41,7 +42,8 @@ from llm4dsr.errors import DataError
 UNTYPED: Final = (*DELIMITED, *ATOMIC)
 JSON: Final = (".jsonl", ".ndjson")
 KINDS: Final = (*DELIMITED, *JSON, ".parquet")
-_SAMPLE: Final = 10_000  # JSON records whose types stand for all
+_IDS: Final = (c.USER, c.ITEM, c.CLEAN_ITEM)
+_SAMPLE: Final = 10_000  # JSON records that are looked at for the names of the columns, and for ids that are text
 
 Columns = Mapping[str, str] | None
 
@@ -85,6 +87,10 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
         If a column is missing.
     """
     logs = _parts(log)
+    of_items = {str(items): [name for part in _parts(items) for name in columns_of(part)]} if items else {}
+    names = {part: columns_of(part) for part in logs}
+    of_log = list(dict.fromkeys(name for part in logs for name in names[part]))
+    check_mapping(columns, {str(log): of_log}, of_items)
     known, dropped = _catalogue(_parts(items), columns) if items else (_titles_of(logs, columns), {})
     kinds = _id_types(logs, columns)
     if known.schema[c.ITEM] != kinds[c.ITEM]:
@@ -94,13 +100,8 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
         c.USER: kinds[c.USER], c.ITEM: known.schema[c.ITEM], c.TIME: TIMES, c.RATING: pl.Float64,
         c.NOISE_MASK: pl.Int8, c.CLEAN_ITEM: known.schema[c.ITEM],
     }  # fmt: skip
-    found = [
-        pick(columns_of(part), columns, (c.USER, c.ITEM), LOG_EXTRAS, str(part)) for part in logs if columns_of(part)
-    ]
-    present = [name for name in types if any(name in names for names in found)]
-    for name in LOG_EXTRAS:
-        if name in (columns or {}) and name not in present:
-            raise missing(name, columns_of(logs[0]), columns, str(log))
+    found = [pick(names[part], columns, (c.USER, c.ITEM), LOG_EXTRAS, str(part)) for part in logs if names[part]]
+    present = [name for name in types if any(name in of_part for of_part in found)]
 
     def rows(tally: Tally) -> Iterator[pl.DataFrame]:
         for part in logs:
@@ -117,7 +118,7 @@ def read(log: Path, items: Path | None, columns: Columns) -> Source:
                     for name in present
                 )
 
-    files = LogTables(log, logs, items, dict(columns or {}))
+    files = LogTables(log, logs, items, dict(columns or {}), of_log)
     return Source(log.name, known, rows, dropped, others=lambda: _all_columns(items) if items else None, tables=files)
 
 
@@ -157,7 +158,7 @@ def _catalogue(parts: list[Path], columns: Columns) -> tuple[pl.DataFrame, dict[
         for frame in _frames(part, columns, (c.ITEM, c.TITLE), (), tally)
     ]
     known, dropped = catalogue_of(joined(one_type(frames), "items"), tally)
-    if all(kind_of(part) in UNTYPED for part in parts) and known.schema[c.ITEM] == pl.String:
+    if all(c.ITEM in _untyped(part, columns) for part in parts) and known.schema[c.ITEM] == pl.String:
         whole = text_ids(known[c.ITEM])
         known = known.with_columns((whole if whole.dtype == pl.Int64 else known[c.ITEM]).cast(pl.String))
     return known, dropped
@@ -181,16 +182,26 @@ def _id_types(logs: list[Path], columns: Columns) -> Schema:
     """Int64 or text for the user and item ids of all parts."""
     whole = {c.USER: True, c.ITEM: True}
     for part in logs:
-        untyped = kind_of(part) in UNTYPED
+        untyped = _untyped(part, columns)
         extra = (c.CLEAN_ITEM,) if (columns or {}).get(c.CLEAN_ITEM, c.CLEAN_ITEM) in columns_of(part) else ()
         for frame in _frames(part, columns, (c.USER, c.ITEM), extra, Tally()):
             for name in frame.columns:
-                ids = frame[name] if untyped else typed(frame.select(name), str(part))[name]
-                good = ids.dtype == pl.Int64 or (untyped and bool((ids.str.contains(WHOLE_TEXT) | (ids == "")).all()))
-                whole[_kind(name)] &= good
-            if not untyped or not any(whole.values()):
-                break  # other formats have one type from beginning to end
+                if name in untyped:
+                    whole[_kind(name)] &= bool((frame[name].str.contains(WHOLE_TEXT) | (frame[name] == "")).all())
+                else:
+                    whole[_kind(name)] &= typed(frame.select(name), str(part)).schema[name] == pl.Int64
+            if not any(whole.values()) or not (untyped or pl.UInt64 in frame.dtypes):
+                break  # what follows changes nothing: other columns have one type from beginning to end
     return {name: pl.Int64 if good else pl.String for name, good in whole.items()}
+
+
+def _untyped(path: Path, columns: Columns) -> set[str]:
+    """The id columns that are read as text, and are numbers if all of the log are written so."""
+    if kind_of(path) not in JSON:
+        return set(_IDS) if kind_of(path) in UNTYPED else set()
+    types = _json_types(path)
+    names = pick(list(types), columns, (), _IDS, str(path))
+    return {ours for ours, theirs in names.items() if types[theirs] <= {int, float, type(None)}}
 
 
 def _kind(name: str) -> str:
@@ -204,16 +215,15 @@ def _kind(name: str) -> str:
 def _frames(
     path: Path, columns: Columns, needed: tuple[str, ...], optional: tuple[str, ...], tally: Tally
 ) -> Iterator[pl.DataFrame]:
-    """Yield the needed and optional columns under our names, with the file's types."""
+    """Yield the needed and optional columns under our names, with the types of Parquet, else as text."""
     kind = kind_of(path)
     if kind == ".parquet":
         yield from _parquet(path, columns, needed, optional)
     elif kind in JSON:
-        types = _json_types(path)
-        names = pick(list(types), columns, needed, optional, str(path)) if types else {}
+        found = columns_of(path)
+        names = pick(found, columns, needed, optional, str(path)) if found else {}
         if names:
-            schema = {theirs: _read_as(ours, types[theirs]) for ours, theirs in names.items()}
-            for frame in json_lines(path, schema, tally):
+            for frame in json_lines(path, dict.fromkeys(names.values(), pl.String), tally):
                 yield frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
     elif kind is not None:
         yield from _separated(path, columns, needed, optional, tally)
@@ -277,16 +287,6 @@ def _json_types(path: Path) -> dict[str, set[type]]:
             raise DataError(f"{path} is of another format: none of its first lines is a JSON object.")
         break
     return types
-
-
-def _read_as(name: str, found: set[type]) -> Any:
-    """Type to read a JSON column as: a number if it holds only numbers, else text."""
-    found = found - {type(None)}
-    if name in (c.USER, c.ITEM, c.CLEAN_ITEM) and found and found <= {int, float}:
-        return pl.Int64 if found == {int} else pl.Float64  # what pandas makes of whole numbers with gaps
-    if name in (c.TIME, c.RATING) and found and found <= {int, float}:
-        return pl.Float64
-    return pl.Int64 if name == c.NOISE_MASK and found == {int} else pl.String
 
 
 def columns_of(path: Path) -> list[str]:
