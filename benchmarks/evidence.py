@@ -163,7 +163,7 @@ def likelihood(backbone: str, train: Windows, valid: Windows, run: Run) -> Descr
 
 def measure(run: Run, limit: int) -> dict[str, Any]:
     """AUROC and AP on test histories with the default evidence, with each kind more, and with all."""
-    data, (ensemble, _) = run.data(), load_denoiser(run.path("model"))
+    data, (ensemble, _) = run.data(), load_denoiser(run.path("train"))
     train, valid = data.splits[c.TRAIN], data.splits[c.VALID]
     histories = with_context(valid.histories())
     rows = np.sort(np.random.default_rng(0).permutation(len(histories))[:limit])

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from llm4dsr.data.catalogue import Catalogue
@@ -64,6 +65,51 @@ def test_a_categorical_column_gets_the_new_item():
         edits((0, 2, "replace", 40, 0.9)).cast({"kept_item_id": pl.String}), "replace"
     )
     assert got["item_id"].tolist() == ["10", "20", "40"]
+
+
+WIDE = Catalogue(pl.Series("item_id", [10, 20, 30, 300, -1]), ["red ball", "blue ball", "a train", "a book", "a kite"])
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.UInt8, pl.UInt32, pl.Float32])
+@pytest.mark.parametrize("convert", [pl.DataFrame.to_pandas, pl.DataFrame.to_arrow, lambda frame: frame])
+@pytest.mark.parametrize("new", [20, 300, -1])
+def test_a_narrow_column_of_numbers_gets_any_new_item(kind, convert, new):
+    """It becomes wider only if it has to."""
+    long = pl.DataFrame({"user_id": [1, 1, 1], "item_id": pl.Series([10, 20, 30], dtype=kind)})
+    lists = long.group_by("user_id").agg(item_ids="item_id")
+    for name, table in (("item_id", long), ("item_ids", lists)):
+        got = Histories.of(convert(table), WIDE).corrected(edits((0, 2, "replace", new, 0.9)), "replace")
+        ids = pl.DataFrame(got)[name] if name == "item_id" else pl.DataFrame(got)[name].explode()
+        assert ids.to_list() == [10, 20, new]
+        assert (ids.dtype == kind) == (pl.Series([new]).cast(kind, strict=False).to_list() == [new])
+
+
+@pytest.mark.parametrize("kind", ["Int8", "UInt8", "int8[pyarrow]", "uint8[pyarrow]", "object"])
+def test_a_column_of_pandas_with_missing_values_gets_any_new_item(kind):
+    given = pd.DataFrame({"user_id": [1, 1, 1, 1], "item_id": pd.array([10, 20, 30, None], dtype=kind)})
+    got = Histories.of(given, WIDE).corrected(edits((0, 2, "replace", 300, 0.9)), "replace")
+    assert got["item_id"].tolist()[:3] == [10, 20, 300]
+    assert got["item_id"].isna().tolist() == [False, False, False, True]
+
+
+def test_a_list_that_cannot_hold_the_new_item_is_refused():
+    narrow = pd.Series([[10, 20, 30]], dtype=pd.ArrowDtype(pa.list_(pa.int8())))
+    found = Histories.of(pd.DataFrame({"item_ids": narrow}), WIDE)
+    with pytest.raises(DataError, match=r"'item_ids' has the type list<.*int8>.*300 not in range.*lists of int64"):
+        found.corrected(edits((0, 2, "replace", 300, 0.9)), "replace")
+
+
+def test_a_column_of_fixed_categories_gets_the_new_item():
+    text = Catalogue(pl.Series("item_id", ["10", "20", "30", "4000"]), ITEMS.titles)
+    one = edits((0, 2, "replace", 4000, 0.9)).cast({"kept_item_id": pl.String})
+    long = pl.DataFrame(
+        {"user_id": [1, 1, 1], "item_id": pl.Series(["10", "20", "30"], dtype=pl.Enum(["10", "20", "30"]))}
+    )
+    lists = long.group_by("user_id").agg(item_ids="item_id")
+    arrays = pd.DataFrame({"item_ids": [np.array(["10", "20", "30"])]})  # of text with two characters
+    assert Histories.of(long, text).corrected(one, "replace")["item_id"].to_list() == ["10", "20", "4000"]
+    for given in (lists, arrays):
+        assert list(Histories.of(given, text).corrected(one, "replace")["item_ids"][0]) == ["10", "20", "4000"]
 
 
 @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])

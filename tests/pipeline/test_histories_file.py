@@ -94,6 +94,19 @@ def test_one_part_or_many_give_the_same_scores(denoiser, file, tmp_path):
     assert_frame_equal(one.select("row", "position", "item_id"), many.select("row", "position", "item_id"))
 
 
+@pytest.mark.parametrize("action", ["replace", "drop"])
+def test_all_parts_have_one_type_of_ids(denoiser, histories, tmp_path, action):
+    """Whether or not an item is suggested in a part that its narrow type does not hold."""
+    kind = denoiser.catalogue.ids.dtype
+    other = denoiser.with_items(pl.DataFrame({"item_id": pl.Series([100_000], dtype=kind), "title": ["A new toy"]}))
+    narrow = histories.with_columns(pl.col("item_ids").cast(pl.List(pl.UInt16)))
+    narrow.write_parquet(tmp_path / "narrow.parquet")
+    apply_to_file(other, tmp_path / "narrow.parquet", tmp_path / "out", ApplyOptions(0.0, 2, action, 40))
+    parts = sorted((tmp_path / "out").glob("part-*/histories.parquet"))
+    wanted = pl.List(pl.Int64 if action == "replace" else pl.UInt16)
+    assert [pl.read_parquet_schema(part)["item_ids"] for part in parts] == [wanted] * len(parts)
+
+
 def test_an_interrupted_call_resumes_to_the_same_bytes(denoiser, file, tmp_path):
     apply_to_file(denoiser, file, tmp_path / "whole", OPTIONS)
 

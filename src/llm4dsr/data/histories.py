@@ -7,6 +7,7 @@ columns and the order of what was given.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -245,22 +246,28 @@ def _corrected_rows(table: Any, dropped: IntArray, new: dict[int, Any], weights:
     stay[dropped] = False
     rows, items = list(new), list(new.values())
     if is_pandas(table):
+        import pandas as pd
+
         out = table.copy()
         if rows:
             ids = out[c.ITEM].copy()
             if hasattr(ids, "cat"):
                 ids = ids.cat.add_categories([item for item in dict.fromkeys(items) if item not in ids.cat.categories])
-            ids.iloc[rows] = items
+            else:
+                kind = as_frame(ids.head(0).to_frame(), "The histories")[c.ITEM].dtype
+                if holding(kind, items) != kind:  # int8, UInt8 or uint8[pyarrow] → int64, Int64 or int64[pyarrow]
+                    ids = ids.astype(re.sub(r"\d+", "64", str(ids.dtype).lstrip("uU")))
+            ids.iloc[rows] = pd.array(items, dtype=ids.dtype)
             out[c.ITEM] = ids
         if weights is not None:
             out[WEIGHT] = weights * out[WEIGHT] if WEIGHT in out.columns else weights
         return out[stay]
     frame = as_frame(table, "The histories")
     if rows:
-        ids = frame[c.ITEM]
-        changed = pl.Series(items).cast(pl.String if isinstance(ids.dtype, pl.Categorical) else ids.dtype)
-        plain = ids.cast(pl.String) if isinstance(ids.dtype, pl.Categorical) else ids
-        frame = frame.with_columns(plain.scatter(rows, changed).cast(ids.dtype).alias(c.ITEM))
+        kind = holding(frame.schema[c.ITEM], items)
+        plain = frame[c.ITEM].cast(pl.String if isinstance(kind, pl.Categorical | pl.Enum) else kind)
+        changed = plain.scatter(rows, pl.Series(items).cast(plain.dtype))
+        frame = frame.with_columns(changed.cast(kind).alias(c.ITEM))
     if weights is not None:
         before = frame[WEIGHT] if WEIGHT in frame.columns else 1.0
         frame = frame.with_columns((pl.Series(WEIGHT, weights) * before).alias(WEIGHT))
@@ -273,14 +280,16 @@ def _with_lists(table: Any, given: Any, lists: dict[int, list[Any]], weights: li
 
         out = table.copy()
         values = [
-            (np.array(lists[row], dtype=value.dtype) if isinstance(value, np.ndarray) else lists[row])
-            if row in lists
-            else value
+            (_array_like(value, lists[row]) if isinstance(value, np.ndarray) else lists[row]) if row in lists else value
             for row, value in enumerate(given)
         ]
         held = np.empty(len(values), dtype=object)
         held[:] = values
-        out[c.ITEMS] = pd.Series(held, index=table.index, dtype=table[c.ITEMS].dtype)
+        kind = table[c.ITEMS].dtype
+        try:
+            out[c.ITEMS] = pd.Series(held, index=table.index, dtype=kind)
+        except ValueError as error:  # a type of Arrow
+            raise DataError(f"{c.ITEMS!r} has the type {kind}: {error}. Give lists of int64 or of text.") from None
         if weights is not None:
             held = np.empty(len(values), dtype=object)
             held[:] = [part.tolist() for part in _times(weights, table, c.WEIGHTS)]
@@ -289,7 +298,8 @@ def _with_lists(table: Any, given: Any, lists: dict[int, list[Any]], weights: li
     frame = as_frame(table, "The histories")
     if lists:
         column = frame[c.ITEMS]
-        new = pl.Series(c.ITEMS, list(lists.values()), dtype=pl.List(column.dtype.inner))  # type: ignore[attr-defined]
+        kind = holding(column.dtype.inner, [item for items in lists.values() for item in items])  # type: ignore[attr-defined]
+        new = pl.Series(c.ITEMS, list(lists.values()), dtype=pl.List(kind))
         changed = pl.DataFrame({"row": list(lists), "new": new}, schema_overrides={"row": pl.UInt32})
         joined = (
             frame.select(pl.col(c.ITEMS).cast(new.dtype))
@@ -304,6 +314,30 @@ def _with_lists(table: Any, given: Any, lists: dict[int, list[Any]], weights: li
         rows = [part.tolist() for part in _times(weights, frame, c.WEIGHTS)]
         frame = frame.with_columns(pl.Series(c.WEIGHTS, rows, dtype=pl.List(pl.Float64)))
     return _like(frame, table)
+
+
+def holding(kind: Any, items: list[Any]) -> Any:
+    """Return the Polars type of a column of ids, widened if it cannot hold other ids.
+
+    Examples
+    --------
+    >>> holding(pl.UInt8, [7, 300]), holding(pl.UInt8, [7])
+    (Int64, UInt8)
+    """
+    if isinstance(kind, pl.Enum):
+        known = kind.categories.to_list()
+        return pl.Enum(list(dict.fromkeys([*known, *(item for item in items if item is not None)])))
+    ids = pl.Series(items)
+    if kind.is_numeric() and not ids.cast(kind, strict=False).cast(ids.dtype, strict=False).equals(ids):
+        return pl.Int64 if kind.is_integer() else pl.Float64
+    return kind
+
+
+def _array_like(array: Any, items: list[Any]) -> Any:
+    """The items as an array of the type of another one, or of a wider type if that cannot hold them."""
+    wide = np.array(items)
+    same = wide.astype(array.dtype)
+    return same if np.array_equal(same, wide) else wide
 
 
 def _times(weights: list[Any], table: Any, name: str) -> list[Any]:

@@ -29,7 +29,7 @@ from llm4dsr.core.manifest import DamageError, file_hash, read_manifest, read_se
 from llm4dsr.core.memory import peak_memory_mb
 from llm4dsr.core.parquet import parquet_parts, parquet_schema
 from llm4dsr.core.progress import Progress, log, subprogress
-from llm4dsr.data.histories import Histories
+from llm4dsr.data.histories import Histories, holding
 from llm4dsr.denoise.decide import STAND_IN, configured_rule
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, DataError, OutputError
@@ -252,6 +252,10 @@ def _make(
     denoiser: Denoiser, frame: pl.DataFrame, before: int, folder: Path, options: ApplyOptions, progress: Progress | None
 ) -> dict[str, Any]:
     """Write one part, of the rows after `before`; what was counted in it."""
+    inner = frame.schema[c.ITEMS].inner  # type: ignore[attr-defined]
+    kind = holding(inner, denoiser.catalogue.ids.to_list()) if options.action == "replace" else inner
+    if kind != inner:  # in all parts alike, whatever is suggested there
+        frame = frame.with_columns(pl.col(c.ITEMS).cast(pl.List(kind)))
     found = Histories.of(frame, denoiser.catalogue)
     windows = found.windows.take(denoiser.fitting_rows(found.windows))
     scores = denoiser.score(windows, progress and subprogress(progress, 0, 1, 2))
