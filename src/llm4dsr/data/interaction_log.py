@@ -96,9 +96,10 @@ def item_table(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     return once, {"missing_id": len(items) - len(known), "repeated_id": len(known) - len(once)}
 
 
-def _look_up(ids: pl.Series, table: pl.DataFrame) -> npt.NDArray[np.int32]:
-    """[N] the `number` of each id; -1 if the table lacks it."""
-    found = ids.alias("id").to_frame().join(table, on="id", how="left", maintain_order="left")["number"]
+def look_up(ids: pl.Series, table: pl.DataFrame) -> Ints:
+    """Return [N] the number in the second column of a table, for each id in its first one; -1 if the table lacks it."""
+    name, number = table.columns
+    found = ids.alias(name).to_frame().join(table, on=name, how="left", maintain_order="left")[number]
     return found.fill_null(-1).to_numpy()
 
 
@@ -226,7 +227,7 @@ def _joined(batches: Iterable[pl.DataFrame], min_rating: float | None) -> Iterat
         yield pl.concat(held)
 
 
-def _item_numbers(ids: pl.Series, table: pl.DataFrame) -> npt.NDArray[np.int32]:
+def _item_numbers(ids: pl.Series, table: pl.DataFrame) -> Ints:
     expected = table["id"].dtype
     if ids.dtype.is_integer() and expected.is_integer():
         ids = ids.cast(expected, strict=False)
@@ -234,7 +235,7 @@ def _item_numbers(ids: pl.Series, table: pl.DataFrame) -> npt.NDArray[np.int32]:
         raise DataError(
             f"Item ids have the type {ids.dtype} in the log, and {expected} in the items table. Give both one type."
         )
-    return _look_up(ids.cast(expected), table)
+    return look_up(ids.cast(expected), table)
 
 
 def _mask(values: pl.Series) -> BoolArray:

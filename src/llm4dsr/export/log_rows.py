@@ -21,7 +21,7 @@ from llm4dsr.core.manifest import DamageError, file_hash, read_manifest
 from llm4dsr.data.atomic import INTER
 from llm4dsr.data.catalogue import Catalogue, clean_titles, tidy_titles
 from llm4dsr.data.ids import whole_numbers, without_decimals
-from llm4dsr.data.interaction_log import InteractionLog, Ints, first_with_title, item_table
+from llm4dsr.data.interaction_log import InteractionLog, Ints, first_with_title, item_table, look_up
 from llm4dsr.data.prepare import REPORT
 from llm4dsr.data.sources import tables
 from llm4dsr.data.sources.read import tables_at
@@ -173,13 +173,13 @@ def find_rows(origin: LogOrigin, splits: dict[str, Windows], catalogue: Catalogu
     log = _usable(keys, items, catalogue, origin.options, is_timed)
     users = pl.concat([w.user_ids for w in windows]).unique(maintain_order=True)
     known = pl.DataFrame({c.USER: users, "code": np.arange(len(users))})
-    codes = _look_up(keys[c.USER].gather(log.users), known)
+    codes = look_up(keys[c.USER].gather(log.users), known)
     kept = (codes >= 0) & (log.items >= 0)
     log, codes = log.take(kept), codes[kept]
     rows = log.seconds  # carries the number of the record through the sort
     assert rows is not None
     log.users = codes
-    found = {name: rows[_ends(name, w, _look_up(w.user_ids, known), log, is_timed)] for name, w in splits.items()}
+    found = {name: rows[_ends(name, w, look_up(w.user_ids, known), log, is_timed)] for name, w in splits.items()}
     return LogRows(files, keys, found, _twins(keys) if is_timed else np.arange(len(keys)))
 
 
@@ -213,7 +213,7 @@ def _usable(
 ) -> InteractionLog:
     """The log as `prepare` sorts it; items are catalogue rows, -1 outside; `users` and `seconds` are record numbers."""
     items, _ = item_table(items)
-    number = _look_up(keys[c.ITEM], pl.DataFrame({c.ITEM: items[c.ITEM].cast(keys.schema[c.ITEM], strict=False),
+    number = look_up(keys[c.ITEM], pl.DataFrame({c.ITEM: items[c.ITEM].cast(keys.schema[c.ITEM], strict=False),
                                                   "code": np.arange(len(items))}))  # fmt: skip
     titles = clean_titles(tidy_titles(items[c.TITLE]))
     titled = (titles.fill_null("") != "").to_numpy()
@@ -231,18 +231,11 @@ def _usable(
     log, _ = sort_log(log, options["repeats"], options["max_history"])
     of_items = pl.DataFrame({c.ITEM: catalogue.ids, "code": np.arange(len(catalogue))})
     ids = items[c.ITEM].cast(catalogue.ids.dtype, strict=False)
-    log.items = _look_up(ids, of_items)[log.items]
+    log.items = look_up(ids, of_items)[log.items]
     return log
 
 
-def _look_up(ids: pl.Series, table: pl.DataFrame) -> IntArray:
-    """[n] the `code` of each id; -1 if the table lacks it."""
-    name = table.columns[0]
-    found = ids.alias(name).to_frame().join(table, on=name, how="left", maintain_order="left")["code"]
-    return found.fill_null(-1).cast(pl.Int64).to_numpy()
-
-
-def _ends(name: str, windows: Windows, users: IntArray, log: InteractionLog, is_timed: bool) -> IntArray:
+def _ends(name: str, windows: Windows, users: Ints, log: InteractionLog, is_timed: bool) -> IntArray:
     """[n] the row of `log` of each interaction of the windows."""
     targets = {"user": users, "item": windows.targets()} | ({"time": windows.timestamps} if is_timed else {})
     rows = {"user": log.users, "item": log.items} | ({"time": log.order // 10**6} if is_timed else {})
@@ -268,7 +261,7 @@ def _ends(name: str, windows: Windows, users: IntArray, log: InteractionLog, is_
     return ranges(chosen, windows.lengths)
 
 
-def _one_each(users: IntArray, window: IntArray, begins: IntArray, count: int) -> IntArray:
+def _one_each(users: Ints, window: IntArray, begins: IntArray, count: int) -> IntArray:
     """[W] where each window begins. Of several places (a log without times) that after the user's window before."""
     out = np.full(count, -1, dtype=np.int64)
     first = np.unique(window, return_index=True)[1]
