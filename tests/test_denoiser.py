@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,7 +17,7 @@ from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.windows import Windows, align, limit_windows
 from llm4dsr.denoise.prequential import prequential
-from llm4dsr.errors import ConfigError, ModelError
+from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.metrics import auroc
 
 SMALL = {
@@ -234,6 +237,62 @@ def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_
     assert again.suggest(histories, decisions)["suggested_item_id"].equals(
         denoiser.suggest(histories, decisions)["suggested_item_id"]
     )
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def single() -> Denoiser:
+    """A single model, without stacking."""
+    config = Config.from_dict({"train": {"epochs": 1, "folds": 1}, "score": {"stacking": False}},
+                              base=Config.from_dict(SMALL))  # fmt: skip
+    return Denoiser(config).fit(TRAIN.take(np.arange(80)), DEMO.data.catalogue, VALID.histories())
+
+
+def test_saved_into_a_used_folder_nothing_of_the_former_one_is_left(denoiser, single, tmp_path):
+    """Nor is anything lost that is not of a denoiser."""
+    assert denoiser.ensemble.stacker_newer is not None
+    single.save_pretrained(tmp_path / "alone")
+    own = {".git/HEAD", "LICENSE", "notes/fold_0.txt"}
+    for name in own:
+        (tmp_path / "used" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "used" / name).write_text("mine")
+    denoiser.save_pretrained(tmp_path / "used")
+    assert "fold_1/projector.safetensors" in files_of(tmp_path / "used")
+    single.save_pretrained(tmp_path / "used")
+    assert files_of(tmp_path / "used") == files_of(tmp_path / "alone") | own
+    again = Denoiser.from_pretrained(tmp_path / "used")
+    assert again.ensemble.stackers == (None, None)
+    assert again.ensemble.fingerprint == single.ensemble.fingerprint
+
+
+@pytest.mark.parametrize("place", [".saved", "denoiser.json", "lm", "manifest.json"])
+def test_a_save_that_fails_leaves_the_former_denoiser(place, denoiser, single, tmp_path, monkeypatch):
+    """Whether it fails before the new one is complete, or as the first, a later or the last file gets its place."""
+    denoiser.save_pretrained(tmp_path)
+    before, replace = {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)}, os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if target == tmp_path / place and source.parent != tmp_path / ".former":
+            raise OSError(errno.EIO, "The disk is broken")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="The disk is broken"):
+        single.save_pretrained(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)} == before
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert len(Denoiser.from_pretrained(tmp_path).ensemble.models) == 2
+
+
+def test_a_folder_that_no_denoiser_wrote_is_not_replaced(single, tmp_path):
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is no saved denoiser, but has a folder 'lm'"):
+        single.save_pretrained(tmp_path)
+    assert files_of(tmp_path) == {"lm/mine.txt"}
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,8 @@ class Fitting(Parameters):
     def save_pretrained(self, folder: str | Path) -> None:
         """Save weights (safetensors), tokenizer, catalogue, counts, calibration, configuration, versions, a model card.
 
-        The folder can be pushed to a model hub as it is; add a license to its README.md first.
+        The folder can be pushed to a model hub as it is; add a license to its README.md first. A denoiser that it
+        holds is replaced once the new one is complete; other files stay.
         """
         facts = {
             "curve": self.curve,
