@@ -239,6 +239,18 @@ def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_
     )
 
 
+def test_options_that_take_effect_at_once_are_saved(denoiser, scores, tmp_path):
+    """Those of tuning stay the ones that the weights were made with."""
+    other = denoiser.with_items(DEMO.data.catalogue)
+    other.set_params(decide__eta=0.25, suggest__popularity_weight=-0.5, correct__action="drop", train__epochs=99)
+    other.save_pretrained(tmp_path)
+    again = Denoiser.from_pretrained(tmp_path)
+    assert (again.config.decide, again.config.correct) == (other.config.decide, other.config.correct)
+    assert again.config.suggest == other.config.suggest
+    assert again.config.train == denoiser.config.train
+    assert again.decide(scores).equals(denoiser.decide(scores, "probability", 0.25))
+
+
 def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 

@@ -105,6 +105,13 @@ class Ensemble:
         object.__setattr__(out, "builder", self.builder.with_counts(counts))
         return out
 
+    def configured(self, config: Config) -> Ensemble:
+        """Return an ensemble with those options of a configuration that take effect without tuning."""
+        out = copy.copy(self)
+        now = {name: getattr(config, name) for name in ("decide", "suggest", "correct")}
+        object.__setattr__(out, "config", replace(self.config, **now))
+        return out
+
     def with_items(self, catalogue: Catalogue) -> Ensemble:
         """Return an ensemble that also knows the items at the end of an extended catalogue, and shares all weights."""
         titles, counts = catalogue.titles[len(self.catalogue) :], self.counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +186,7 @@ class Denoiser(Fitting):
             If `decisions` names a window or position that is not among the histories.
         """
         windows, parts, origin = self.in_parts(histories, has_target)
-        ensemble, options = self.ensemble, self.config.suggest
-        if options != ensemble.config.suggest:  # set after fitting
-            ensemble = replace(ensemble, config=replace(ensemble.config, suggest=options))
+        ensemble = self.ensemble.configured(self.config)
         with shown(progress) as report:
             return suggest_prequentially(
                 ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, report,

@@ -311,7 +311,7 @@ class Fitting(Parameters):
             "calibrator": dataclasses.asdict(self.calibrator),
             "ranking_weights": dataclasses.asdict(self.ranking_weights),
         }
-        save_denoiser(Path(folder), self.ensemble, facts)
+        save_denoiser(Path(folder), self.ensemble.configured(self.config), facts)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
