@@ -17,7 +17,7 @@ from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.windows import Windows, align, limit_windows
 from llm4dsr.denoise.prequential import prequential
-from llm4dsr.errors import ConfigError, ModelError, OutputError
+from llm4dsr.errors import ConfigError, DataError, ModelError, OutputError
 from llm4dsr.metrics import auroc
 
 SMALL = {
@@ -149,6 +149,18 @@ def test_a_history_longer_than_a_prompt_is_judged_in_parts(denoiser):
     decisions = denoiser.decide(scores, "rate", 0.2, cap=20)
     suggested = denoiser.suggest(long, decisions)
     assert suggested.select("window_id", "position").equals(decisions.select("window_id", "position"))
+
+
+def test_a_fit_that_fails_leaves_what_was_learned_before(denoiser, scores):
+    """The histories are of one user and shorter than those of before: a fold has nothing to learn from."""
+    again = denoiser.with_items(DEMO.data.catalogue)
+    short = [TRAIN.row(i)[:4] for i in range(40)]
+    with pytest.raises(DataError, match="has no user to learn from"):
+        again.fit(Windows.from_lists(short, user_ids=pl.Series("user_id", ["one"] * 40)), DEMO.data.catalogue)
+    assert (again.width, again.learned_from, again.curve) == (
+        denoiser.width, denoiser.learned_from, denoiser.curve,
+    )  # fmt: skip
+    assert again.score(TEST.histories()).equals(scores)
 
 
 def test_windows_longer_than_a_prompt_can_be_are_learned_from_in_parts():

@@ -127,12 +127,12 @@ class Fitting(Parameters):
         if valid is None:
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
-        self.width = int(windows.lengths.max())
-        self.learned_from = {"histories": len(windows), "interactions": len(windows.items),
-                             "validation_histories": len(validation)}  # fmt: skip
-        self.learned_from |= {"labels": len(reviewed.keys)} if labels is not None else {}
+        width = int(windows.lengths.max())
+        learned_from = {"histories": len(windows), "interactions": len(windows.items),
+                        "validation_histories": len(validation)}  # fmt: skip
+        learned_from |= {"labels": len(reviewed.keys)} if labels is not None else {}
         with shown(progress) as report:
-            tuned, self.curve = Ensemble.fit(
+            tuned, curve = Ensemble.fit(
                 windows, catalogue, config, report, work, None if start is None else start.ensemble, labels=reviewed
             )
             is_first = rank() == 0
@@ -140,11 +140,13 @@ class Fitting(Parameters):
                 use_threads(config.threads)  # of all cores: the others have nothing left to do
             if not is_first:
                 return self
-            self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
+            tuned, calibrator, weights = fit_calibration(
                 tuned, windows, validation, report, PartCache(work), labels=reviewed
             )
-        if valid is None:  # held out of the histories given, so known from now on
-            self.update_counts(validation)
+        if valid is None and tuned.counts is not None:  # held out of the histories given, so known from now on
+            tuned = tuned.with_counts(tuned.counts.add(validation))
+        self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
+        self.curve, self.width, self.learned_from = curve, width, learned_from
         return self
 
     def partial_fit(
@@ -220,12 +222,13 @@ class Fitting(Parameters):
                     "The calibration stays as it is: %d validation histories; %d are needed for a new one. Give more "
                     "histories at once, or `valid`.", len(validation), MIN_TO_CALIBRATE,
                 )  # fmt: skip
+        width = max(self.width, int(windows.lengths.max()))
         if held_out and tuned.counts is not None:
             tuned = tuned.with_counts(tuned.counts.add(validation))
         self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
-        self.curve, self.width = self.curve + curve, max(self.width, int(windows.lengths.max()))
-        more = {"histories": len(windows), "interactions": len(windows.items)}
-        self.learned_from |= {name: self.learned_from[name] + count for name, count in more.items()}
+        self.curve, self.width = self.curve + curve, width
+        more = {"histories": len(windows), "interactions": len(windows.items)}  # not in place: `with_items` shares it
+        self.learned_from = self.learned_from | {name: self.learned_from[name] + count for name, count in more.items()}
         return self
 
     def update_counts(self, histories: Any) -> Self:
