@@ -163,6 +163,15 @@ def test_a_fit_that_fails_leaves_what_was_learned_before(denoiser, scores):
     assert again.score(TEST.histories()).equals(scores)
 
 
+def test_long_histories_are_counted_in_parts_as_they_are_scored(denoiser):
+    """All 60 items again and again make 1,770 pairs; parts of 12 that overlap by half hold 510 of them."""
+    history = Windows.from_lists([np.resize(np.arange(60), 198)])
+    before = denoiser.ensemble.counts
+    counts = denoiser.with_items(DEMO.data.catalogue).update_counts(history).ensemble.counts
+    assert counts.counts.sum() - before.counts.sum() == 510
+    assert before.add(history).counts.sum() - before.counts.sum() == 1770
+
+
 def test_windows_longer_than_a_prompt_can_be_are_learned_from_in_parts():
     rng = np.random.default_rng(0)
     long = Windows.from_lists([rng.integers(0, len(DEMO.data.catalogue), 40) for _ in range(12)])

@@ -143,8 +143,8 @@ class Fitting(Parameters):
             tuned, calibrator, weights = fit_calibration(
                 tuned, windows, validation, report, PartCache(work), labels=reviewed
             )
-        if valid is None and tuned.counts is not None:  # held out of the histories given, so known from now on
-            tuned = tuned.with_counts(tuned.counts.add(validation))
+        if valid is None:  # held out of the histories given, so known from now on
+            tuned = tuned.counting(validation, width)
         self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
         self.curve, self.width, self.learned_from = curve, width, learned_from
         return self
@@ -223,8 +223,8 @@ class Fitting(Parameters):
                     "histories at once, or `valid`.", len(validation), MIN_TO_CALIBRATE,
                 )  # fmt: skip
         width = max(self.width, int(windows.lengths.max()))
-        if held_out and tuned.counts is not None:
-            tuned = tuned.with_counts(tuned.counts.add(validation))
+        if held_out:
+            tuned = tuned.counting(validation, width)
         self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
         self.curve, self.width = self.curve + curve, width
         more = {"histories": len(windows), "interactions": len(windows.items)}  # not in place: `with_items` shares it
@@ -234,10 +234,10 @@ class Fitting(Parameters):
     def update_counts(self, histories: Any) -> Self:
         """Count histories newer than those of `fit`: their item pairs are known from now on. Returns itself.
 
-        Calls of `score` that are under way in other threads end with what was known before.
+        Long histories are counted in overlapping parts, as they are scored. Calls of `score` that are under way in
+        other threads end with what was known before.
         """
-        if (counts := self.ensemble.counts) is not None:
-            self._ensemble = self.ensemble.with_counts(counts.add(as_windows(histories, self.catalogue)))
+        self._ensemble = self.ensemble.counting(as_windows(histories, self.catalogue), self.width)
         return self
 
     def with_items(self, items: Any) -> Self:
