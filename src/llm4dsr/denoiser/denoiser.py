@@ -331,8 +331,9 @@ class Denoiser(Fitting):
         Returns
         -------
         list, table or Windows
-            The same form, columns, index and order. "drop" removes items, and rows of a long table; "replace" changes
-            `item_ids` or `item_id`; "downweight" adds `weights` or `weight`, in [0, 1].
+            The same form, columns, index and order. "drop" removes items, and rows of a long table; at least one item
+            of a history stays. "replace" changes `item_ids` or `item_id`; "downweight" adds `weights` or `weight`, in
+            [0, 1].
 
         Raises
         ------
@@ -369,5 +370,8 @@ class Denoiser(Fitting):
         windows = given if found is None else found.windows
         action = action or self.config.correct.action
         decisions = self.decide(self.score(windows), policy, eta, cap, is_train)
-        result = self.correct(windows, decisions, action=action)
+        suggestions = self.suggest(windows, decisions) if action in c.WITH_SUGGESTIONS else None
+        result = correcting.apply(
+            windows, decisions, suggestions, self.catalogue, action, has_target=False, min_items=0
+        )
         return result.windows if found is None else found.corrected(result.edits, action)
