@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,7 +17,7 @@ from llm4dsr.core.manifest import write_manifest
 from llm4dsr.data.demo import make_demo
 from llm4dsr.data.windows import Windows, align, limit_windows
 from llm4dsr.denoise.prequential import prequential
-from llm4dsr.errors import ConfigError, ModelError
+from llm4dsr.errors import ConfigError, DataError, ModelError, OutputError
 from llm4dsr.metrics import auroc
 
 SMALL = {
@@ -148,6 +151,27 @@ def test_a_history_longer_than_a_prompt_is_judged_in_parts(denoiser):
     assert suggested.select("window_id", "position").equals(decisions.select("window_id", "position"))
 
 
+def test_a_fit_that_fails_leaves_what_was_learned_before(denoiser, scores):
+    """The histories are of one user and shorter than those of before: a fold has nothing to learn from."""
+    again = denoiser.with_items(DEMO.data.catalogue)
+    short = [TRAIN.row(i)[:4] for i in range(40)]
+    with pytest.raises(DataError, match="has no user to learn from"):
+        again.fit(Windows.from_lists(short, user_ids=pl.Series("user_id", ["one"] * 40)), DEMO.data.catalogue)
+    assert (again.width, again.learned_from, again.curve) == (
+        denoiser.width, denoiser.learned_from, denoiser.curve,
+    )  # fmt: skip
+    assert again.score(TEST.histories()).equals(scores)
+
+
+def test_long_histories_are_counted_in_parts_as_they_are_scored(denoiser):
+    """All 60 items again and again make 1,770 pairs; parts of 12 that overlap by half hold 510 of them."""
+    history = Windows.from_lists([np.resize(np.arange(60), 198)])
+    before = denoiser.ensemble.counts
+    counts = denoiser.with_items(DEMO.data.catalogue).update_counts(history).ensemble.counts
+    assert counts.counts.sum() - before.counts.sum() == 510
+    assert before.add(history).counts.sum() - before.counts.sum() == 1770
+
+
 def test_windows_longer_than_a_prompt_can_be_are_learned_from_in_parts():
     rng = np.random.default_rng(0)
     long = Windows.from_lists([rng.integers(0, len(DEMO.data.catalogue), 40) for _ in range(12)])
@@ -234,6 +258,74 @@ def test_saved_and_loaded_it_scores_and_suggests_the_same(denoiser, scores, tmp_
     assert again.suggest(histories, decisions)["suggested_item_id"].equals(
         denoiser.suggest(histories, decisions)["suggested_item_id"]
     )
+
+
+def test_options_that_take_effect_at_once_are_saved(denoiser, scores, tmp_path):
+    """Those of tuning stay the ones that the weights were made with."""
+    other = denoiser.with_items(DEMO.data.catalogue)
+    other.set_params(decide__eta=0.25, suggest__popularity_weight=-0.5, correct__action="drop", train__epochs=99)
+    other.save_pretrained(tmp_path)
+    again = Denoiser.from_pretrained(tmp_path)
+    assert (again.config.decide, again.config.correct) == (other.config.decide, other.config.correct)
+    assert again.config.suggest == other.config.suggest
+    assert again.config.train == denoiser.config.train
+    assert again.decide(scores).equals(denoiser.decide(scores, "probability", 0.25))
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def single() -> Denoiser:
+    """A single model, without stacking."""
+    config = Config.from_dict({"train": {"epochs": 1, "folds": 1}, "score": {"stacking": False}},
+                              base=Config.from_dict(SMALL))  # fmt: skip
+    return Denoiser(config).fit(TRAIN.take(np.arange(80)), DEMO.data.catalogue, VALID.histories())
+
+
+def test_saved_into_a_used_folder_nothing_of_the_former_one_is_left(denoiser, single, tmp_path):
+    """Nor is anything lost that is not of a denoiser."""
+    assert denoiser.ensemble.stacker_newer is not None
+    single.save_pretrained(tmp_path / "alone")
+    own = {".git/HEAD", "LICENSE", "notes/fold_0.txt"}
+    for name in own:
+        (tmp_path / "used" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "used" / name).write_text("mine")
+    denoiser.save_pretrained(tmp_path / "used")
+    assert "fold_1/projector.safetensors" in files_of(tmp_path / "used")
+    single.save_pretrained(tmp_path / "used")
+    assert files_of(tmp_path / "used") == files_of(tmp_path / "alone") | own
+    again = Denoiser.from_pretrained(tmp_path / "used")
+    assert again.ensemble.stackers == (None, None)
+    assert again.ensemble.fingerprint == single.ensemble.fingerprint
+
+
+@pytest.mark.parametrize("place", [".saved", "denoiser.json", "lm", "manifest.json"])
+def test_a_save_that_fails_leaves_the_former_denoiser(place, denoiser, single, tmp_path, monkeypatch):
+    """Whether it fails before the new one is complete, or as the first, a later or the last file gets its place."""
+    denoiser.save_pretrained(tmp_path)
+    before, replace = {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)}, os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if target == tmp_path / place and source.parent != tmp_path / ".former":
+            raise OSError(errno.EIO, "The disk is broken")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="The disk is broken"):
+        single.save_pretrained(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)} == before
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert len(Denoiser.from_pretrained(tmp_path).ensemble.models) == 2
+
+
+def test_a_folder_that_no_denoiser_wrote_is_not_replaced(single, tmp_path):
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is no saved denoiser, but has a folder 'lm'"):
+        single.save_pretrained(tmp_path)
+    assert files_of(tmp_path) == {"lm/mine.txt"}
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,19 @@ def test_paired_difference_without_doubt_or_without_data() -> None:
         intervals.paired_difference([1, 2], [1])
 
 
+def test_rows_that_are_equal_up_to_rounding_do_not_differ() -> None:
+    """0.1 + 0.2 and 0.3 differ by 5.6e-17."""
+    a, b = np.full(6, 0.1 + 0.2), np.full(6, 0.3)
+    assert 0 < (a - b).max() < 1e-16
+    assert intervals.paired_difference(a, b)[1:] == (0, 1)
+    assert intervals.clustered_difference(a, b, [0, 0, 1, 1, 2, 2])[1:] == (0, 1)
+    assert intervals.crossed_interval(a.reshape(2, 3), b.reshape(2, 3))[1:] == (0, 1)
+    some = np.where(np.arange(6) < 3, a, b)  # half of them are exactly equal
+    assert intervals.paired_difference(some, b)[1:] == (0, 1)
+    assert intervals.clustered_difference(some, b, np.arange(6))[1:] == (0, 1)
+    assert intervals.paired_difference(a + 1e-6, b)[2] == 0
+
+
 # --- windows of one user ---------------------------------------------------------------------------------------------
 
 
@@ -229,6 +242,11 @@ def test_one_kind_of_seed_is_students_interval():
     assert intervals.crossed_interval([[v] for v in values]) == pytest.approx(expected)
     assert math.isnan(intervals.crossed_interval([[0.3]])[1])
     assert intervals.crossed_interval([[0.5, 0.5], [0.5, 0.5]]) == (0.5, 0.0, 0.0)
+    with np.errstate(all="raise"):
+        assert intervals.crossed_interval([[0, 0], [0, 0]]) == (0.0, 0.0, 1.0)
+    assert intervals.crossed_interval([[1.5, 2.5], [4.5, 3.5]], np.ones((2, 2))) == pytest.approx(
+        intervals.crossed_interval([[0.5, 1.5], [3.5, 2.5]])
+    )
     with pytest.raises(DataError, match="dimensions"):
         intervals.crossed_interval(values)
 

@@ -111,6 +111,14 @@ def test_new_items_and_users_are_learned_with_them(former, tiny_demo):
     assert denoiser.score(week)["log_odds"].is_finite().all()
 
 
+def test_what_a_copy_learns_is_not_told_of_the_former(former, tiny_demo):
+    before = dict(former.learned_from)
+    denoiser, week = copied(former), limit_windows(halves(tiny_demo)[1], 50, 0)
+    denoiser.partial_fit(week, epochs=0)
+    assert denoiser.learned_from["histories"] == before["histories"] + 50
+    assert former.learned_from == before
+
+
 def test_without_epochs_weights_stay(former, tiny_demo):
     denoiser = copied(former).partial_fit(halves(tiny_demo)[1], epochs=0)
     assert fingerprints(denoiser) == fingerprints(former)

@@ -1,5 +1,6 @@
 """A denoiser as a step of a scikit-learn pipeline: fitted once, it corrects what comes later."""
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -7,6 +8,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.pipeline import Pipeline
 
 from llm4dsr import Denoiser
+from llm4dsr.data.windows import Windows
 from llm4dsr.errors import ConfigError, DataError
 
 from .tiny_run import CONFIG
@@ -73,6 +75,20 @@ def test_replacing_keeps_lengths_and_downweighting_keeps_items(denoiser, served)
     weighted = denoiser.transform(served, policy="rate", eta=0.1, action="downweight")
     assert [list(row) for row in weighted["item_ids"]] == [list(row) for row in served["item_ids"]]
     assert weighted["weights"].map(len).equals(served["item_ids"].map(len))
+
+
+@pytest.mark.parametrize("action", ["drop", "mixed"])
+def test_windows_stay_however_short_they_get(action, denoiser, tiny_demo):
+    """As lists do: pairs of which one item is dropped, and what had fewer than two items before."""
+    rows = [[i, i + 30] for i in range(20)] + [[7], [], [1, 2, 3]]
+    windows = Windows.from_lists(rows, window_ids=np.arange(len(rows)) * 2)
+    got = denoiser.transform(windows, policy="probability", eta=0.0, action=action)
+    lists = [tiny_demo.catalogue.ids.gather(row).to_list() for row in rows]
+    expected = denoiser.transform(lists, policy="probability", eta=0.0, action=action)
+    assert [tiny_demo.catalogue.ids.gather(got.row(i)).to_list() for i in range(len(got))] == expected
+    assert got.window_ids.tolist() == windows.window_ids.tolist()
+    assert (got.lengths < 2).sum() > 5
+    assert denoiser.transform(windows.take(np.array([21, 21])), action=action).lengths.tolist() == [0, 0]
 
 
 def test_by_probability_a_history_does_not_depend_on_others(denoiser, served):

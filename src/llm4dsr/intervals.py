@@ -20,7 +20,7 @@ from llm4dsr.core.arrays import Numbers, flat_pair
 from llm4dsr.errors import DataError
 
 Floats = npt.NDArray[np.float64]
-_EXACT = 1e-12  # relative size of sums that would be 0 without rounding
+_EXACT = 1e-12  # relative size of sums and differences that would be 0 without rounding
 _BLOCK = 2_000_000  # weights of resampled users held at a time
 
 
@@ -107,12 +107,14 @@ def paired_difference(a: Numbers, b: Numbers, confidence: float = 0.95) -> tuple
     mean, half = mean_interval(d, confidence)
     if d.size < 2:
         return mean, math.nan, math.nan
-    if not d.std():  # equal differences: ttest_rel warns, and its p is NaN if they are 0
-        return mean, half, 1.0 if mean == 0 else 0.0
+    if d.std() <= (tiny := _rounding(x, y)):  # equal differences: ttest_rel warns, and its p is NaN if they are 0
+        return mean, 0.0, 1.0 if abs(mean) <= tiny else 0.0
     return mean, half, float(stats.ttest_rel(x, y).pvalue)
 
 
-def crossed_interval(values: Numbers, confidence: float = 0.95) -> tuple[float, float, float]:
+def crossed_interval(
+    values: Numbers, base: Numbers | None = None, confidence: float = 0.95
+) -> tuple[float, float, float]:
     """Compute the mean of values that vary with two kinds of seeds, with an interval and a test against 0.
 
     values[i, j] has the i-th seed of the denoiser and the j-th of the recommender. Both are drawn at random, and other
@@ -124,7 +126,9 @@ def crossed_interval(values: Numbers, confidence: float = 0.95) -> tuple[float, 
     Parameters
     ----------
     values : array of float
-        [n, m], such as differences between two rows of a benchmark.
+        [n, m], such as a row of a benchmark.
+    base : array of float, optional
+        [n, m] what is subtracted from the values, such as another row.
     confidence : float, default 0.95
         Confidence level of the interval, in (0, 1).
 
@@ -146,20 +150,22 @@ def crossed_interval(values: Numbers, confidence: float = 0.95) -> tuple[float, 
     if x.ndim != 2:
         raise DataError(f"The values have {x.ndim} dimensions; expected [denoiser seeds, recommender seeds].")
     n, m = x.shape
+    y = np.zeros(x.shape) if base is None else np.asarray(base, dtype=np.float64)
     if min(n, m) < 2:
-        return paired_difference(x.ravel(), np.zeros(x.size), confidence)
+        return paired_difference(x, y, confidence)
+    tiny, x = _rounding(x, y), x - y
     mean, rows, columns = x.mean(), x.mean(axis=1), x.mean(axis=0)
     rest = x - rows[:, None] - columns[None, :] + mean
     squares = np.array([m * rows.var(ddof=1), n * columns.var(ddof=1), (rest**2).sum() / ((n - 1) * (m - 1))])
     freedom = np.array([n - 1, m - 1, (n - 1) * (m - 1)])
     total = squares[0] + squares[1] - squares[2]
+    error = math.sqrt(max(total, squares.max()) / x.size)
+    if error <= tiny:
+        return float(mean), 0.0, 1.0 if abs(mean) <= tiny else 0.0
     if total < squares.max():
-        total, df = squares.max(), float(freedom[squares.argmax()])
+        df = float(freedom[squares.argmax()])
     else:
         df = float(total**2 / (squares**2 / freedom).sum())
-    error = math.sqrt(total / x.size)
-    if error <= _EXACT * abs(mean):
-        return float(mean), 0.0, 1.0 if mean == 0 else 0.0
     half = float(stats.t.ppf((1 + confidence) / 2, df) * error)
     return float(mean), half, float(2 * stats.t.sf(abs(mean) / error, df))
 
@@ -215,7 +221,7 @@ def clustered_difference(
         return mean, math.nan, math.nan
     sums = np.bincount(users, weights=d - mean)
     error = math.sqrt(groups / (groups - 1) * float(sums @ sums)) / d.size
-    tiny = _EXACT * float(np.abs(d).max())
+    tiny = _rounding(x, y)
     if error <= tiny:
         return mean, 0.0, 1.0 if abs(mean) <= tiny else 0.0
     half = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * error
@@ -299,6 +305,11 @@ def select_candidate(
     low[varies] = gain[varies] - np.quantile(largest, 1 - level, method="higher") * error
     sure = np.flatnonzero(varies & (low > 0))
     return Selection(gain, low, int(sure[np.argmax(gain[sure])]) if len(sure) else None)
+
+
+def _rounding(x: Floats, y: Floats) -> float:
+    """Largest difference between values of this size that rounding may explain."""
+    return _EXACT * float(max(np.abs(x).max(initial=0.0), np.abs(y).max(initial=0.0)))
 
 
 def _largest_t(sums: Floats, n: Floats, between: float, seeds: int, draws: int, rng: np.random.Generator) -> Floats:

@@ -23,7 +23,7 @@ class Corrected:
     Attributes
     ----------
     windows : Windows
-        The corrected windows. A window with fewer than two items left is removed.
+        The corrected windows. One with fewer than `min_items` left is removed: by default, fewer than two.
     edits : DataFrame
         One row per flagged interaction: what it was, how likely noise, what was suggested, what was done.
     original : Windows
@@ -53,6 +53,7 @@ def correct(
     catalogue: Catalogue,
     action: str,
     has_target: bool,
+    min_items: int = 2,
 ) -> Corrected:
     """Apply an action to flagged positions.
 
@@ -73,6 +74,8 @@ def correct(
         most probable, and drop the rest; keep with the weight 1 - probability; or keep as it is.
     has_target : bool
         The last item of each window is an evaluation target. It must not be flagged, which is checked.
+    min_items : int, default 2
+        Windows with fewer items left after dropping are removed: a history and a target are two.
 
     Returns
     -------
@@ -118,7 +121,9 @@ def correct(
     if action == "drop" or dropped.any():
         kept[dropped] = PAD
         out = _without(out, at[dropped])
-        out = out.take(np.flatnonzero(out.lengths >= 2))  # a window that lost its target ends in the item before
+        out = out.take(
+            np.flatnonzero(out.lengths >= min_items)
+        )  # a window that lost its target ends in the item before
     return Corrected(out, _edits(windows, at, probability, suggestions, kept, taken, catalogue), windows, catalogue)
 
 
@@ -173,6 +178,7 @@ def apply(
     catalogue: Catalogue,
     action: str,
     has_target: bool,
+    min_items: int = 2,
 ) -> Corrected:
     """Apply an action to the tables of the earlier stages.
 
@@ -182,7 +188,7 @@ def apply(
         The windows.
     decisions, suggestions : DataFrame
         As `Denoiser.decide` and `Denoiser.suggest` return them.
-    catalogue, action, has_target
+    catalogue, action, has_target, min_items
         As in `correct`.
 
     Returns
@@ -208,4 +214,4 @@ def apply(
         found = Suggestions(rows, positions, items, joined[c.GENERATED].to_list(),
                             joined[c.GROUNDING].fill_null("none").to_list(), joined[c.DISTANCE].to_numpy(),
                             joined[c.SUGGESTION_PROBABILITY].to_numpy())  # fmt: skip
-    return correct(windows, flagged, probability, found, catalogue, action, has_target)
+    return correct(windows, flagged, probability, found, catalogue, action, has_target, min_items)

@@ -27,6 +27,7 @@ from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import Hashes, derived_seed, digest, user_folds, user_hashes, versions
 from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.overlap import split_long
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.noise_injection import Injectable
@@ -103,6 +104,18 @@ class Ensemble:
         """Return an ensemble that knows other counts and shares the rest, its fingerprint too."""
         out = copy.copy(self)
         object.__setattr__(out, "builder", self.builder.with_counts(counts))
+        return out
+
+    def counting(self, windows: Windows, width: int) -> Ensemble:
+        """Return an ensemble that has counted windows too: those of more than width + 1 items in overlapping parts."""
+        counts = self.counts
+        return self if counts is None else self.with_counts(counts.add(split_long(windows, width + 1)[0]))
+
+    def configured(self, config: Config) -> Ensemble:
+        """Return an ensemble with those options of a configuration that take effect without tuning."""
+        out = copy.copy(self)
+        now = {name: getattr(config, name) for name in ("decide", "suggest", "correct")}
+        object.__setattr__(out, "config", replace(self.config, **now))
         return out
 
     def with_items(self, catalogue: Catalogue) -> Ensemble:

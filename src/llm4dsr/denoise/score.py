@@ -62,7 +62,11 @@ def score_windows(
         item" if the model was tuned on windows without injected noise, which makes windows comparable, else against the
         other titles. With readout: likelihood, a log-likelihood ratio instead of log-odds (`lm/title_lists.py`).
     """
-    out, begins = np.full(len(windows.items), np.nan), windows.offsets
+    out = np.full(len(windows.items), np.nan)
+    if not len(out):
+        return out
+    windows = windows.take(np.flatnonzero(windows.lengths))  # an empty one has no prompt
+    begins = windows.offsets
     model.eval()
     if len(windows) >= MERGED_FROM:
         model = model.merged()

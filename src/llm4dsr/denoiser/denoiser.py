@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +186,7 @@ class Denoiser(Fitting):
             If `decisions` names a window or position that is not among the histories.
         """
         windows, parts, origin = self.in_parts(histories, has_target)
-        ensemble, options = self.ensemble, self.config.suggest
-        if options != ensemble.config.suggest:  # set after fitting
-            ensemble = replace(ensemble, config=replace(ensemble.config, suggest=options))
+        ensemble = self.ensemble.configured(self.config)
         with shown(progress) as report:
             return suggest_prequentially(
                 ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, report,
@@ -334,8 +331,9 @@ class Denoiser(Fitting):
         Returns
         -------
         list, table or Windows
-            The same form, columns, index and order. "drop" removes items, and rows of a long table; "replace" changes
-            `item_ids` or `item_id`; "downweight" adds `weights` or `weight`, in [0, 1].
+            The same form, columns, index and order. "drop" removes items, and rows of a long table; at least one item
+            of a history stays. "replace" changes `item_ids` or `item_id`; "downweight" adds `weights` or `weight`, in
+            [0, 1].
 
         Raises
         ------
@@ -372,5 +370,8 @@ class Denoiser(Fitting):
         windows = given if found is None else found.windows
         action = action or self.config.correct.action
         decisions = self.decide(self.score(windows), policy, eta, cap, is_train)
-        result = self.correct(windows, decisions, action=action)
+        suggestions = self.suggest(windows, decisions) if action in c.WITH_SUGGESTIONS else None
+        result = correcting.apply(
+            windows, decisions, suggestions, self.catalogue, action, has_target=False, min_items=0
+        )
         return result.windows if found is None else found.corrected(result.edits, action)

@@ -127,12 +127,12 @@ class Fitting(Parameters):
         if valid is None:
             windows, validation = hold_out(windows, config.seed)
         windows, validation = self._short(windows)[0], self._short(validation)[0]
-        self.width = int(windows.lengths.max())
-        self.learned_from = {"histories": len(windows), "interactions": len(windows.items),
-                             "validation_histories": len(validation)}  # fmt: skip
-        self.learned_from |= {"labels": len(reviewed.keys)} if labels is not None else {}
+        width = int(windows.lengths.max())
+        learned_from = {"histories": len(windows), "interactions": len(windows.items),
+                        "validation_histories": len(validation)}  # fmt: skip
+        learned_from |= {"labels": len(reviewed.keys)} if labels is not None else {}
         with shown(progress) as report:
-            tuned, self.curve = Ensemble.fit(
+            tuned, curve = Ensemble.fit(
                 windows, catalogue, config, report, work, None if start is None else start.ensemble, labels=reviewed
             )
             is_first = rank() == 0
@@ -140,11 +140,13 @@ class Fitting(Parameters):
                 use_threads(config.threads)  # of all cores: the others have nothing left to do
             if not is_first:
                 return self
-            self._ensemble, self.calibrator, self.ranking_weights = fit_calibration(
+            tuned, calibrator, weights = fit_calibration(
                 tuned, windows, validation, report, PartCache(work), labels=reviewed
             )
         if valid is None:  # held out of the histories given, so known from now on
-            self.update_counts(validation)
+            tuned = tuned.counting(validation, width)
+        self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
+        self.curve, self.width, self.learned_from = curve, width, learned_from
         return self
 
     def partial_fit(
@@ -220,21 +222,22 @@ class Fitting(Parameters):
                     "The calibration stays as it is: %d validation histories; %d are needed for a new one. Give more "
                     "histories at once, or `valid`.", len(validation), MIN_TO_CALIBRATE,
                 )  # fmt: skip
-        if held_out and tuned.counts is not None:
-            tuned = tuned.with_counts(tuned.counts.add(validation))
+        width = max(self.width, int(windows.lengths.max()))
+        if held_out:
+            tuned = tuned.counting(validation, width)
         self._ensemble, self.calibrator, self.ranking_weights = tuned, calibrator, weights
-        self.curve, self.width = self.curve + curve, max(self.width, int(windows.lengths.max()))
-        more = {"histories": len(windows), "interactions": len(windows.items)}
-        self.learned_from |= {name: self.learned_from[name] + count for name, count in more.items()}
+        self.curve, self.width = self.curve + curve, width
+        more = {"histories": len(windows), "interactions": len(windows.items)}  # not in place: `with_items` shares it
+        self.learned_from = self.learned_from | {name: self.learned_from[name] + count for name, count in more.items()}
         return self
 
     def update_counts(self, histories: Any) -> Self:
         """Count histories newer than those of `fit`: their item pairs are known from now on. Returns itself.
 
-        Calls of `score` that are under way in other threads end with what was known before.
+        Long histories are counted in overlapping parts, as they are scored. Calls of `score` that are under way in
+        other threads end with what was known before.
         """
-        if (counts := self.ensemble.counts) is not None:
-            self._ensemble = self.ensemble.with_counts(counts.add(as_windows(histories, self.catalogue)))
+        self._ensemble = self.ensemble.counting(as_windows(histories, self.catalogue), self.width)
         return self
 
     def with_items(self, items: Any) -> Self:
@@ -301,7 +304,8 @@ class Fitting(Parameters):
     def save_pretrained(self, folder: str | Path) -> None:
         """Save weights (safetensors), tokenizer, catalogue, counts, calibration, configuration, versions, a model card.
 
-        The folder can be pushed to a model hub as it is; add a license to its README.md first.
+        The folder can be pushed to a model hub as it is; add a license to its README.md first. A denoiser that it
+        holds is replaced once the new one is complete; other files stay.
         """
         facts = {
             "curve": self.curve,
@@ -310,7 +314,7 @@ class Fitting(Parameters):
             "calibrator": dataclasses.asdict(self.calibrator),
             "ranking_weights": dataclasses.asdict(self.ranking_weights),
         }
-        save_denoiser(Path(folder), self.ensemble, facts)
+        save_denoiser(Path(folder), self.ensemble.configured(self.config), facts)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

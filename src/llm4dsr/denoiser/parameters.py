@@ -35,7 +35,7 @@ class Parameters:
     def set_params(self, **params: Any) -> Self:
         """Set parameters by name, and return itself.
 
-        Those of `decide` and `correct` take effect at once; those of the model at the next `fit`.
+        Those of `decide`, `suggest` and `correct` take effect at once, and are saved; all others at the next `fit`.
 
         Raises
         ------

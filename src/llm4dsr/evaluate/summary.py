@@ -63,8 +63,8 @@ class Difference:
         pairs = [[((i, s), (j, s)) for s in seeds] for i, j in runs]
         if not seeds or not runs:
             return cls(*[math.nan] * 7)
-        differences = [[x[p]["ndcg"] - y[q]["ndcg"] for p, q in line] for line in pairs]
-        gain, half, over_seeds = crossed_interval(differences)
+        ndcg = [[[of[pair[i]]["ndcg"] for pair in line] for line in pairs] for i, of in enumerate((x, y))]
+        gain, half, over_seeds = crossed_interval(ndcg[0], ndcg[1])
         if half == 0 and gain:  # seeds change nothing here, such as where nothing was corrected: they say nothing
             over_seeds = math.nan
         cells_a, cells_b = (dict.fromkeys(pair[side] for line in pairs for pair in line) for side in (0, 1))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from llm4dsr import columns as c
 from llm4dsr.core.device import use_threads
-from llm4dsr.data.overlap import split_long
 from llm4dsr.denoise.storage import CARD
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ModelError
@@ -56,5 +55,5 @@ def _of_run(run: Run) -> Denoiser:
         denoiser.calibrator = run.maps()[c.TEST]
     splits = run.data().splits
     for name in (c.VALID, c.TEST):  # those of training are counted already
-        denoiser.update_counts(split_long(splits[name], denoiser.width + 1)[0])
+        denoiser.update_counts(splits[name])
     return denoiser
