@@ -228,6 +228,13 @@ def test_tables_are_matched_by_window_and_position():
     assert result.edits.select(c.POSITION, c.NOISE_PROBABILITY, c.KEPT).rows() == [(0, 0.9, "h"), (2, 0.6, "g")]
 
 
+def test_two_suggestions_for_one_interaction_are_refused():
+    before = dataclasses.replace(windows("abc"), window_ids=np.array([7]))
+    decisions, suggestions = tables()
+    with pytest.raises(DataError, match="several rows for position 0 of window_id 7; expected one"):
+        apply(before, decisions, pl.concat([suggestions, suggestions.head(1)]), CATALOGUE, "replace", has_target=False)
+
+
 def test_training_targets_can_be_spared():
     before = dataclasses.replace(windows("abc"), window_ids=np.array([7]))
     decisions, suggestions = tables()

@@ -42,6 +42,9 @@ def test_labels_of_several_splits_are_pooled():
         (labels(("test", 0, 3, 1)), "Position 3 of window_id 0 in test is labeled, but has no score"),
         (labels(("dev", 0, 0, 1)), r"split\(s\) \['dev'\]; expected train, valid, test"),
         (labels(("test", 0, 0, 1), ("test", 0, 0, 0)), "labeled more than once"),
+        (labels(("test", 0, 0, 1), ("test", 0, 0.0, 0)), "labeled more than once"),
+        (labels(("test", 0, 0.5, 1)), "The labels have the position 0.5; expected whole numbers"),
+        (labels(("test", "first", 0, 1)), "The labels have the window_id 'first'; expected whole numbers"),
         (labels(("test", 0, 0, 1)).drop("is_noise"), "lack is_noise"),
         (labels(("test", 0, 0, 1)).clear(), "no labels"),
     ],
@@ -49,6 +52,15 @@ def test_labels_of_several_splits_are_pooled():
 def test_labels_that_cannot_be_used_are_refused(table, message):
     with pytest.raises(DataError, match=message):
         rates_by_labels(table, SCORES, MAPS)
+
+
+def test_window_ids_in_text_and_positions_in_floats_are_read_exactly():
+    """As of a table that another program wrote; one of pandas is taken too."""
+    plain = labels(*[("test", i, 0, i % 2) for i in range(40)])
+    odd = plain.with_columns(pl.col("window_id").cast(pl.String), pl.col("position").cast(pl.Float64))
+    found = rates_by_labels(plain, SCORES, MAPS)
+    assert rates_by_labels(odd, SCORES, MAPS) == found
+    assert rates_by_labels(odd.to_pandas(), SCORES, MAPS) == found
 
 
 def test_uncalibrated_scores_are_refused():

@@ -198,12 +198,18 @@ def apply(
     Raises
     ------
     ConfigError, DataError
-        As in `correct`; also if the tables name a window or position that is not among the windows.
+        As in `correct`; also if the tables name a window or position that is not among the windows, or an interaction
+        has several suggestions.
     """
     flagged = align(decisions, windows, None)
     probability = np.nan_to_num(align(decisions, windows, c.NOISE_PROBABILITY))
     found = None
     if suggestions is not None and action in c.WITH_SUGGESTIONS:
+        if len(twice := suggestions.filter(suggestions.select(c.WINDOW, c.POSITION).is_duplicated())):
+            raise DataError(
+                f"The suggestions have several rows for position {twice[c.POSITION][0]} of {c.WINDOW} "
+                f"{twice[c.WINDOW][0]}; expected one for each flagged interaction. Remove the others."
+            )
         rows, positions = windows.owners[flagged], windows.positions[flagged]
         at = pl.DataFrame({c.WINDOW: windows.window_ids[rows], c.POSITION: positions})
         joined = at.join(suggestions, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")

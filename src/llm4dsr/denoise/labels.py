@@ -7,8 +7,10 @@ import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import BoolArray, FloatArray
+from llm4dsr.core.io import as_frame
 from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.noise_rate import likely_rates
+from llm4dsr.denoise.tables import given_table
 from llm4dsr.errors import DataError
 
 ANSWER = "answer"  # what a reviewer said; in the labels of a review
@@ -20,6 +22,7 @@ EXPECTED = (c.SPLIT, c.WINDOW, c.POSITION, c.IS_NOISE)
 
 def judged(labels: pl.DataFrame) -> pl.DataFrame:
     """Return the labels without interactions that were accepted together: nothing is learned of rates from those."""
+    labels = as_frame(labels, "The labels")
     return labels if ANSWER not in labels.columns else labels.filter(pl.col(ANSWER).ne_missing(ACCEPTED))
 
 
@@ -49,9 +52,10 @@ def labeled_scores(labels: pl.DataFrame, scores: dict[str, pl.DataFrame]) -> dic
     Raises
     ------
     DataError
-        If a column is missing, there is no label or one that is not 0 or 1, or an interaction is not among the scores
-        or is labeled twice.
+        If a column is missing, there is no label or one that is not 0 or 1, a window id or position is no whole number,
+        or an interaction is not among the scores or is labeled twice.
     """
+    labels = as_frame(labels, "The labels")
     missing = [name for name in EXPECTED if name not in labels.columns]
     if missing:
         raise DataError(f"The labels lack {', '.join(missing)}; expected the columns {', '.join(EXPECTED)}.")
@@ -61,6 +65,7 @@ def labeled_scores(labels: pl.DataFrame, scores: dict[str, pl.DataFrame]) -> dic
     if unknown:
         raise DataError(f"The labels name the split(s) {unknown}; expected {', '.join(scores)}.")
     check_values(labels)
+    labels = given_table(labels, "The labels")
     if labels.select(EXPECTED[:3]).is_duplicated().any():
         raise DataError("An interaction is labeled more than once. Keep one label for each.")
     found = {}

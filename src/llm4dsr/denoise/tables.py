@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
 from llm4dsr.core.arrays import FloatArray
+from llm4dsr.core.io import as_data_error, as_frame
 from llm4dsr.data.catalogue import Catalogue
+from llm4dsr.data.ids import WHOLE_TEXT, without_decimals
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.calibrate import CELLS, Calibrator
 from llm4dsr.denoise.decide import decide, ranks
 from llm4dsr.denoise.suggest import Suggestions
+from llm4dsr.errors import DataError
+
+SCORED: Final = (c.ITEM, c.LOG_ODDS, *c.PROBABILITIES, c.RANK)  # columns of scores, beside the keys
+SUGGESTED: Final = (c.SUGGESTED, c.GENERATED, c.GROUNDING, c.DISTANCE, c.SUGGESTION_PROBABILITY)  # of suggestions
+_NUMBERS: Final = (c.LOG_ODDS, *c.PROBABILITIES, c.DISTANCE, c.SUGGESTION_PROBABILITY)
 
 
 def score_table(windows: Windows, log_odds: FloatArray, calibrator: Calibrator, catalogue: Catalogue) -> pl.DataFrame:
@@ -91,3 +100,51 @@ def suggestion_table(windows: Windows, found: Suggestions, catalogue: Catalogue)
             c.SUGGESTION_PROBABILITY: found.probability,
         }
     )
+
+
+def given_table(table: Any, what: str, *columns: str) -> pl.DataFrame:
+    """Take a table of scores, flags, suggestions or labels back from a user, who may have kept it in another library.
+
+    Parameters
+    ----------
+    table : table
+        Of Polars, pandas or Arrow, with `window_id` and `position`.
+    what : str
+        What it is, for messages, such as "The scores".
+    *columns : str
+        What it needs besides.
+
+    Returns
+    -------
+    DataFrame
+        Window ids and positions are Int64; in columns of numbers, what is unknown is NaN, as where it was made.
+
+    Raises
+    ------
+    DataError
+        If it is no table, a column is missing, or a window id or position is no whole number.
+    """
+    frame = as_frame(table, what)
+    missing = [name for name in (c.WINDOW, c.POSITION, *columns) if name not in frame.columns]
+    if missing:
+        raise DataError(
+            f"{what} have the columns {', '.join(frame.columns)}, but {missing[0]!r} is missing. Give the whole table."
+        )
+    for name in (c.WINDOW, c.POSITION):
+        whole = _whole(frame[name])
+        if whole.null_count():
+            odd = frame[name].filter(whole.is_null())[0]
+            raise DataError(f"{what} have the {name} {odd!r}; expected whole numbers, those of the scores.")
+        frame = frame.with_columns(whole)
+    with as_data_error(f"{what} cannot be used", "Give numbers."):
+        return frame.with_columns(
+            pl.col(name).cast(pl.Float64).fill_null(np.nan) for name in _NUMBERS if name in frame.columns
+        )
+
+
+def _whole(keys: pl.Series) -> pl.Series:
+    """As Int64 what is a whole number, also in text and floats; else null."""
+    if not keys.dtype.is_integer():
+        text = keys.cast(pl.String, strict=False)
+        keys = without_decimals(text.set(~text.str.contains(WHOLE_TEXT), None))
+    return keys.cast(pl.Int64, strict=False)

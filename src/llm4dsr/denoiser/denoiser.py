@@ -22,7 +22,7 @@ from llm4dsr.denoise.calibrate import Calibrator
 from llm4dsr.denoise.explain import explain_prequentially
 from llm4dsr.denoise.score_in_time import score_prequentially
 from llm4dsr.denoise.suggest_in_time import suggest_prequentially
-from llm4dsr.denoise.tables import flagged_rows, score_table
+from llm4dsr.denoise.tables import SCORED, SUGGESTED, flagged_rows, given_table, score_table
 from llm4dsr.denoiser import display
 from llm4dsr.denoiser.fitting import Fitting
 
@@ -119,7 +119,7 @@ class Denoiser(Fitting):
 
     def decide(
         self,
-        scores: pl.DataFrame,
+        scores: Any,
         policy: str | None = None,
         eta: float | None = None,
         cap: int | None = None,
@@ -129,8 +129,8 @@ class Denoiser(Fitting):
 
         Parameters
         ----------
-        scores : DataFrame
-            As `score` returns them.
+        scores : table
+            As `score` returns them; of Polars, pandas or Arrow, like all tables that are given.
         policy : {"percentile", "probability", "precision", "rate"}, optional
             How η is read; see `denoise.decide.decide`. Default: `config.decide`.
         eta : float, optional
@@ -149,14 +149,16 @@ class Denoiser(Fitting):
         ------
         ConfigError
             If the policy is unknown or needs a recommender, or η is out of range.
+        DataError
+            If `scores` lacks a column, or a window id or position is no whole number.
         """
         policy, eta, cap = deciding.rule(self.config.decide, policy, eta, cap, is_train)
-        return flagged_rows(scores, policy, eta, cap)
+        return flagged_rows(given_table(scores, "The scores", c.LOG_ODDS, c.NOISE_PROBABILITY), policy, eta, cap)
 
     def suggest(
         self,
         histories: Any,
-        decisions: pl.DataFrame,
+        decisions: Any,
         progress: Progress | bool | None = None,
         has_target: bool = False,
         work: Path | None = None,
@@ -168,7 +170,7 @@ class Denoiser(Fitting):
         ----------
         histories : Windows, table or list
             The scored histories.
-        decisions : DataFrame
+        decisions : table
             The flagged interactions, as `decide` returns them.
         progress, has_target, work, earlier
             As in `score` and `score_and_map`.
@@ -186,7 +188,7 @@ class Denoiser(Fitting):
             If `decisions` names a window or position that is not among the histories.
         """
         windows, parts, origin = self.in_parts(histories, has_target)
-        ensemble = self.ensemble.configured(self.config)
+        decisions, ensemble = given_table(decisions, "The decisions"), self.ensemble.configured(self.config)
         with shown(progress) as report:
             return suggest_prequentially(
                 ensemble, self.ranking_weights, windows, parts, origin, decisions, has_target, report,
@@ -196,7 +198,7 @@ class Denoiser(Fitting):
     def explain(
         self,
         histories: Any,
-        chosen: pl.DataFrame,
+        chosen: Any,
         progress: Progress | bool | None = None,
         has_target: bool = False,
         calibrator: Calibrator | None = None,
@@ -208,7 +210,7 @@ class Denoiser(Fitting):
         ----------
         histories : Windows, table or list
             The scored histories.
-        chosen : DataFrame
+        chosen : table
             The interactions to explain, by `window_id` and `position`, such as the flagged ones.
         progress, has_target, earlier
             As in `score` and `score_and_map`.
@@ -224,6 +226,7 @@ class Denoiser(Fitting):
             the item, and the other item; `title_similarity`, 0 to 1.
         """
         windows, parts, origin = self.in_parts(histories, has_target)
+        chosen = given_table(chosen, "The chosen interactions")
         with shown(progress) as report:
             return explain_prequentially(
                 self.ensemble, calibrator or self.calibrator, windows, parts, origin, chosen, has_target, report,
@@ -233,8 +236,8 @@ class Denoiser(Fitting):
     def correct(
         self,
         histories: Any,
-        decisions: pl.DataFrame | None = None,
-        suggestions: pl.DataFrame | None = None,
+        decisions: Any = None,
+        suggestions: Any = None,
         action: str | None = None,
         has_target: bool = False,
         progress: Progress | bool | None = None,
@@ -245,7 +248,7 @@ class Denoiser(Fitting):
         ----------
         histories : Windows, table or list
             The histories.
-        decisions, suggestions : DataFrame, optional
+        decisions, suggestions : table, optional
             As `decide` and `suggest` return them.
         action : {"replace", "drop", "mixed", "downweight"}, optional
             Default: `config.correct.action`.
@@ -259,18 +262,27 @@ class Denoiser(Fitting):
         Corrected
             `windows`, the corrected histories, and `edits`, one row per flagged interaction. A notebook shows the
             histories with their edits.
+
+        Raises
+        ------
+        DataError
+            If a table lacks a column, names an interaction that is not among the histories, or has two suggestions for
+            one.
         """
         windows = as_windows(histories, self.catalogue)
         action = action or self.config.correct.action
         if decisions is None:
             decisions = self.decide(self.score(windows, progress, has_target), is_train=not has_target)
+        decisions = given_table(decisions, "The decisions", c.NOISE_PROBABILITY)
         if suggestions is None and action in c.WITH_SUGGESTIONS:
             suggestions = self.suggest(windows, decisions, progress, has_target)
+        elif suggestions is not None:
+            suggestions = given_table(suggestions, "The suggestions", *SUGGESTED)
         return correcting.apply(windows, decisions, suggestions, self.catalogue, action, has_target)
 
     def plot(
         self,
-        scores: pl.DataFrame,
+        scores: Any,
         histories: Any,
         kind: str = "history",
         window_id: int | None = None,
@@ -280,7 +292,7 @@ class Denoiser(Fitting):
 
         Parameters
         ----------
-        scores : DataFrame
+        scores : table
             As `score` returns them.
         histories : Windows, table or list
             The scored histories.
@@ -304,7 +316,8 @@ class Denoiser(Fitting):
             If the noise of the histories is not known but needed, or the window is not among the scores.
         """
         rule = deciding.rule(self.config.decide, None, None, None, is_train)
-        return display.plot(scores, as_windows(histories, self.catalogue), self.catalogue, rule, kind, window_id)
+        table = given_table(scores, "The scores", *SCORED)
+        return display.plot(table, as_windows(histories, self.catalogue), self.catalogue, rule, kind, window_id)
 
     def transform(
         self,

@@ -23,7 +23,7 @@ from llm4dsr.denoise.decide import (
 from llm4dsr.denoise.decide import rule as decision_rule
 from llm4dsr.denoise.labels import judged, labeled_scores
 from llm4dsr.denoise.risk_control import Threshold, control_false_flags, control_missed_noise, rows_past
-from llm4dsr.denoise.tables import most_suspicious
+from llm4dsr.denoise.tables import given_table, most_suspicious
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, DataError
 
@@ -184,12 +184,11 @@ def overruled(
         As `labeled_scores` and `check_replacements` do.
     """
     labeled_scores(reviewed, scores)
+    reviewed = given_table(reviewed, "The labels")
     check_replacements(reviewed, catalogue)
     noise = pl.col(c.IS_NOISE).cast(pl.Float64) > 0
     for name, flagged, told in found:
-        of_split = reviewed.filter(pl.col(c.SPLIT) == name).select(
-            pl.col(c.WINDOW, c.POSITION).cast(pl.Int64), noise.alias(c.IS_NOISE)
-        )
+        of_split = reviewed.filter(pl.col(c.SPLIT) == name).select(c.WINDOW, c.POSITION, noise.alias(c.IS_NOISE))
         flags = flagged.select(c.WINDOW, c.POSITION).with_columns(flagged=True)
         table = scores[name].join(flags, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
         table = table.join(of_split, on=[c.WINDOW, c.POSITION], how="left", maintain_order="left")
@@ -206,8 +205,9 @@ def check_replacements(reviewed: pl.DataFrame, catalogue: Catalogue) -> pl.DataF
     Raises
     ------
     DataError
-        If such an item is not in the catalogue.
+        If such an item is not in the catalogue, or a window id or position is no whole number.
     """
+    reviewed = given_table(reviewed, "The labels")
     if c.REPLACEMENT not in reviewed.columns:
         reviewed = reviewed.with_columns(pl.lit(None, dtype=pl.String).alias(c.REPLACEMENT))
     chosen = reviewed.filter(pl.col(c.REPLACEMENT).is_not_null()).with_columns(pl.col(c.REPLACEMENT).cast(pl.String))
@@ -217,7 +217,7 @@ def check_replacements(reviewed: pl.DataFrame, catalogue: Catalogue) -> pl.DataF
     if chosen["name"].null_count():
         unknown = chosen.filter(pl.col("name").is_null())[c.REPLACEMENT][0]
         raise DataError(f"The reviewed interactions name the item {unknown!r}, which is not in the catalogue.")
-    return chosen.select(c.SPLIT, pl.col(c.WINDOW, c.POSITION).cast(pl.Int64), "id", "name")
+    return chosen.select(c.SPLIT, c.WINDOW, c.POSITION, "id", "name")
 
 
 def replaced_as_reviewed(
