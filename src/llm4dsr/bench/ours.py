@@ -24,7 +24,8 @@ from llm4dsr.denoise.decide import STAND_IN, VALIDATION
 from llm4dsr.errors import ConfigError
 from llm4dsr.evaluate.rate_selection import Candidate, flag_cap
 from llm4dsr.evaluate.rows import DecisionTables, Splits, correct_splits
-from llm4dsr.pipeline import CONFIG, Run, origin
+from llm4dsr.pipeline import CONFIG, Run
+from llm4dsr.pipeline.inputs import windows_origin
 from llm4dsr.pipeline.run_folder import MADE
 
 DEFAULT, IMPUTE = "llm4dsr", "llm4dsr (impute)"
@@ -70,9 +71,7 @@ def our_run(data: Dataset, folder: Path, config: Config, progress: Progress | No
         if made != replace(config, evaluate=made.evaluate, threads=made.threads):
             raise ConfigError(f"{folder} was made with another configuration of the denoiser. Choose another --out.")
     run = Run(folder, config)
-    given = origin(data)
-    # If the card names a folder, the windows read from it are compared
-    if run.done("prepare") and run.card().get("data") != given and origin(run.data()) != given:
+    if run.done("prepare") and windows_origin(run.data()) != windows_origin(data):
         raise ConfigError(f"{folder} was made from other windows. Choose another --out.")
     for stage in OUR_STAGES:
         if not run.done(stage):

@@ -121,9 +121,8 @@ def correct(
     if action == "drop" or dropped.any():
         kept[dropped] = PAD
         out = _without(out, at[dropped])
-        out = out.take(
-            np.flatnonzero(out.lengths >= min_items)
-        )  # a window that lost its target ends in the item before
+        # A window that lost its target ends in the item before.
+        out = out.take(np.flatnonzero(out.lengths >= min_items))
     return Corrected(out, _edits(windows, at, probability, suggestions, kept, taken, catalogue), windows, catalogue)
 
 

@@ -132,8 +132,7 @@ def effective_policy(policy: str | None, eta: float | None, configured: str, goa
     """
     if policy == VALIDATION and eta is not None:
         raise ConfigError(f"The policy {VALIDATION!r} chooses η by itself. Leave --eta out.")
-    if policy != VALIDATION:
-        _check_eta(policy, eta, configured)
+    asked = policy
     if policy is None:
         policy = STAND_IN if eta is not None and configured == VALIDATION else configured
     if goal is not None and policy != VALIDATION:
@@ -141,6 +140,7 @@ def effective_policy(policy: str | None, eta: float | None, configured: str, goa
             f"--goal {goal} says what the policy {VALIDATION!r} tries, but the policy is {policy!r}. Leave --goal out, "
             "or --policy and --eta."
         )
+    _check_eta(asked, eta, configured)
     return policy
 
 

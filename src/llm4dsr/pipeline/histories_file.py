@@ -252,10 +252,10 @@ def _make(
     denoiser: Denoiser, frame: pl.DataFrame, before: int, folder: Path, options: ApplyOptions, progress: Progress | None
 ) -> dict[str, Any]:
     """Write one part, of the rows after `before`; what was counted in it."""
-    inner = frame.schema[c.ITEMS].inner  # type: ignore[attr-defined]
-    kind = holding(inner, denoiser.catalogue.ids.to_list()) if options.action == "replace" else inner
-    if kind != inner:  # in all parts alike, whatever is suggested there
-        frame = frame.with_columns(pl.col(c.ITEMS).cast(pl.List(kind)))
+    kind = frame.schema[c.ITEMS]
+    if isinstance(kind, pl.List) and options.action == "replace":  # in all parts alike, whatever is suggested there
+        wide = holding(kind.inner, denoiser.catalogue.ids.to_list())
+        frame = frame.with_columns(pl.col(c.ITEMS).cast(pl.List(wide)))
     found = Histories.of(frame, denoiser.catalogue)
     windows = found.windows.take(denoiser.fitting_rows(found.windows))
     scores = denoiser.score(windows, progress and subprogress(progress, 0, 1, 2))
