@@ -138,3 +138,19 @@ def test_evidence_starts_with_the_log_odds_and_those_of_the_rest_of_the_window(w
     np.testing.assert_allclose(found[:, :4], expected)
     np.testing.assert_array_equal(found[:, 4 : 4 + N_FEATURES], counts.features(windows))
     np.testing.assert_array_equal(found[:, 4 + N_FEATURES :], context_features(windows, counts, titles))
+
+
+def test_an_interaction_has_the_same_log_odds_whatever_is_scored_beside_it() -> None:
+    """To the last bit, so that parts and workers give the bytes of the whole. Products by BLAS did not."""
+    rng = np.random.default_rng(3)
+    weights = {
+        "center": np.zeros((2, N_EVIDENCE)), "scale": np.ones((2, N_EVIDENCE)),
+        "hidden_weight": rng.standard_normal((2, 3, N_EVIDENCE, 32)), "hidden_bias": rng.standard_normal((2, 3, 1, 32)),
+        "out_weight": rng.standard_normal((2, 3, 32, 1)), "out_bias": rng.standard_normal((2, 3, 1, 1)),
+    }  # fmt: skip
+    stacker = Stacker(**{name: values.astype(np.float32) for name, values in weights.items()})
+    found = sample(4_001, 4, rng.standard_normal((4_001, N_EVIDENCE)).astype(np.float32))
+    whole = stacker(found)
+    for size in (1, 2, 7, 1_000):
+        some = np.arange(4_001) < size
+        assert (stacker(found.take(some)) == whole[some]).all()

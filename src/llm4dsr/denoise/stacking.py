@@ -213,8 +213,10 @@ class Stacker:
         for h in range(HALVES):
             rows = evidence.half == h
             x = np.clip((evidence.values[rows] - self.center[h]) / self.scale[h], -LIMIT, LIMIT)
-            hidden = np.maximum(x @ self.hidden_weight[h] + self.hidden_bias[h], 0)  # [NETWORKS, n, HIDDEN]
-            out[rows] = (hidden @ self.out_weight[h] + self.out_bias[h])[:, :, 0].mean(axis=0)
+            # Not by BLAS: its last digits depend on the number of threads and of rows.
+            hidden = np.einsum("nk,mkj->mnj", x, self.hidden_weight[h]) + self.hidden_bias[h]  # [NETWORKS, n, HIDDEN]
+            logits = np.einsum("mnj,mji->mni", np.maximum(hidden, 0), self.out_weight[h]) + self.out_bias[h]
+            out[rows] = logits[:, :, 0].mean(axis=0)
         return out
 
     @property
