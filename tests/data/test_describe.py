@@ -162,6 +162,11 @@ def test_gini_of_equals_is_0_and_of_one_alone_is_nearly_1(n, each):
     assert _gini(pl.Series([0] * (n - 1) + [each]).to_numpy()) == pytest.approx(1 - 1 / n)
 
 
+def _only_csv(folder, row):
+    (folder / "interactions.parquet").unlink()
+    (folder / "interactions.csv").write_bytes(b"user_id,item_id,timestamp\n" + row)
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -170,6 +175,8 @@ def test_gini_of_equals_is_0_and_of_one_alone_is_nearly_1(n, each):
         (lambda f: LOG.drop("user_id").write_parquet(f / "interactions.parquet"), "'user_id' is missing"),
         (lambda f: (f / "interactions.parquet").write_bytes(b"PAR1"), "interactions.parquet cannot be read"),
         (lambda f: (f / "items.parquet").write_bytes(b""), "items.parquet cannot be read"),
+        (lambda f: _only_csv(f, b"u,a,-99999999999"), r"-99,999,999,999 seconds since 1970, outside of the years"),
+        (lambda f: _only_csv(f, b"\xff\xfeu,a,1"), "interactions.csv cannot be read: .*utf-8"),
     ],
 )
 def test_refuses_files(tmp_path, break_it, message):

@@ -227,10 +227,17 @@ def _time(ends: list[tuple[float, float] | None]) -> dict[str, str] | None:
     if not known:
         return None
     first, last = min(a for a, _ in known), max(b for _, b in known)
-    return {
-        "first": datetime.fromtimestamp(first, UTC).isoformat(),
-        "last": datetime.fromtimestamp(last, UTC).isoformat(),
-    }
+    return {"first": _date(first), "last": _date(last)}
+
+
+def _date(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat()
+    except (OverflowError, ValueError) as error:
+        raise DataError(
+            f"The data have a time of {seconds:,.0f} seconds since 1970, outside of the years 1 to 9999. "
+            "`llm4dsr data validate` says more."
+        ) from error
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -264,7 +271,5 @@ def _readable(file: Path) -> Iterator[None]:
     with as_data_error(f"{file} cannot be read", "Is it cut off, or another format? `llm4dsr data validate` says more"):
         try:
             yield
-        except (OverflowError, ValueError) as error:
-            raise DataError(f"{file} has times beyond the year 9999: {error}.") from None
         except pl.exceptions.PanicException as error:  # what Polars makes of some damaged files
             raise DataError(f"{file} is damaged: {error}.") from None
