@@ -17,7 +17,8 @@ What a model adds to another is measured by a logistic regression of both scores
 user. So it is an upper bound: a denoiser has no labels to fit it to. Intervals are from 1,000 bootstrap samples of
 users. The cascade asks the language model only for the histories in which the default denoiser is least certain.
 
-Cells that are in `--scratch` are not made again. Times are CPU seconds of one thread.
+Cells that are in `--scratch` are not made again, and rows of other cells stay as they are. `--dtype fp32` is for a CPU
+without AMX. Times are CPU seconds of one thread.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from llm4dsr.metrics import auroc, average_precision
 
 SAMPLES = 1_000
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the histories that a cascade asks the language model for
-LAPTOP = {"model": {"source": "smollm2", "dtype": "bf16"}, "train": {"epochs": 1}}
+LAPTOP = {"model": {"source": "smollm2"}, "train": {"epochs": 1}}
 RANDOM: dict[str, Any] = {"model": {"tuning": "full"}}
 ANSWERS: dict[str, Any] = {
     "model": {"readout": "title"},
@@ -64,10 +65,11 @@ ANSWERS: dict[str, Any] = {
 MODES = {"first-token": "first token", "whole-title": "whole title"}
 
 
-def of_model(cell: str, data: Dataset, histories: Windows) -> dict[str, FloatArray]:
+def of_model(cell: str, data: Dataset, histories: Windows, dtype: str) -> dict[str, FloatArray]:
     """Scores of a language model, tuned as the cell says."""
     kind, windows = cell.split("-")[0], int(cell.split("-")[1])
     config = Config.from_dict(LAPTOP, base=Config.from_yaml("laptop"))
+    config = Config.from_dict({"model": {"dtype": dtype}}, base=config)
     config = Config.from_dict({"random": RANDOM, "answers": ANSWERS}.get(kind, {}), base=config)
     config = Config.from_dict({"train": {"samples": max(1, windows)}}, base=config)
     train = data.splits[c.TRAIN]
@@ -93,14 +95,16 @@ def of_few_users(cell: str, data: Dataset, histories: Windows) -> dict[str, Floa
     return {"": align(denoiser.score(histories), histories, c.LOG_ODDS)}
 
 
-def make(cell: str, path: Path, windows: int, out: Path) -> None:
+def make(cell: str, path: Path, windows: int, out: Path, dtype: str) -> None:
     """Write the scores of one cell, with what they cost."""
     torch.set_num_threads(1)
     data = read_data(path)
     histories = limit_windows(data.splits[c.TEST], windows, 0).histories()
     began = time.process_time()
-    scores = (of_few_users if cell.startswith("embedded") else of_model)(cell, data, histories)
-    cost = {"CPU minutes": round((time.process_time() - began) / 60, 1), "GiB": round(peak_memory_mb() / 1024, 1)}
+    few = cell.startswith("embedded")
+    scores = of_few_users(cell, data, histories) if few else of_model(cell, data, histories, dtype)
+    cost: dict[str, Any] = {} if few else {"dtype": dtype}
+    cost |= {"CPU minutes": round((time.process_time() - began) / 60, 1), "GiB": round(peak_memory_mb() / 1024, 1)}
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / f"{cell}.json", json.dumps(cost | {name: list(values) for name, values in scores.items()}))
     print(cell, cost, {name: quality(histories.truth(), values) for name, values in scores.items()}, flush=True)
@@ -115,7 +119,7 @@ def compare(path: Path, run: Path, windows: int, cells: list[str], scratch: Path
     found, costs = dict[str, FloatArray](), dict[str, Any]()
     for cell in cells:
         kept = json.loads((scratch / f"{cell}.json").read_text())
-        costs[cell] = {name: kept.pop(name) for name in ("CPU minutes", "GiB")}
+        costs[cell] = {name: kept.pop(name) for name in ("dtype", "CPU minutes", "GiB") if name in kept}
         found |= {f"{cell} {name}".strip(): np.array(values) for name, values in kept.items()}
     scored = np.isfinite(np.column_stack([default, *found.values()])).all(axis=1)
     truth, users, owners = histories.truth()[scored], user_codes(histories)[histories.owners][scored], histories.owners
@@ -126,8 +130,19 @@ def compare(path: Path, run: Path, windows: int, cells: list[str], scratch: Path
            "together": {name: together(default, found[name], truth, users) for name in models},
            "few users": {f"{few} + {models[0]}": together(found[few], found[models[0]], truth, users)
                          for few in found if few.startswith("embedded")}}  # fmt: skip
+    if not models:
+        return out
     best = max(models, key=lambda name: out["together"][name]["AP"][1])
     return out | {"cascade": cascade(default, found[best], truth, users, owners), "cascade of": best}
+
+
+def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a dataset, with the rows of new cells. The cascade is that of the first comparison."""
+    if not before:
+        return now
+    rows = {part: before[part] | now[part] for part in ("costs", "alone", "together", "few users")}
+    rows["alone"]["default"] = before["alone"]["default"]
+    return before | rows
 
 
 def together(alone: FloatArray, more: FloatArray, truth: BoolArray, users: IntArray) -> dict[str, Any]:
@@ -199,9 +214,9 @@ def page(found: dict[str, Any]) -> str:
         "# What a pre-trained language model finds, and what it adds\n\n"
         "    python benchmarks/pretrained.py --data DATA/NAME --run OUT/NAME-15000/llm4dsr-0 --scratch DIR \\\n"
         "      --out benchmarks/results/pretrained\n\n"
-        "SmolLM2-135M-Instruct in bf16, recipe `laptop`, one epoch of LoRA (random weights: all are tuned). Toys "
-        "has 10 %\nuniform noise, MovieLens small 7 %. *default* is seed 0 of [RESULTS.md](../../RESULTS.md), of all "
-        "users. "
+        "SmolLM2-135M-Instruct in bf16 or fp32, recipe `laptop`, one epoch of LoRA (random weights: all are tuned). "
+        "Toys has 10 %\nuniform noise, MovieLens small 7 %. *default* is seed 0 of [RESULTS.md](../../RESULTS.md), of "
+        "all users. "
         "Both scores together are fitted to the known\nnoise, cross-validated by user: an upper bound, as a denoiser "
         "has no labels. Intervals are 95 % over users. CPU minutes, of one thread\nbeside other work, are those of "
         "loading, tuning and scoring."
@@ -213,7 +228,8 @@ def page(found: dict[str, Any]) -> str:
         for cell, (area, ap) in list(data["alone"].items())[1:]:
             both, cost = data["together"].get(cell), data["costs"][cell.split(" ")[0]]
             gain = f"{both['AP'][1]:.3f} | {signed(both['gain in AP'])}" if both else "|"
-            rows.append(f"| {named(cell)} | {area:.3f} / {ap:.3f} | {gain} | {cost['CPU minutes']} |")
+            minutes = " ".join(str(cost[key]) for key in ("CPU minutes", "dtype") if key in cost)
+            rows.append(f"| {named(cell)} | {area:.3f} / {ap:.3f} | {gain} | {minutes} |")
         parts.append(f"## {name}, {data['histories']} test histories\n\n" + "\n".join(rows))
         if data["few users"]:
             rows = ["| | default alone: AUROC / AP | both together | gain in AP |", "|---" * 4 + "|"]
@@ -242,6 +258,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=600)
     parser.add_argument("--cells", default="likelihood-0,embedded-100,embedded-300,embedded-1000,likelihood-250,"
                         "likelihood-1000,random-1000,answers-1000,likelihood-4000")  # fmt: skip
+    parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"), help="of the language model")
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -249,10 +266,12 @@ def main() -> None:
     for cell in cells:
         if not (scratch / f"{cell}.json").exists():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                process.submit(make, cell, given.data, given.windows, scratch).result()
+                process.submit(make, cell, given.data, given.windows, scratch, given.dtype).result()
     results = given.out / "results.json"
     known = json.loads(results.read_text())["datasets"] if results.exists() else {}
-    known[given.data.name] = compare(given.data, given.run, given.windows, cells, scratch)
+    known[given.data.name] = merged(
+        known.get(given.data.name, {}), compare(given.data, given.run, given.windows, cells, scratch)
+    )
     write_text(results, json.dumps({"datasets": known, "versions": versions()}, indent=1))
     write_text(given.out / "README.md", page(known))
 

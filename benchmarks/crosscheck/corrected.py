@@ -2,9 +2,10 @@
 
     python benchmarks/crosscheck/corrected.py --run RUN --out FOLDER
 
-RUN is a run folder with windows/, model/ and scores/. FOLDER gets one folder per row: train, valid and test.parquet.
-Their column `items` lists catalogue rows for each window, oldest first; the last is the target. `user` holds codes of
-users. Targets of valid and test are the same in all rows. detection.json says how much was flagged and is noise.
+RUN is a denoiser's run folder in a finished `llm4dsr bench`; the row `default` is what that chose on validation. FOLDER
+gets one folder per row: train, valid and test.parquet. Their column `items` lists catalogue rows for each window,
+oldest first; the last is the target. `user` holds codes of users. Targets of valid and test are the same in all rows.
+detection.json says how much was flagged and is noise.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from llm4dsr import columns as c
+from llm4dsr.bench.ours import DEFAULT, SUGGESTIONS, OurRun
 from llm4dsr.evaluate.detection import detection_metrics
 from llm4dsr.evaluate.rows import DecisionTables, Splits, correct_splits, oracle_splits
 from llm4dsr.pipeline import Run
@@ -31,7 +33,8 @@ CORRECTIONS = {
 }  # fmt: skip
 RANDOM = "random-20"  # a control for what suggestions gain: they replace interactions drawn at random
 ORACLES = {"oracle-drop": "drop", "oracle-restore": "replace"}
-ROWS = ("original", *CORRECTIONS, *ORACLES)
+CHOSEN = "default"  # what a run does by default
+ROWS = ("original", CHOSEN, *CORRECTIONS, *ORACLES)
 SHOWN = ("auroc", "average_precision", "precision", "recall", "flagged", "noise")
 
 
@@ -52,6 +55,11 @@ def corrected(run: Run, rows: list[str]) -> Iterator[tuple[str, Splits, dict[str
     rng = np.random.default_rng(run.config.seed)
     if "original" in rows:
         yield "original", data.splits, {}
+    if CHOSEN in rows:
+        ours = OurRun(run, data, run.config, run.folder.parent / SUGGESTIONS, show)
+        chosen = ours.correction(DEFAULT)
+        print(f"{CHOSEN}: {chosen}", flush=True)
+        yield CHOSEN, ours.splits(DEFAULT), {}
     for rate, is_random in sorted({(CORRECTIONS[row][1], row == RANDOM) for row in rows if row in CORRECTIONS}):
         scores = run.scores()
         if is_random:
@@ -72,7 +80,7 @@ def corrected(run: Run, rows: list[str]) -> Iterator[tuple[str, Splits, dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="a run folder that has scores/")
+    parser.add_argument("--run", type=Path, required=True, help="a run folder of llm4dsr bench")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     args = parser.parse_args()

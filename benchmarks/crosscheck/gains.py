@@ -1,6 +1,6 @@
 """Gains of the corrected rows of outside.py over the original windows, as outside.json and as a table for the README.
 
-    python benchmarks/crosscheck/gains.py --data FOLDER --cells cells.json
+    python benchmarks/crosscheck/gains.py --name toys --data FOLDER --cells cells.json
 
 Test windows are paired, and the intervals allow for windows of one user. Ranks of several seeds are averaged by window
 first, so what another seed would change is only partly in the intervals.
@@ -25,7 +25,8 @@ K = 20
 ORIGINAL = "original"
 CORRECTED, CONTROL = "replace-20", "random-20"  # suggestions at flagged and at random interactions
 ORDER = [
-    ORIGINAL, "drop-5", "drop-10", "replace-5", "replace-10", CORRECTED, CONTROL, "oracle-drop", "oracle-restore",
+    ORIGINAL, "default", "drop-5", "drop-10", "replace-5", "replace-10", CORRECTED, CONTROL, "oracle-drop",
+    "oracle-restore",
 ]  # fmt: skip
 HISTORIES = {"corrected": "ranks", "as they are": "ranks_on_original"}  # test histories
 MEASURES = {"ndcg": ndcg_of_each, "hit_rate": lambda ranks, k: (ranks <= k).astype(float)}
@@ -81,6 +82,7 @@ def table(lines: list[dict[str, Any]], measure: str, histories: str = "corrected
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the dataset")
     parser.add_argument("--data", type=Path, required=True, help="what corrected.py wrote")
     parser.add_argument("--cells", type=Path, nargs="+", required=True, help="what outside.py wrote")
     args = parser.parse_args()
@@ -102,7 +104,8 @@ def main() -> None:
         "results": lines,
         "over_random": over_random,
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    RESULTS.write_text(json.dumps(known | {args.name: result}, indent=1) + "\n", encoding="utf-8")
     for histories in HISTORIES:
         for measure in MEASURES:
             print(f"\n{measure}, test histories {histories}\n\n{table(lines, measure, histories)}")

@@ -33,7 +33,7 @@ from scipy.linalg.lapack import spotrf, spotri
 from theirs import BEYOND, K, interactions, trainer
 
 ROWS = (
-    "original", "drop-5", "drop-10", "replace-5", "replace-10", "replace-20", "random-20", "oracle-drop",
+    "original", "default", "drop-5", "drop-10", "replace-5", "replace-10", "replace-20", "random-20", "oracle-drop",
     "oracle-restore",
 )  # fmt: skip
 KINDS = {"cosine": CosineRecommender, "tfidf": TFIDFRecommender, "bm25": BM25Recommender}
