@@ -10,7 +10,7 @@ The stacker is fitted again on noise injected into validation histories, as a ru
 - `sasrec`, `bert4rec`: out-of-fold likelihood, given the items before, and given all others.
 
 Each is cross-fitted: nothing is described by a model that knows its user. All test histories are scored with the counts
-of training. Intervals of the gain in AP are from a bootstrap over users.
+of training. Intervals of the gain in AP are from a bootstrap over users. Datasets in OUT are not measured again.
 """
 
 from __future__ import annotations
@@ -253,10 +253,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = {run.parent.name.rsplit("-", 1)[0]: measure(Run(run), args.limit) for run in args.run}
     args.out.mkdir(parents=True, exist_ok=True)
-    write_text(args.out / "results.json", json.dumps({"versions": versions(), "runs": found}, indent=1))
-    write_text(args.out / "README.md", page(found))
+    results = args.out / "results.json"
+    found = json.loads(results.read_text())["runs"] if results.is_file() else {}
+    for run in args.run:
+        if (name := run.parent.name.rsplit("-", 1)[0]) not in found:
+            found[name] = measure(Run(run), args.limit)
+        write_text(results, json.dumps({"versions": versions(), "runs": found}, indent=1))
+        write_text(args.out / "README.md", page(found))
 
 
 if __name__ == "__main__":

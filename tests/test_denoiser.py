@@ -18,6 +18,7 @@ from llm4dsr.data.demo import make_demo
 from llm4dsr.data.windows import Windows, align, limit_windows
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.errors import ConfigError, DataError, ModelError, OutputError
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.metrics import auroc
 
 SMALL = {
@@ -50,6 +51,13 @@ def test_scores_are_one_row_per_interaction(scores):
     assert scores["noise_probability"].is_between(0, 1).all()
     first = scores.filter(pl.col("window_id") == scores["window_id"][0])
     assert first["rank"].to_list() == first["log_odds"].rank("ordinal", descending=True).to_list()
+
+
+def test_validation_is_not_counted(denoiser):
+    """`fit` reads validation to stack and to calibrate. Test scores know nothing of it but what comes in time."""
+    assert denoiser.ensemble.counts.popularity.tolist() == (
+        CooccurrenceCounts.of(TRAIN, len(DEMO.data.catalogue)).popularity.tolist()
+    )
 
 
 def test_no_user_is_scored_by_a_model_that_saw_the_history(denoiser):

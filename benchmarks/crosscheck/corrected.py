@@ -89,7 +89,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in c.SPLITS:
             windows = splits[name]
-            items = [of[:n].tolist() for of, n in zip(windows.items, windows.lengths, strict=True)]
+            items = [of.tolist() for of in np.split(windows.items, windows.offsets[1:-1])]
             users = np.unique(windows.user_ids.cast(pl.String).to_numpy(), return_inverse=True)[1]
             frame = {"window": windows.window_ids, "user": users, "items": pl.Series(items, dtype=pl.List(pl.Int64))}
             pl.DataFrame(frame).write_parquet(folder / f"{name}.parquet")

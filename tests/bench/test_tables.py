@@ -62,16 +62,18 @@ def test_gains_and_tests_can_be_checked_by_hand(tmp_path):
 
 
 def test_gains_by_target_popularity_by_hand(tmp_path):
-    """Three windows whose targets have 1, 5 and 9 users. Ours puts the rare target first, and is as good elsewhere."""
-    ranks = {"none": [3, 3, 3], "llm4dsr": [1, 3, 3], "pmi": [3, 3, 3]}
+    """Four windows of four users; targets have 1, 1, 5 and 9 users. Ours puts one rare target first."""
+    ranks = {"none": [3, 3, 3, 3], "llm4dsr": [1, 3, 3, 3], "pmi": [3, 3, 3, 3], "random (replace 10 %)": [3, 3, 3, 1]}
     lines = [
-        LINE | {"denoiser": name, "seed": 0, "ndcg": 0.5, "ranks": r, "users": [0, 1, 2]} for name, r in ranks.items()
+        LINE | {"denoiser": name, "seed": 0, "ndcg": 0.5, "ranks": r, "users": [0, 1, 2, 3]}
+        for name, r in ranks.items()
     ]
     (tmp_path / "toy").mkdir()
-    write_results(pl.DataFrame({"users": [1, 5, 9]}), tmp_path / "toy" / TARGETS)
+    write_results(pl.DataFrame({"users": [1, 1, 5, 9]}), tmp_path / "toy" / TARGETS)
     text = rendered(tmp_path, lines)
-    assert "| denoiser | 1 to 1 users (1) | 5 to 5 users (1) | 9 to 9 users (1) |" in text
-    assert "| llm4dsr | 1.0000 (+100 %) | 0.5000 (+0 %) | 0.5000 (+0 %) |" in text
+    assert "| denoiser | 1 to 1 users (2) | 5 to 5 users (1) | 9 to 9 users (1) |" in text
+    assert "| llm4dsr | 0.7500 (+50 ± 635 %) | 0.5000 (+0 %) | 0.5000 (+0 %) |" in text  # t = 12.706, error 1/4 of 1/2
+    assert "| random (replace 10 %) | 0.5000 (+0 ± 0 %) | 0.5000 (+0 %) | 1.0000 (+100 %) |" in text
     assert "| none | 0.5000 | 0.5000 | 0.5000 |" in text
     assert text.count("| pmi |") == 1  # baselines are not shown there
 

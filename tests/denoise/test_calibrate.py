@@ -184,6 +184,12 @@ def test_no_probability_is_1():
     assert calibrator(np.array([9.0, 99.0])).max() <= 1 - 1 / 82
 
 
+def test_no_probability_is_1_without_a_map():
+    probability = Calibrator()(np.array([0.0, 99.0, np.inf, np.nan]))
+    np.testing.assert_allclose(probability, [0.5, 1 - 1e-6, 1 - 1e-6, np.nan])
+    assert probability[1] < np.float32(1)
+
+
 def test_splits_are_pooled():
     """A small split alone gives a low bound by chance; beside a large one it has little to say."""
     large = mixture(0.1, apart=4.0)[:2]

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -39,6 +39,7 @@ from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.evaluate.detection import detection_metrics, flag_metrics
+from llm4dsr.evaluate.rate_selection import Candidate
 from llm4dsr.evaluate.rows import (
     ORACLE_DROP,
     ORACLE_RESTORE,
@@ -62,9 +63,21 @@ SCORE_ALONE = [name for name, baseline in BASELINES.items() if baseline.rewrite 
 DROPPERS = {name: (name, BASELINE_RATE) for name in BASELINES} | {
     f"{n} ({100 * HIGH_RATE:.0f} %)": (n, HIGH_RATE) for n in SCORE_ALONE
 }
-# Name → baseline whose flags get our suggestions: a control for what suggestions alone gain
+
+
+class Control(NamedTuple):
+    """The flags of a baseline with our suggestions: what suggestions alone gain. Without `histories`, in training."""
+
+    baseline: str
+    rate: float
+    histories: bool
+
+
 REPLACED = {
-    f"{n} (replace {100 * rate:.0f} %)": (n, rate) for n in SCORE_ALONE for rate in (BASELINE_RATE, 0.1, HIGH_RATE)
+    f"{n} (replace {100 * rate:.0f} %{alone})": Control(n, rate, not alone)
+    for n in SCORE_ALONE
+    for rate in (BASELINE_RATE, 0.1, HIGH_RATE)
+    for alone in ("", " in training")
 }
 
 Row = tuple[str, int | None]  # denoiser, and its seed if it has one
@@ -133,7 +146,9 @@ def denoised(
     out, lines = dict[Row, Splits]({(NONE, None): data.splits}), Lines()
     droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
     replaced = {name: REPLACED[name] for name in asked if name in REPLACED}
-    baselines = dict.fromkeys([name for name, _ in (*droppers.values(), *replaced.values())])
+    baselines = dict.fromkeys(
+        [*(n for n, _ in droppers.values()), *(control.baseline for control in replaced.values())]
+    )
     _run_baselines(list(baselines), data, folder / BASELINE_FOLDER, config.seed, progress)
     with_ours = any(name in OURS for name in asked)
     for seed in range(config.seed, config.seed + denoiser_seeds) if with_ours or replaced else ():
@@ -141,9 +156,10 @@ def denoised(
         ours = OurRun(run, data, config, folder / SUGGESTIONS, progress)
         lines += _our_detection(ours, seed) if with_ours else []
         out |= {(name, seed): ours.splits(name) for name in asked if name in OURS}
-        for name, (baseline, rate) in replaced.items():
-            tables = ours.tables(rate, baseline_scores(folder / BASELINE_FOLDER / baseline))
-            out[name, seed] = correct_splits(data.splits, tables, data.catalogue, replace(how, action="replace"))
+        for name, control in replaced.items():
+            tables = ours.tables(control.rate, baseline_scores(folder / BASELINE_FOLDER / control.baseline))
+            chosen = Candidate(control.rate, "replace", control.histories)
+            out[name, seed] = correct_splits(data.splits, tables, data.catalogue, chosen.how(how))
     if VALIDATION_LEARNED in asked:
         out[VALIDATION_LEARNED, None] = with_validation_learned(data.splits)
     for name, action in ORACLES.items():

@@ -17,7 +17,7 @@ from llm4dsr.bench.ours import FIXED, GOALS, HISTORIES_ALONE, OURS
 from llm4dsr.errors import OutputError
 from llm4dsr.evaluate.popularity import popularity_groups
 from llm4dsr.evaluate.summary import Difference, by_seeds, percent_of
-from llm4dsr.intervals import crossed_interval
+from llm4dsr.intervals import clustered_difference, crossed_interval
 from llm4dsr.metrics import ndcg_of_each
 from llm4dsr.recommenders import ROBUST
 from llm4dsr.recommenders.training import VALIDATION_K
@@ -157,22 +157,25 @@ def _ranking(backbone: str, rows: pl.DataFrame, k: int, users: pl.Series | None)
 
 
 def _by_target(rows: pl.DataFrame, names: list[str], users: pl.Series, k: int) -> list[str]:
-    """Gains by how many users have the target in training, for none, ours and oracles."""
+    """Gains by how many users have the target in training, for none, ours, controls and oracles."""
     counts = users.to_numpy()
     group = popularity_groups(counts)
     spans = [counts[group == g] for g in range(group.max() + 1)]
     titles = " | ".join(f"{s.min()} to {s.max()} users ({len(s):,})" for s in spans)
-    lines = ["", f"NDCG@{k} by the target's users in training (windows), and the gain over {NONE}:", "",
+    lines = ["", f"NDCG@{k} by the target's users in training (windows), and the gain over {NONE}, ± as above:", "",
              f"| denoiser | {titles} |", "|---|" + "---|" * len(spans)]  # fmt: skip
+    shown = {NONE, VALIDATION_LEARNED, *OURS, *REPLACED, *ORACLES}
     of_window = {n: ndcg_of_each(np.stack(_of(rows, n)["ranks"].to_list()), k).mean(axis=0) for n in names}
-    for name in names:
-        if name == NONE or name in OURS or name in ORACLES:
-            cells = []
-            for g in range(len(spans)):
-                own, base = (float(of_window[n][group == g].mean()) for n in (name, NONE))
-                gain = "" if name == NONE or not base else f" ({100 * (own / base - 1):+.0f} %)"
-                cells.append(f"{own:.4f}{gain}")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+    codes = np.asarray(_of(rows, NONE)["users"].to_list()[0])
+    for name in (n for n in names if n in shown):
+        cells = []
+        for at in (group == g for g in range(len(spans))):
+            own, base = of_window[name][at], of_window[NONE][at]
+            gain, half, _ = clustered_difference(own, base, codes[at])
+            percent = percent_of(float(base.mean()))
+            known = name != NONE and not math.isnan(percent)
+            cells.append(f"{own.mean():.4f}" + (f" ({_signed(percent * gain, percent * half, 0)})" if known else ""))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -185,17 +188,17 @@ def _comparisons(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[st
         if baseline and own in GOALS:
             pairs[own, baseline] = f"the best baseline, {baseline}"
         fixed = FIXED.get(own)
-        if fixed is None or not fixed.histories or own in HISTORIES_ALONE:  # baselines correct all windows
+        if fixed is None or own in HISTORIES_ALONE:  # no baseline corrects histories alone
             continue
         rate = fixed.rate
-        alike = [n for n in means if n in DROPPERS and DROPPERS[n][1] == rate]
+        alike = [n for n in means if n in DROPPERS and DROPPERS[n][1] == rate and fixed.histories]
         if fixed.action == "drop" and (same := max(alike, key=lambda n: means[n], default=None)):
             pairs[own, same] = f"the best baseline that drops {100 * rate:.0f} %, {same}"
         if fixed.action == "replace":
             pairs |= {
-                (own, n): f"our suggestions for the flags of {p}"
-                for n, (p, at) in REPLACED.items()
-                if n in means and at == rate
+                (own, name): f"our suggestions for the flags of {control.baseline}"
+                for name, control in REPLACED.items()
+                if name in means and (control.rate, control.histories) == (rate, fixed.histories)
             }
     lines = [_comparison(rows, *names, what, k) for names, what in pairs.items()]
     tried = [n for n in (NONE, *OURS) if n in means]
@@ -272,10 +275,13 @@ def _mean(of: pl.DataFrame, column: str, form: str) -> str:
 
 def _gain(found: Difference) -> str:
     """Gain ± half of its interval over users, in percent; without the interval if the users are unknown."""
-    half = found.user_half_width_percent
     if math.isnan(found.gain_percent):
         return "–"  # over a mean of 0
-    return f"{found.gain_percent:+.1f}{'' if math.isnan(half) else f' ± {half:.1f}'} %"
+    return _signed(found.gain_percent, found.user_half_width_percent, 1)
+
+
+def _signed(gain: float, half: float, digits: int) -> str:
+    return f"{gain:+.{digits}f}{'' if math.isnan(half) else f' ± {half:.{digits}f}'} %"
 
 
 def _hit_gain(of: pl.DataFrame, base: pl.DataFrame) -> str:

@@ -53,6 +53,7 @@ RATES = 33  # noise rates that a probability is averaged over
 KINDS = ("uniform", "popular")  # of injected noise: items drawn uniformly, and in proportion to their interactions
 KEPT = 1_000  # most scores of injected noise that a calibrator keeps
 CELLS = 50_000  # positions that are read at once
+UNMAPPED_CEILING = 1 - 1e-6  # largest probability without a map: nothing is certain
 
 
 @dataclass
@@ -161,7 +162,7 @@ class Calibrator:
     """
 
     kinds: list[NoiseKind] = field(default_factory=list)
-    ceiling: float = 1.0
+    ceiling: float = UNMAPPED_CEILING
     ece_before: float = float("nan")
     ece_after: float = float("nan")
     uncalibrated: str = ""
@@ -207,7 +208,7 @@ class Calibrator:
     def __call__(self, log_odds: npt.NDArray[Any]) -> Floats:
         """Return the mean over kinds and likely rates, in the shape of `log_odds`; never decreasing; NaN stays NaN."""
         if not self.kinds:
-            return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))), dtype=np.float64)
+            return np.asarray(np.minimum(1 / (1 + np.exp(-np.clip(log_odds, -60, 60))), self.ceiling), dtype=np.float64)
         total = np.zeros(np.shape(log_odds))
         for kind in self.possible:
             ratio = kind.ratio(log_odds)
