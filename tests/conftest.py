@@ -21,6 +21,17 @@ if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
+# Files with the longest tests. Each goes to one worker, so they start first: at the end, the other would wait.
+LONGEST = (
+    "test_readme.py", "test_study.py", "test_shared_tuning.py", "test_kill.py", "test_ray_workers.py",
+    "test_studies_data.py", "test_smollm2.py", "test_studies_detection.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def tiny_demo() -> Dataset:
