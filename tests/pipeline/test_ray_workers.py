@@ -13,7 +13,7 @@ from llm4dsr import Denoiser
 from llm4dsr.denoise.score_in_time import parts_to_score
 from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.pipeline import FOLDERS, STAGES, Run
-from llm4dsr.pipeline.ray_workers import RayWorkers, _error, _Worker
+from llm4dsr.pipeline.ray_workers import RayWorkers, _error, _PartWorker
 from tests.faults.harness import contents
 from tests.tiny_run import make_run
 
@@ -121,7 +121,7 @@ def test_suggestions_and_corrections_have_the_same_bytes_after_a_node_was_killed
 
 def answer(folder: Path, fingerprint: str, python: str) -> Exception:
     """What a worker gives back for its first part if it cannot work."""
-    worker = _Worker(str(folder), fingerprint, {"python": python}, [None], [], 1)
+    worker = _PartWorker(1, str(folder), fingerprint, {"python": python}, [None], [])
     (row,) = worker(pa.table({"name": ["x"], "counts": [0], "part": [0]})).to_pylist()
     return _error(row)
 
