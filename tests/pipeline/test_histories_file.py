@@ -154,6 +154,19 @@ def interrupted(denoiser, file, out, after="part-00000"):
         apply_to_file(denoiser, file, out, OPTIONS, stop)
 
 
+def test_a_part_that_another_process_finished_meanwhile_is_taken(denoiser, file, tmp_path):
+    """A Ray worker that has outlived its call. It writes the same bytes; whoever is first has made the part."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    apply_to_file(denoiser, file, whole, OPTIONS)
+
+    def finish(done, total, doing):
+        if (out / "part-00000").is_dir() and not (out / "part-00001").is_dir():
+            shutil.copytree(whole / "part-00001", out / "part-00001")
+
+    assert apply_to_file(denoiser, file, out, OPTIONS, finish)["histories"] > 80
+    assert contents(out) == contents(whole)
+
+
 def test_a_damaged_part_is_noticed(denoiser, file, tmp_path):
     out = tmp_path / "out"
     interrupted(denoiser, file, out)
