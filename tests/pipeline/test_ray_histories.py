@@ -1,6 +1,7 @@
 """Ray workers correct a file of histories: the same bytes as without them, whatever happens in between."""
 
 import json
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -164,6 +165,12 @@ def test_rows_that_are_gone(given, tmp_path):
     error = _error(answer(given | {"parts": [FilePart(99, file, 250, 50, 0)]}))
     assert isinstance(error, DataError)
     assert f"{file} has 260 rows; expected at least 300" in str(error)
+
+
+def test_without_the_library_the_message_has_the_command(model, denoiser, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModelError, match=r"pip install 'llm4dsr\[ray\]'"):
+        apply_to_file(denoiser, data, tmp_path / "out", OPTIONS, None, RayHistories(model))
 
 
 def test_options_of_the_command_line(llm4dsr, model, data, tmp_path):
