@@ -170,6 +170,8 @@ def apply_to_file(
         If `out` holds results of another model, other histories or other options.
     OutputError
         If `out` is complete already, in use, damaged, or cannot be written to.
+    LLM4DSRError
+        What `makers` raise.
     """
     files, sizes = _files(data)
     if not sum(sizes):
