@@ -91,7 +91,7 @@ def test_a_file_has_the_same_bytes_after_a_worker_was_killed(ray, model, denoise
 
 
 def test_a_call_is_resumed_with_ray_and_without(ray, model, denoiser, data, local, tmp_path):
-    makers = RayHistories(model, RayWorkers(count=2))
+    makers = RayHistories(model, RayWorkers(count=1))
     first, second = tmp_path / "first", tmp_path / "second"
 
     with pytest.raises(KeyboardInterrupt):
