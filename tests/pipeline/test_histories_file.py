@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 from llm4dsr import Config, Denoiser
 from llm4dsr.core.manifest import read_sealed, write_sealed
 from llm4dsr.errors import ConfigError, DataError, OutputError
-from llm4dsr.pipeline.histories_file import ApplyOptions, _parts, apply_to_file
+from llm4dsr.pipeline.histories_file import ApplyOptions, _files, _frames, _parts, apply_to_file
 from llm4dsr.pipeline.served_model import open_model
 
 from ..tiny_run import make_run
@@ -154,6 +154,19 @@ def interrupted(denoiser, file, out, after="part-00000"):
         apply_to_file(denoiser, file, out, OPTIONS, stop)
 
 
+def test_a_part_that_another_process_finished_meanwhile_is_taken(denoiser, file, tmp_path):
+    """A Ray worker that has outlived its call. It writes the same bytes; whoever is first has made the part."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    apply_to_file(denoiser, file, whole, OPTIONS)
+
+    def finish(done, total, doing):
+        if (out / "part-00000").is_dir() and not (out / "part-00001").is_dir():
+            shutil.copytree(whole / "part-00001", out / "part-00001")
+
+    assert apply_to_file(denoiser, file, out, OPTIONS, finish)["histories"] > 80
+    assert contents(out) == contents(whole)
+
+
 def test_a_damaged_part_is_noticed(denoiser, file, tmp_path):
     out = tmp_path / "out"
     interrupted(denoiser, file, out)
@@ -279,7 +292,7 @@ def test_memory_for_reading_does_not_grow_with_the_file(tmp_path):
     ids = pl.Series("item_ids", rng.integers(0, 2**60, (200_000, 10)).tolist(), dtype=pl.List(pl.Int64))
     ids.to_frame().write_parquet(tmp_path / "large.parquet", compression="uncompressed")  # 16 MB
     before, most = pa.total_allocated_bytes(), 0
-    for _ in _parts([tmp_path / "large.parquet"], 5_000):
+    for _ in _frames(list(_parts(*_files(tmp_path / "large.parquet"), 5_000))):
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < 6_000_000
 
@@ -299,10 +312,17 @@ def test_an_output_that_is_a_file_is_refused(denoiser, file, tmp_path):
 
 def test_one_part_at_a_time_is_read(tmp_path):
     """Row groups of 7 rows, parts of 10: no part waits for the whole file."""
-    pl.DataFrame({"item_ids": [[i] for i in range(25)]}).write_parquet(tmp_path / "a.parquet", row_group_size=7)
-    parts = list(_parts([tmp_path / "a.parquet", tmp_path / "a.parquet"], 10))
-    assert [len(part) for part in parts] == [10, 10, 5, 10, 10, 5]
-    assert [item for part in parts[:3] for (item,) in part["item_ids"]] == list(range(25))
+    for name, begin in (("a", 0), ("b", 100)):
+        table = pl.DataFrame({"item_ids": [[begin + i] for i in range(25)]})
+        table.write_parquet(tmp_path / f"{name}.parquet", row_group_size=7)
+    parts = list(_parts(*_files(tmp_path), 10))
+    assert [(part.path.name, part.first, part.rows, part.before) for part in parts] == [
+        ("a.parquet", 0, 10, 0), ("a.parquet", 10, 10, 10), ("a.parquet", 20, 5, 20),
+        ("b.parquet", 0, 10, 25), ("b.parquet", 10, 10, 35), ("b.parquet", 20, 5, 45),
+    ]  # fmt: skip
+    some = [part for part in parts if part.name in ("part-00001", "part-00002", "part-00004")]
+    found = [frame["item_ids"].explode().to_list() for _, frame in _frames(some)]
+    assert found == [list(range(10, 20)), list(range(20, 25)), list(range(110, 120))]
 
 
 def test_the_command(llm4dsr, run, file, tmp_path):

@@ -1,8 +1,6 @@
 """Ray workers make the parts of a stage; its tables have the same bytes, also when workers die in the middle."""
 
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -13,8 +11,9 @@ from llm4dsr import Denoiser
 from llm4dsr.denoise.score_in_time import parts_to_score
 from llm4dsr.errors import ConfigError, ModelError, OutputError
 from llm4dsr.pipeline import FOLDERS, STAGES, Run
-from llm4dsr.pipeline.ray_workers import RayWorkers, _error, _Worker
+from llm4dsr.pipeline.ray_workers import RayWorkers, _error, _PartWorker
 from tests.faults.harness import contents
+from tests.pipeline.ray_processes import kill_a_worker, listening_addresses
 from tests.tiny_run import make_run
 
 
@@ -32,15 +31,6 @@ def run_before(stage: str, local: Run, folder: Path, workers: RayWorkers | None)
     run = Run(folder)
     run.workers = workers
     return run
-
-
-@pytest.fixture
-def ray(monkeypatch):
-    """Ray, whose processes end with the test. What it starts here listens on 127.0.0.1 alone."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    library = pytest.importorskip("ray")
-    yield library
-    library.shutdown()
 
 
 @pytest.fixture
@@ -67,39 +57,6 @@ class OnFirstPart:
             self.seen.append((done, total))
 
 
-def our_processes() -> dict[int, str]:
-    """The names of the processes that this one has started, and those have started, by their ids."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:
-            continue  # it has ended
-
-    def is_ours(process: int) -> bool:
-        return process == os.getpid() or (process in parents and is_ours(parents[process]))
-
-    return {process: name for process, name in names.items() if is_ours(process)}
-
-
-def kill_a_worker() -> None:
-    worker = next(process for process, name in our_processes().items() if name.startswith("ray::MapWorker"))
-    os.kill(worker, signal.SIGKILL)
-
-
-def listening_addresses() -> set[str]:
-    """The addresses that our processes listen on, as the kernel writes them."""
-    sockets = set()
-    for process in our_processes():
-        try:
-            sockets |= {os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir()}
-        except OSError:
-            continue
-    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
-    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
-
-
 def test_scores_have_the_same_bytes_after_a_worker_was_killed(ray, local, tmp_path):
     run = run_before("score", local, tmp_path / "run", RayWorkers(count=2))
     heard = OnFirstPart(kill_a_worker)
@@ -121,7 +78,7 @@ def test_suggestions_and_corrections_have_the_same_bytes_after_a_node_was_killed
 
 def answer(folder: Path, fingerprint: str, python: str) -> Exception:
     """What a worker gives back for its first part if it cannot work."""
-    worker = _Worker(str(folder), fingerprint, {"python": python}, [None], [], 1)
+    worker = _PartWorker(1, str(folder), fingerprint, {"python": python}, [None], [])
     (row,) = worker(pa.table({"name": ["x"], "counts": [0], "part": [0]})).to_pylist()
     return _error(row)
 

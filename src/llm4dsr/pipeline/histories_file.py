@@ -10,13 +10,15 @@ alike whatever else is in a part. Other policies and the action `mixed` do not.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import polars as pl
@@ -27,7 +29,7 @@ from llm4dsr.core.io import as_output_error, write_parquet
 from llm4dsr.core.lock import HOLDER, LOCK, locked_folder
 from llm4dsr.core.manifest import DamageError, file_hash, read_manifest, read_sealed, sealed_folder, write_sealed
 from llm4dsr.core.memory import peak_memory_mb
-from llm4dsr.core.parquet import parquet_parts, parquet_schema
+from llm4dsr.core.parquet import parquet_schema, parquet_spans
 from llm4dsr.core.progress import Progress, log, subprogress
 from llm4dsr.data.histories import Histories, holding
 from llm4dsr.denoise.decide import STAND_IN, configured_rule
@@ -90,8 +92,50 @@ class ApplyOptions:
         return cls(configured if eta is None else eta, cap, action or denoiser.config.correct.action, rows)
 
 
+@dataclass(frozen=True)
+class FilePart:
+    """Rows of a file that are corrected together.
+
+    Attributes
+    ----------
+    number : int
+        Of the part, from 0.
+    path : Path
+        The file.
+    first, rows : int
+        Where the part begins in the file, and how many rows it has.
+    before : int
+        Rows of all files before it.
+    """
+
+    number: int
+    path: Path
+    first: int
+    rows: int
+    before: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"part-{self.number:05d}"
+
+
+class PartMakers(Protocol):
+    """Other processes that make parts: `ray_histories.RayHistories`."""
+
+    def make(
+        self, denoiser: Denoiser, parts: Sequence[FilePart], out: Path, made_from: dict[str, Any], options: ApplyOptions
+    ) -> Iterator[tuple[FilePart, dict[str, Any], int]]:
+        """Yield each part as soon as it is written, what was counted in it, and the MiB that its process has used."""
+
+
 def apply_to_file(
-    denoiser: Denoiser, data: Path, out: Path, options: ApplyOptions, progress: Progress | None = None
+    denoiser: Denoiser,
+    data: Path,
+    out: Path,
+    options: ApplyOptions,
+    progress: Progress | None = None,
+    makers: PartMakers | None = None,
 ) -> dict[str, Any]:
     """Correct a Parquet file of histories, or a folder of such files.
 
@@ -108,13 +152,15 @@ def apply_to_file(
         How histories are corrected.
     progress : Progress, optional
         Called with (histories done, all histories, what is being done).
+    makers : PartMakers, optional
+        Other processes that make the parts that are missing. Default: this one.
 
     Returns
     -------
     dict
         How many `histories` and `interactions` there were; of these, how many were `scored` and `flagged`, and how many
         are of `unknown items`; how many histories are `too long` for a prompt of titles; `edits` by action; `seconds`
-        of this call and `peak memory MiB`. Also kept in the card.
+        of this call and `peak memory MiB`, of the largest process. Also kept in the card.
 
     Raises
     ------
@@ -124,42 +170,41 @@ def apply_to_file(
         If `out` holds results of another model, other histories or other options.
     OutputError
         If `out` is complete already, in use, damaged, or cannot be written to.
+    LLM4DSRError
+        What `makers` raise.
     """
-    files, total = _files(data)
-    if not total:
+    files, sizes = _files(data)
+    if not sum(sizes):
         raise DataError(f"{data} has no histories.")
-    counts = denoiser.ensemble.counts
     inputs = [file_hash(path) for path in files]
     made_from = {
-        "model": digest(
-            denoiser.ensemble.content, "" if counts is None else counts.fingerprint, asdict(denoiser.calibrator),
-            asdict(denoiser.ranking_weights), [s and s.fingerprint for s in denoiser.ensemble.stackers],
-            denoiser.ensemble.seen, denoiser.config.to_dict(),
-        ),
+        "model": model_digest(denoiser),
         "inputs": inputs,  # SHA-256 of the files: they may be moved
         "options": asdict(options),
-    }  # fmt: skip
+    }
     started = time.monotonic()
     with locked_folder(out):
-        card = _begin(out, made_from)
-        done, sums, edits = 0, Counter[str](), Counter[str]()
-        for number, frame in enumerate(_parts(files, options.rows)):
-            folder = out / f"part-{number:05d}"
-            step = progress and _of_part(progress, done, len(frame), total)
-            told = _kept(folder)
+        card, tally, missing = _begin(out, made_from), _Tally(sum(sizes), progress), list[FilePart]()
+        for part in _parts(files, sizes, options.rows):
+            told = _kept(out / part.name)
             if told is None:
-                told = _make(denoiser, frame, done, folder, options, step)
-            sums.update({name: told[name] for name in COUNTED})
-            edits.update(told["edits"])
-            done += len(frame)
-            if progress:
-                progress(done, total, DOING)
+                missing.append(part)
+            else:
+                tally.add(part, told)
+        tally.report()
+        if makers is not None and missing:
+            for part, told, memory in makers.make(denoiser, missing, out, made_from, options):
+                tally.add(part, told, memory)
+        else:
+            for part, frame in _frames(missing):
+                tally.add(part, _make(denoiser, frame, part, out, options, tally.of_part(part)))
         for path, before in zip(files, inputs, strict=True):
             if file_hash(path) != before:
                 raise DataError(f"{path} has changed while it was read. Choose another --out for what it holds now.")
-        facts = {
-            **{name: sums[name] for name in COUNTED}, "edits": dict(edits),
-            "seconds": round(time.monotonic() - started, 1), "peak memory MiB": peak_memory_mb(),
+        for left in out.glob(".part-*.part"):  # of processes, also on other machines, that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        facts = tally.facts() | {
+            "seconds": round(time.monotonic() - started, 1), "peak memory MiB": max(tally.memory, peak_memory_mb()),
         }  # fmt: skip
         if facts["too long"]:
             log.warning(
@@ -175,14 +220,59 @@ def apply_to_file(
     return facts
 
 
-def _of_part(progress: Progress, before: int, size: int, total: int) -> Progress:
-    """Progress of a part as that of the file: one bar for scoring and suggesting."""
-    whole = subprogress(progress, before, size, total)
-    return lambda done, of, _: whole(done, of, DOING)
+@dataclass
+class _Tally:
+    """What was counted in the parts that are done."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+    memory: int = 0  # MiB of the largest process
+    sums: Counter[str] = field(default_factory=Counter)
+    edits: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: FilePart, told: dict[str, Any], memory: int = 0) -> None:
+        self.sums.update({name: told[name] for name in COUNTED})
+        self.edits.update(told["edits"])
+        self.done, self.memory = self.done + part.rows, max(self.memory, memory)
+        self.report()
+
+    def report(self) -> None:
+        if self.progress:
+            self.progress(self.done, self.total, DOING)
+
+    def of_part(self, part: FilePart) -> Progress | None:
+        """Progress of a part as that of the file: one bar for scoring and suggesting."""
+        if self.progress is None:
+            return None
+        whole = subprogress(self.progress, self.done, part.rows, self.total)
+        return lambda done, of, _: whole(done, of, DOING)
+
+    def facts(self) -> dict[str, Any]:
+        return {name: self.sums[name] for name in COUNTED} | {"edits": dict(sorted(self.edits.items()))}
 
 
-def _files(data: Path) -> tuple[list[Path], int]:
-    """(The files of histories, after a look at their columns; their rows)."""
+def model_digest(denoiser: Denoiser) -> str:
+    """Return a hash of all of a denoiser that its corrections depend on."""
+    counts = denoiser.ensemble.counts
+    return digest(
+        denoiser.ensemble.content, "" if counts is None else counts.fingerprint, asdict(denoiser.calibrator),
+        asdict(denoiser.ranking_weights), [s and s.fingerprint for s in denoiser.ensemble.stackers],
+        denoiser.ensemble.seen, denoiser.config.to_dict(),
+    )  # fmt: skip
+
+
+def make_part(denoiser: Denoiser, part: FilePart, out: Path, options: ApplyOptions) -> dict[str, Any]:
+    """Return what was counted in a part, which is read and written unless it is there."""
+    told = _kept(out / part.name)
+    if told is None:
+        ((_, frame),) = _frames([part])
+        told = _make(denoiser, frame, part, out, options, None)
+    return told
+
+
+def _files(data: Path) -> tuple[list[Path], list[int]]:
+    """(The files of histories, after a look at their columns; the rows of each)."""
     found = sorted(p for p in data.glob("*.parquet") if p.name[0] not in "._") if data.is_dir() else [data]
     if not found or not all(path.is_file() for path in found):
         raise DataError(f"{data} is no Parquet file, and no folder that holds any. Give one with a list {c.ITEMS!r}.")
@@ -195,22 +285,24 @@ def _files(data: Path) -> tuple[list[Path], int]:
             )
         if schema.remove_metadata() != schemas[0].remove_metadata():
             raise DataError(f"{path} has other columns or types than {found[0]}. Write all files alike.")
-    return found, sum(rows)
+    return found, list(rows)
 
 
-def _parts(files: list[Path], size: int) -> Iterator[pl.DataFrame]:
-    """Parts of `size` rows, and what is left at the end of each file; one part is in memory at a time."""
-    for path in files:
-        held, count = list[pl.DataFrame](), 0
-        for batch in parquet_parts(path, size):
-            held.append(batch)
-            count += len(batch)
-            if count >= size:
-                table = pl.concat(held)
-                yield table[:size]
-                held, count = [table[size:]], count - size
-        if count:
-            yield pl.concat(held)
+def _parts(files: list[Path], sizes: list[int], rows: int) -> Iterator[FilePart]:
+    """Parts of so many rows, and what is left at the end of each file."""
+    number = before = 0
+    for path, size in zip(files, sizes, strict=True):
+        for first in range(0, size, rows):
+            here = min(rows, size - first)
+            yield FilePart(number, path, first, here, before)
+            number, before = number + 1, before + here
+
+
+def _frames(parts: Sequence[FilePart]) -> Iterator[tuple[FilePart, pl.DataFrame]]:
+    """Parts, in their order, with their rows; those of one part are in memory at a time."""
+    for path, group in groupby(parts, key=lambda part: part.path):
+        of_file = list(group)
+        yield from zip(of_file, parquet_spans(path, [(part.first, part.rows) for part in of_file]), strict=True)
 
 
 def _begin(out: Path, made_from: dict[str, Any]) -> dict[str, Any]:
@@ -249,9 +341,10 @@ def _kept(folder: Path) -> dict[str, Any] | None:
 
 
 def _make(
-    denoiser: Denoiser, frame: pl.DataFrame, before: int, folder: Path, options: ApplyOptions, progress: Progress | None
+    denoiser: Denoiser, frame: pl.DataFrame, of: FilePart, out: Path, options: ApplyOptions, progress: Progress | None
 ) -> dict[str, Any]:
-    """Write one part, of the rows after `before`; what was counted in it."""
+    """Write one part; what was counted in it."""
+    folder = out / of.name
     kind = frame.schema[c.ITEMS]
     if isinstance(kind, pl.List) and options.action == "replace":  # in all parts alike, whatever is suggested there
         wide = holding(kind.inner, denoiser.catalogue.ids.to_list())
@@ -268,7 +361,7 @@ def _make(
         """The table with rows of the input and places in its lists, instead of windows and their positions."""
         at = found.places[found.windows.offsets[table[c.WINDOW].to_numpy()] + table[c.POSITION].to_numpy()]
         row = np.searchsorted(ends, at, side="right")
-        names = {c.ROW: before + row} | ({c.USER: frame[c.USER].gather(row)} if c.USER in frame.columns else {})
+        names = {c.ROW: of.before + row} | ({c.USER: frame[c.USER].gather(row)} if c.USER in frame.columns else {})
         rest = table.select(pl.exclude(c.WINDOW, c.USER, c.POSITION))
         return pl.DataFrame({**names, c.POSITION: at - (ends - found.lengths)[row], **rest.to_dict()})
 
@@ -278,8 +371,13 @@ def _make(
         "too long": len(found.windows) - len(windows),
         "edits": dict(edits[c.ACTION].value_counts().iter_rows()),
     }  # fmt: skip
-    with as_output_error(folder), sealed_folder(folder, told=told) as part:
-        write_parquet(found.corrected(edits, options.action), part / f"{HISTORIES}.parquet")
-        write_parquet(placed(edits), part / f"{EDITS}.parquet")
-        write_parquet(placed(scores), part / f"{SCORES}.parquet")
+    try:
+        with as_output_error(folder), sealed_folder(folder, told=told) as part:
+            write_parquet(found.corrected(edits, options.action), part / f"{HISTORIES}.parquet")
+            write_parquet(placed(edits), part / f"{EDITS}.parquet")
+            write_parquet(placed(scores), part / f"{SCORES}.parquet")
+    except (OSError, OutputError):
+        if (there := _kept(folder)) is None:
+            raise
+        return there  # a worker that outlived the call that had started it was first
     return told

@@ -1,11 +1,11 @@
-"""Ray workers: processes on this machine or on many that make the parts of a stage ahead of it.
+"""Ray workers: processes on this machine or on many, and what they make ahead of a stage.
+
+Ray Data moves tasks to the workers, and their answers back. It gives the task of a worker that died to another one.
 
 A stage scores and suggests in parts, which are kept in a folder under a hash of everything they depend on. Workers
 make the parts that are missing. Then the stage itself runs as always and finds them. So its tables have the same bytes
-whoever made the parts, and an interrupted stage resumes with or without Ray.
-
-Ray Data moves parts to the workers and their tables, as Parquet, back. It gives the part of a worker that died to
-another one. This process alone writes.
+whoever made the parts, and an interrupted stage resumes with or without Ray. Tables come back as Parquet; this process
+alone writes. Workers for a file of histories are in `ray_histories.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import platform
 import signal
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,10 +35,10 @@ from llm4dsr.denoise.storage import load_denoiser
 from llm4dsr.errors import ConfigError, LLM4DSRError, ModelError, OutputError, first_line
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
-# Columns of the blocks that Ray moves: places in lists of what Ray stores, and what a worker gives back.
-NAME, COUNTS, PART, TABLE, KIND, ERROR = "name", "counts", "part", "table", "kind", "error"
+NAME, COUNTS, PART = "name", "counts", "part"  # columns of a task: its name, and places in lists of what Ray stores
+ANSWER, KIND, ERROR = "answer", "kind", "error"  # columns of what a worker gives back, beside the name
 CONNECT_SECONDS = 10.0  # to wait for a cluster to answer
-SCHEMA = pa.schema([(NAME, pa.string()), (TABLE, pa.binary()), (KIND, pa.string()), (ERROR, pa.string())])
+SCHEMA = pa.schema([(NAME, pa.string()), (ANSWER, pa.binary()), (KIND, pa.string()), (ERROR, pa.string())])
 
 
 class Part(Protocol):
@@ -65,7 +66,7 @@ class RayWorkers:
     ----------
     address : str or None
         Of a running cluster, such as "10.0.0.1:6379", or "auto". Its machines need the same versions of all libraries,
-        and the run folder under the same path. None: Ray is started on this machine, out of reach of others.
+        and the folders that are used under the same path. None: Ray is started on this machine, out of reach of others.
     count : int or None
         Workers. Default: one for each GPU of the cluster, else for each core (or for so many cores as `threads` says).
     """
@@ -108,47 +109,73 @@ class RayWorkers:
         OutputError
             If a worker cannot read the model folder, or Ray fails.
         """
-        ray, threads, cache = _imported(self.address), ensemble.config.threads or 1, PartCache(work)
+        threads, cache = ensemble.config.threads or 1, PartCache(work)
         own = _fingerprint(ensemble.counts)
-        at, counts, sizes, blocks, stored = {own: 0}, [None], dict[str, int](), list[Any](), list[Any]()
+        at, counts, sizes, tasks, stored = {own: 0}, [None], dict[str, int](), list[pa.Table](), list[Any]()
         if progress:
             progress(0, 0, f"{doing}: find what is missing")
         for by_then, part in parts:
             name = digest(*part.key(by_then, cache))
             if name in sizes or cache.has(name):
                 continue
-            self._connect(ray, threads)
+            ray = self._connected(threads)
             if (known := _fingerprint(by_then.counts)) not in at:
                 at[known] = len(counts)
                 assert by_then.counts is not None
                 counts.append(ray.put(replace(by_then.counts, vectors=None)))  # a worker has the vectors
             sizes[name] = part.size
-            blocks.append(ray.put(pa.table({NAME: [name], COUNTS: [at[known]], PART: [len(stored)]})))
+            tasks.append(pa.table({NAME: [name], COUNTS: [at[known]], PART: [len(stored)]}))
             stored.append(ray.put(part))
-        if not blocks:
+        if not tasks:
             return
-        given = (str(model.resolve()), ensemble.fingerprint, _made_with(ensemble), counts, stored, threads)
+        given = (str(model.resolve()), ensemble.fingerprint, made_with(ensemble), counts, stored)
         done, total = 0, sum(sizes.values())
         if progress:
             progress(0, total, doing)
-        for name, table in self._made(ray, blocks, given, threads):
+        for name, table in self.answers(_PartWorker, tasks, given, threads):
             cache.keep(name, table)
             done += sizes[name]
             if progress:
                 progress(done, total, doing)
 
-    def _made(self, ray: Any, blocks: list[Any], given: tuple[Any, ...], threads: int) -> Iterator[tuple[str, bytes]]:
-        """(name, table) of each part, in the order in which they are finished."""
+    def answers(
+        self, worker: type[RayWorker], tasks: list[pa.Table], given: tuple[Any, ...], threads: int
+    ) -> Iterator[tuple[str, bytes]]:
+        """Let workers do tasks.
+
+        Parameters
+        ----------
+        worker : type of RayWorker
+            Made once in each process.
+        tasks : list of Table
+            One row each, with a name.
+        given : tuple
+            What each worker loads.
+        threads : int
+            Cores of each worker.
+
+        Yields
+        ------
+        name : str
+            Of the task that is done.
+        answer : bytes
+
+        Raises
+        ------
+        ModelError, ConfigError, OutputError
+            As in `make`, and what a worker raises.
+        """
+        ray = self._connected(threads)
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        count = min(self.count or gpus or max(1, cpus // threads), len(blocks))
-        made = ray.data.from_arrow_refs(blocks).map_batches(
-            _Worker,
+        count = min(self.count or gpus or max(1, cpus // threads), len(tasks))
+        made = ray.data.from_arrow_refs([ray.put(task) for task in tasks]).map_batches(
+            worker,
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            fn_constructor_args=given,
-            # A worker holds the next part while it works, and no more: the last parts are spread over all.
+            fn_constructor_args=(threads, *given),
+            # A worker holds the next task while it works, and no more: the last tasks are spread over all.
             compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
             num_cpus=threads,
             num_gpus=1 if gpus else 0,
@@ -158,7 +185,7 @@ class RayWorkers:
                 for row in batch.to_pylist():
                     if row[ERROR] is not None:
                         raise _error(row)
-                    yield row[NAME], row[TABLE]
+                    yield row[NAME], row[ANSWER]
         except ray.exceptions.RayTaskError:
             raise  # a fault of ours: its traceback is what is needed
         except ray.exceptions.RayError as error:
@@ -166,10 +193,11 @@ class RayWorkers:
                 f"Ray failed: {first_line(error)} Finished parts are kept. Repeat the command to resume."
             ) from None
 
-    def _connect(self, ray: Any, threads: int) -> None:
-        """Join the cluster, or start Ray here, unless this process did already."""
+    def _connected(self, threads: int) -> Any:
+        """The library, after it has joined the cluster, or started Ray here, unless this process did already."""
+        ray = _imported(self.address)
         if ray.is_initialized():
-            return
+            return ray
         how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         with _own_signals():
             if self.address is None:
@@ -186,6 +214,7 @@ class RayWorkers:
                     ) from None
         ray.data.DataContext.get_current().enable_progress_bars = False  # ours shows what is done
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+        return ray
 
 
 def _check_port(address: str) -> None:
@@ -204,37 +233,62 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Worker:
-    """Holds the models and makes one part after another."""
+class RayWorker(ABC):
+    """A process that loads something once, and does one task after another.
 
-    def __init__(
+    An error for people is given back with the next task: raised, Ray would start the worker again and again.
+    """
+
+    def __init__(self, threads: int, *given: Any) -> None:
+        self.error: LLM4DSRError | None = None
+        use_threads(threads)
+        try:
+            self.load(threads, *given)
+        except LLM4DSRError as error:
+            self.error = error
+
+    @abstractmethod
+    def load(self, threads: int, *given: Any) -> None:
+        """Load what `RayWorkers.answers` was given."""
+
+    @abstractmethod
+    def answer(self, task: dict[str, Any]) -> bytes:
+        """Do a task."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Return the answer to the task of a block, or the error."""
+        (task,) = block.to_pylist()
+        out: dict[str, list[Any]] = {NAME: [task[NAME]], ANSWER: [None], KIND: [None], ERROR: [None]}
+        if self.error is None:
+            try:
+                return pa.table(out | {ANSWER: [self.answer(task)]}, schema=SCHEMA)
+            except LLM4DSRError as error:
+                self.error = error
+        return pa.table(out | {KIND: [type(self.error).__name__], ERROR: [str(self.error)]}, schema=SCHEMA)
+
+
+class _PartWorker(RayWorker):
+    """Makes parts of stages."""
+
+    def load(
         self,
+        threads: int,
         folder: str,
         fingerprint: str,
         expected: dict[str, str],
         counts: list[Any],
         parts: list[Any],
-        threads: int,
     ) -> None:
-        self.counts, self.parts, self.at, self.error = counts, parts, 0, None
-        use_threads(threads)
-        try:
-            self.own = self.ensemble = _load(Path(folder), fingerprint, expected)
-        except LLM4DSRError as error:  # given back with the first part, because Ray would start the worker again
-            self.error = error
+        self.counts, self.parts, self.at = counts, parts, 0
+        check_shared(Path(folder))
+        self.own, _ = load_denoiser(Path(folder))  # every file is checked
+        check_alike(self.own, self.own.fingerprint == fingerprint, expected)
+        self.ensemble = self.own
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        (row,) = block.to_pylist()
-        out: dict[str, list[Any]] = {NAME: [row[NAME]], TABLE: [None], KIND: [None], ERROR: [None]}
-        if self.error is None:
-            import ray
+    def answer(self, task: dict[str, Any]) -> bytes:
+        import ray
 
-            try:
-                part = ray.get(self.parts[row[PART]])
-                return pa.table(out | {TABLE: [content_of(part.table(self._by_then(row[COUNTS])))]}, schema=SCHEMA)
-            except LLM4DSRError as error:
-                self.error = error
-        return pa.table(out | {KIND: [type(self.error).__name__], ERROR: [str(self.error)]}, schema=SCHEMA)
+        return content_of(ray.get(self.parts[task[PART]]).table(self._by_then(task[COUNTS])))
 
     def _by_then(self, at: int) -> Ensemble:
         """The ensemble with the counts of a part; 0: those of the model folder."""
@@ -253,26 +307,29 @@ def _error(row: dict[str, Any]) -> LLM4DSRError:
     return error
 
 
-def _load(folder: Path, fingerprint: str, expected: dict[str, str]) -> Ensemble:
-    if not folder.is_dir():
+def check_shared(path: Path) -> None:
+    """Raise OutputError if a worker does not see a file or folder of the process that started it."""
+    if not path.exists():
         raise OutputError(
-            f"A Ray worker on {platform.node()} cannot read {folder}. The run folder must be on a disk that all "
-            "machines of the cluster share, under the same path."
+            f"A Ray worker on {platform.node()} cannot read {path}. It must be on a disk that all machines of the "
+            "cluster share, under the same path."
         )
-    ensemble, _ = load_denoiser(folder)  # every file is checked
-    here = _made_with(ensemble)
-    if ensemble.fingerprint != fingerprint or here != expected:
+
+
+def check_alike(ensemble: Ensemble, is_same_model: bool, expected: dict[str, str]) -> None:
+    """Raise ModelError if a worker has another model, or other versions than `made_with` tells elsewhere."""
+    here = made_with(ensemble)
+    if not is_same_model or here != expected:
         other = [f"{name} {here.get(name, 'absent')}, not {expected.get(name, 'absent')}"
                  for name in {**expected, **here} if here.get(name) != expected.get(name)]  # fmt: skip
         raise ModelError(
             f"A Ray worker on {platform.node()} would give other numbers: it has {'; '.join(other) or 'another model'}."
             " Install the same versions on all machines, with GPUs (for bf16 also AMX) on all or on none."
         )
-    return ensemble
 
 
-def _made_with(ensemble: Ensemble) -> dict[str, str]:
-    """The versions, and for bf16 whether the CPU has AMX, which rounds in another way."""
+def made_with(ensemble: Ensemble) -> dict[str, str]:
+    """Return the versions, and for bf16 whether the CPU has AMX, which rounds in another way."""
     return versions() | ({"AMX": str(has_amx())} if ensemble.config.model.dtype == "bf16" else {})
 
 
