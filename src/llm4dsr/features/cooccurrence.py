@@ -268,15 +268,16 @@ class CooccurrenceCounts:
         begins = starts[:, items] + np.array([[0], [len(places)]])  # of pairs with smaller items, then with larger ones
         sizes = starts[:, items + 1] - starts[:, items]
         at = ranges(begins.T.ravel(), sizes.T.ravel())
-        is_larger = at >= len(places)
-        at[~is_larger] = places[at[~is_larger]]
-        at[is_larger] -= len(places)
-        sizes = sizes.sum(axis=0)
-        rows, items, keys = np.repeat(rows, sizes), np.repeat(items, sizes), self.pairs[at]
+        is_smaller = np.flatnonzero(at < len(places))
+        at[is_smaller] = places[at[is_smaller]] + len(places)
+        at -= len(places)
+        sizes, users, keys = sizes.sum(axis=0), self.popularity + 1.0, self.pairs[at]
         smaller, larger = split_keys(keys)
-        near, users = np.where(is_larger, larger, smaller), self.popularity + 1.0
+        near = smaller + larger - np.repeat(items, sizes)
+        scales = 1 / np.sqrt(np.repeat(users[items], sizes) * users[near])
+        rows = np.repeat(rows, sizes)
         count = self.counts[at] - self._is_own(pair_hashes(user_hashes(windows.user_ids)[rows], keys))
-        return rows, near, count * (1 / np.sqrt(users[items] * users[near]))
+        return rows, near, count * scales
 
     @cached_property
     def fingerprint(self) -> str:

@@ -20,7 +20,8 @@ from llm4dsr.core.device import in_parts
 from llm4dsr.core.hashing import Hashes, item_hashes, mixed
 from llm4dsr.data.windows import Windows
 
-SHIFT: Final = 2**31  # more than there can be items; their product fits 63 bits
+BITS: Final = 31  # of an item; there are fewer items than that, and two of them fit 63 bits
+SHIFT: Final = 2**BITS
 AT_ONCE = 1_000_000  # pairs of positions, or of a run, that are held at once; but all those of one user
 
 Counts = npt.NDArray[np.int32]
@@ -40,7 +41,7 @@ def pair_keys(left: IntArray, right: IntArray) -> IntArray:
 
 def split_keys(keys: IntArray) -> tuple[IntArray, IntArray]:
     """Return the smaller and the larger catalogue row of each key of `pair_keys`."""
-    return keys // SHIFT, keys % SHIFT
+    return keys >> BITS, keys & (SHIFT - 1)
 
 
 def pair_hashes(users: Hashes, keys: IntArray) -> Hashes:
