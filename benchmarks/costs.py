@@ -49,7 +49,8 @@ def scaled(of: Sizes, interactions: int, before: int) -> Sizes:
     """Sizes of a log of so many interactions, from those of a log of `before`."""
     f, items = interactions / before, min(MOST_ITEMS, interactions // 50)
     return replace(
-        of, items=items, characters=round(of.characters * items / of.items), pairs=round(of.pairs * f),
+        of, items=items, characters=round(of.characters * items / of.items), owned=round(of.owned * f),
+        pairs=round(min(of.pairs * f, items * (items - 1) / 2)),
         windows={name: round(count * f) for name, count in of.windows.items()},
         interactions={name: round(count * f) for name, count in of.interactions.items()},
     )  # fmt: skip
