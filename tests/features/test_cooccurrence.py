@@ -123,6 +123,13 @@ def test_users_are_known_by_their_id_as_text():
     assert user_hashes(pl.Series([None, "7"], dtype=pl.String))[0] == 0
 
 
+def test_many_ids_are_hashed_a_part_at_a_time(monkeypatch):
+    ids = pl.Series(["7", "8", "7", None, "9"])
+    at_once = user_hashes(ids).tolist()
+    monkeypatch.setattr("llm4dsr.core.hashing.AT_ONCE", 2)
+    assert user_hashes(ids).tolist() == at_once == [at_once[0], at_once[1], at_once[0], 0, at_once[4]]
+
+
 def test_nothing_is_subtracted_from_a_list_after_counting_integer_users():
     """Both users 0 and 1 have a and b. The list's first two histories are neither of them."""
     catalogue = Catalogue(pl.Series("item_id", ["a", "b", "c"]), ["A", "B", "C"])
