@@ -108,7 +108,7 @@ def page(found: dict[str, Any]) -> str:
             cells = [f"{int(rows):,}", f"{one['pairs']:,}", f"{one['hashes']:,}", step]
             for name, unit, form in (("peak", 2**20, "{:,.0f} MiB"), ("peak", int(rows), "{:,.0f} bytes"),
                                      ("held", 2**20, "{:,.0f} MiB"), ("cpu_seconds", 1, "{:,.1f} s")):  # fmt: skip
-                cells.append(" → ".join(form.format(of[name] / unit) if of else "?" for of in (old, one)))
+                cells.append(" → ".join(form.format(of[name] / unit) if of and name in of else "?" for of in (old, one)))
             lines.append("| " + " | ".join(cells) + " |")
     shared = [(rows, step) for rows in after for step in after[rows] if step in before.get(rows, {})]
     same = all(before[rows][step]["fingerprint"] == after[rows][step]["fingerprint"] for rows, step in shared)
