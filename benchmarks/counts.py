@@ -42,7 +42,7 @@ from llm4dsr.features.cooccurrence import CooccurrenceCounts
 BEFORE = "16fabea"  # the commit of the results "before"
 STEPS = ("count", "neighbors", "fit", "features")
 SHORTEST, LONGEST, WIDTH = 8, 30, 11
-NEIGHBORS, FEATURES = 100, 20_000
+NEIGHBORS, FEATURES = 10, 20_000
 
 
 def synthetic_windows(interactions: int, seed: int = 0) -> tuple[Windows, int]:
@@ -81,7 +81,7 @@ def measured(step: str, interactions: int, folder: Path) -> dict[str, Any]:
         counts.features(some)
     took, peak = time.process_time() - started, _memory("VmHWM")
     return_memory()
-    found = {"cpu_seconds": round(took, 1), "peak": peak - before, "held": _memory("VmRSS") - before}
+    found = {"cpu_seconds": round(took, 1), "peak": peak - before, "held": max(0, _memory("VmRSS") - before)}
     if step == "fit":
         counts.save(folder)
     sizes = {"windows": len(windows), "items": items, "pairs": len(counts.pairs), "hashes": len(counts.own)}
@@ -108,7 +108,9 @@ def page(found: dict[str, Any]) -> str:
             cells = [f"{int(rows):,}", f"{one['pairs']:,}", f"{one['hashes']:,}", step]
             for name, unit, form in (("peak", 2**20, "{:,.0f} MiB"), ("peak", int(rows), "{:,.0f} bytes"),
                                      ("held", 2**20, "{:,.0f} MiB"), ("cpu_seconds", 1, "{:,.1f} s")):  # fmt: skip
-                cells.append(" → ".join(form.format(of[name] / unit) if of and name in of else "?" for of in (old, one)))
+                cells.append(
+                    " → ".join(form.format(of[name] / unit) if of and name in of else "?" for of in (old, one))
+                )
             lines.append("| " + " | ".join(cells) + " |")
     shared = [(rows, step) for rows in after for step in after[rows] if step in before.get(rows, {})]
     same = all(before[rows][step]["fingerprint"] == after[rows][step]["fingerprint"] for rows, step in shared)
@@ -123,8 +125,8 @@ docstring says what a step is. *Pairs* are pairs of items that some user has. *H
 
 {table}
 
-Fingerprints of counts and vectors are {"the same before and after" if same else "NOT the same"}. CPU times are of a
-machine that was busy with other work.
+Fingerprints of counts and vectors are {"the same before and after" if same else "NOT the same"}. CPU times are
+of a machine that was busy with other work.
 """
 
 

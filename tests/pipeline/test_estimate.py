@@ -160,8 +160,8 @@ def test_counts_need_memory_by_the_different_pairs_of_items():
     """4,400 pairs of items in 8 + 4 bytes and their order in 4; 5,500 hashes of pairs and items of users in 8."""
     vectors = 5 * 1000 * 4 * (128 + 128 + 32)  # float32 of five groups, and their unit vectors
     assert counts_bytes(SIZES, configuration()) == (8 + 4 + 4) * 4400 + 8 * 5500 + vectors
-    svd = 6 * 8 * 1000 * (128 + 10) + 5 * 1000 * 4 * 128
-    assert counting_bytes(SIZES, configuration()) == (8 + 4 + 4 + 2 * 12) * 4400 + 8 * 5500 + svd
+    svd, part = 6 * 8 * 1000 * (128 + 10) + 5 * 1000 * 4 * 128, 60 * (5 * 1000 + 100)  # 1,000 interactions, 100 windows
+    assert counting_bytes(SIZES, configuration()) == (8 + 4 + 4 + 2 * 12) * 4400 + 8 * 5500 + svd + part
     many = replace(SIZES, owned=10**8)  # of users: the matrix does not grow with them
     assert counting_bytes(many, configuration()) - counting_bytes(SIZES, configuration()) == 8 * (10**8 - 5500)
     assert counts_bytes(SIZES, TITLES) == counting_bytes(SIZES, TITLES) == 0

@@ -69,15 +69,18 @@ class CollaborativeVectors:
             Seed of the truncated SVD.
         """
         _, places = by_larger(pairs, n_items)
-        out = np.zeros((len(groups), n_items, max(SIZES)), np.float32)
-        for group, own in enumerate(groups):
+
+        def matrix(own: Iterable[Run]) -> Any:
             others = counts.copy()
             for some, count in own:
                 others[np.searchsorted(pairs, some)] -= count
-            matrix = ppmi(pairs, others, places, n_items)
-            del others  # the SVD takes long, and the most memory
-            vectors = _svd_vectors(matrix, max(SIZES), seed)
+            return ppmi(pairs, others, places, n_items)
+
+        out = np.zeros((len(groups), n_items, max(SIZES)), np.float32)
+        for group, own in enumerate(groups):
+            vectors = _svd_vectors(matrix(own), max(SIZES), seed)
             out[group, :, : vectors.shape[1]] = vectors
+            del vectors  # else they are held beside those of the next group, as a matrix with a name would be
         return cls(out, sorted_unique(users))
 
     def with_items(self, n_items: int) -> CollaborativeVectors:

@@ -127,8 +127,8 @@ def counting_bytes(sizes: Sizes, config: Config) -> int:
     own, runs = 8 * sizes.owned, 12 * sizes.pairs
     part = 60 * min(AT_ONCE, 5 * sizes.interactions[c.TRAIN]) + 60 * sizes.windows[c.TRAIN]
     svd = 6 * 8 * sizes.items * (max(SIZES) + OVERSAMPLED) + 4 * GROUPS * sizes.items * max(SIZES)
-    # Two runs, their sum, and what is owned; or the pairs, in order of both items, and their matrix.
-    return int(max(2 * runs + own + part, runs + own + (4 + 2 * 12) * sizes.pairs + svd))
+    # Beside what is owned: two runs and their sum; or the pairs, in order of both items, and their matrix.
+    return int(own + part + max(2 * runs, runs + (4 + 2 * 12) * sizes.pairs + svd))
 
 
 def counts_bytes(sizes: Sizes, config: Config) -> int:
