@@ -21,9 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from llm4dsr.config import Config
+from llm4dsr.core.arrays import IntArray
 from llm4dsr.core.hashing import versions
 from llm4dsr.core.io import write_text
 from llm4dsr.core.memory import resident_memory
@@ -34,7 +36,7 @@ from llm4dsr.lm.shape import lm_shape
 from llm4dsr.pipeline.estimate import needs
 from llm4dsr.pipeline.preflight import KEPT, duration, readable
 from llm4dsr.pipeline.probe import measure, neighborhood_seconds, seconds
-from llm4dsr.pipeline.sizes import Sizes
+from llm4dsr.pipeline.sizes import Sizes, distinct_pairs
 from llm4dsr.recommenders.ease import memory_needed
 
 SIZES = [10**power for power in range(4, 10)]
@@ -45,11 +47,13 @@ CORES = 64  # of the cluster
 RESULTS = Path(__file__).parent / "results"
 
 
-def scaled(of: Sizes, interactions: int, before: int) -> Sizes:
-    """Sizes of a log of so many interactions, from those of a log of `before`."""
+def scaled(of: Sizes, frequencies: IntArray, interactions: int, before: int) -> Sizes:
+    """Sizes of a log of so many interactions, from one of `before` and how often each of its items occurs."""
     f, items = interactions / before, min(MOST_ITEMS, interactions // 50)
+    like_them = np.sort(frequencies)[np.arange(items) * len(frequencies) // items]
     return replace(
-        of, items=items, characters=round(of.characters * items / of.items), pairs=round(of.pairs * f),
+        of, items=items, characters=round(of.characters * items / of.items), owned=round(of.owned * f),
+        pairs=round(distinct_pairs(like_them, of.owned * f)),
         windows={name: round(count * f) for name, count in of.windows.items()},
         interactions={name: round(count * f) for name, count in of.interactions.items()},
     )  # fmt: skip
@@ -68,12 +72,13 @@ def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(1)
     config = replace(Config(), threads=1)
     at_hand, windows = measured_sizes(data, config), data.splits["train"]
+    frequencies = np.bincount(windows.items, minlength=len(data.catalogue))
     shape, _ = lm_shape(config.model, data.catalogue.titles, config.train.max_tokens)
     parts = json.loads((RESULTS / "gpu/results.json").read_text())["parts"]
     gpu = {part["part"].split()[0]: part["ratio"] for part in parts}
     known = json.loads((RESULTS / "scale/results.json").read_text())["sizes"]
     for count in SIZES:
-        sizes = scaled(at_hand, count, before)
+        sizes = scaled(at_hand, frequencies, count, before)
         with_ease = memory_needed(sizes.items) <= EASE_BYTES
         speeds = measure(data, config, sizes, list(STAGES))
         if not with_ease:

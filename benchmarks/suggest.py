@@ -36,8 +36,9 @@ from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.predictions import Predictions
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.suggest import FLAGS, suggest
-from llm4dsr.features.collaborative import SIZES, CollaborativeVectors, pair_keys
+from llm4dsr.features.collaborative import SIZES, CollaborativeVectors
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.features.pair_counts import pair_keys
 from llm4dsr.features.title_vectors import title_vectors
 from llm4dsr.lm import CatalogueTree, decode_in_catalogue
 from llm4dsr.lm.collate import collate

@@ -3,11 +3,10 @@
 import numpy as np
 import polars as pl
 import pytest
-import scipy.sparse as sp
 
 from llm4dsr.core.hashing import user_folds
 from llm4dsr.data.windows import Windows
-from llm4dsr.features.collaborative import GROUPS, N_COSINES, SIZES, CollaborativeVectors, _ppmi_vectors
+from llm4dsr.features.collaborative import GROUPS, N_COSINES, SIZES, CollaborativeVectors
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 
 CARS, DOLLS = range(10), range(10, 20)  # two tastes; every user has one of them
@@ -91,18 +90,6 @@ def test_a_history_does_not_know_itself():
 def test_all_users_that_were_not_learned_from_are_alike(vectors):
     features = vectors.features(histories(*[[0, 1, 13]] * 20)).reshape(20, 3, N_COSINES)
     assert (features == features[0]).all()
-
-
-def test_ppmi_of_pairs_by_hand():
-    """Two separate pairs, counts 3 and 1. PMI = ln(3 · 8 / (3 · 3)) and ln(1 · 8 / (1 · 1)), both discounted.
-
-    Each pair is one positive eigenvalue, shared evenly by its two items: squared length = value / 2.
-    """
-    counts = sp.csr_matrix(([3.0, 1.0], ([0, 2], [1, 3])), shape=(4, 4))
-    vectors = _ppmi_vectors(counts, 3, seed=0)
-    often, once = np.log(8 / 3) * (3 / 4) * (3 / 4), np.log(8) * (1 / 2) * (1 / 2)
-    np.testing.assert_allclose((vectors[:2] ** 2).sum(axis=1), often / 2, rtol=1e-5)
-    assert often > once
 
 
 def test_saved_and_loaded_they_are_the_same(vectors, tmp_path):

@@ -12,8 +12,9 @@ from llm4dsr.data.demo import make_demo
 from llm4dsr.data.read import as_windows
 from llm4dsr.data.windows import Windows
 from llm4dsr.features import cooccurrence as cooccurrence_module
-from llm4dsr.features.collaborative import split_keys
+from llm4dsr.features import pair_counts
 from llm4dsr.features.cooccurrence import N_FEATURES, CooccurrenceCounts
+from llm4dsr.features.pair_counts import split_keys
 
 TRAIN, TRACK, PAINT, BRUSH, DOLL = range(5)
 HISTORIES = [[TRAIN, TRACK], [TRAIN, TRACK, PAINT], [PAINT, BRUSH], [PAINT, BRUSH, TRAIN]]
@@ -70,6 +71,17 @@ def test_what_was_counted_is_not_counted_again(cooccurrence):
     assert item_counts[0].tolist() == [3, 2, 1]
 
 
+def test_windows_counted_in_two_halves_are_those_counted_at_once(tiny_demo):
+    """Users of the first half come again in the second: their pairs count once."""
+    train, size = tiny_demo.splits["train"], len(tiny_demo.catalogue)
+    halves = train.take(np.arange(0, len(train), 2)), train.take(np.arange(1, len(train), 2))
+    assert set(halves[0].user_ids) & set(halves[1].user_ids)
+    first = CooccurrenceCounts.of(halves[0], size)
+    before = first.fingerprint, first.popularity.copy()
+    assert first.add(halves[1]).fingerprint == CooccurrenceCounts.of(train, size).fingerprint
+    assert CooccurrenceCounts(first.pairs, first.counts, before[1], first.own).fingerprint == before[0]  # unchanged
+
+
 def test_a_repeated_item_does_not_co_occur_with_itself(cooccurrence):
     pair_counts, _ = cooccurrence.leave_one_out_counts(windows([[TRAIN, TRAIN, TRACK]], ["eve"]))
     assert pair_counts[0].tolist() == [[0, 0, 2], [0, 0, 2], [2, 2, 0]]
@@ -111,6 +123,13 @@ def test_users_are_known_by_their_id_as_text():
     assert user_hashes(pl.Series([None, "7"], dtype=pl.String))[0] == 0
 
 
+def test_many_ids_are_hashed_a_part_at_a_time(monkeypatch):
+    ids = pl.Series(["7", "8", "7", None, "9"])
+    at_once = user_hashes(ids).tolist()
+    monkeypatch.setattr("llm4dsr.core.hashing.AT_ONCE", 2)
+    assert user_hashes(ids).tolist() == at_once == [at_once[0], at_once[1], at_once[0], 0, at_once[4]]
+
+
 def test_nothing_is_subtracted_from_a_list_after_counting_integer_users():
     """Both users 0 and 1 have a and b. The list's first two histories are neither of them."""
     catalogue = Catalogue(pl.Series("item_id", ["a", "b", "c"]), ["A", "B", "C"])
@@ -140,10 +159,12 @@ def test_counts_of_groups_add_up_to_those_of_all():
         assert getattr(fitted, name).dtype == getattr(whole, name).dtype
 
 
-@pytest.mark.parametrize("cells", [50, 4_000_000])
+@pytest.mark.parametrize("cells", [500, 4_000_000])
 def test_it_is_the_same_in_small_parts(monkeypatch, cells):
     """A big log is counted a part at a time; the parts must not show."""
     monkeypatch.setattr("llm4dsr.features.cooccurrence.CELLS", cells)
+    monkeypatch.setattr("llm4dsr.features.pair_counts.AT_ONCE", cells)
+    monkeypatch.setattr("llm4dsr.features.ppmi.AT_ONCE", cells)
     data = make_demo(size="tiny").data
     some = data.splits["train"]
     cooccurrence = CooccurrenceCounts.fit(some, len(data.catalogue), seed=0)
@@ -168,8 +189,9 @@ def test_windows_that_do_not_fit_are_counted_and_described_in_smaller_parts(monk
             raise MemoryError
         return pairs_of(windows, part)
 
-    pairs_of = cooccurrence_module._pairs
-    monkeypatch.setattr(cooccurrence_module, "_pairs", limited)
+    pairs_of = pair_counts.window_pairs
+    for module in (pair_counts, cooccurrence_module):
+        monkeypatch.setattr(module, "window_pairs", limited)
     with caplog.at_level(logging.WARNING, "llm4dsr"):
         little = CooccurrenceCounts.fit(train, len(tiny_demo.catalogue), 0)
         np.testing.assert_array_equal(little.features(train), described)

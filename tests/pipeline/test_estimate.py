@@ -14,12 +14,16 @@ from llm4dsr.cli.main import main
 from llm4dsr.core.memory import free_in_container
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.errors import ModelError, OutputError
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.lm.passes import CPU_BYTES, CPU_TOKENS, LOGITS, pass_tokens, token_bytes
 from llm4dsr.lm.shape import LMShape, lm_shape
 from llm4dsr.pipeline import STAGES, preflight
+from llm4dsr.pipeline import sizes as sizes_module
 from llm4dsr.pipeline.estimate import (
     Need,
     checkpoint_bytes,
+    counting_bytes,
+    counts_bytes,
     disk_of_model,
     logit_bytes,
     model_bytes,
@@ -34,14 +38,15 @@ from llm4dsr.pipeline.estimate import (
 from llm4dsr.pipeline.preflight import Estimate
 from llm4dsr.pipeline.preflight import preflight as check
 from llm4dsr.pipeline.probe import Speeds, seconds
-from llm4dsr.pipeline.sizes import Sizes, distinct_pairs
+from llm4dsr.pipeline.sizes import Sizes
 
 from ..lm.test_model_sources import configured, make_checkpoint
 
 SPLITS = {"train": 100, "valid": 20, "test": 20}
 SIZES = Sizes(
     items=1000, characters=30_000, windows=SPLITS, interactions={name: 10 * n for name, n in SPLITS.items()},
-    models={"train": 1.0, "valid": 2.0, "test": 2.0}, width=11, pairs=4500, tokens=14.0, title_tokens=0.0, rows=3,
+    models={"train": 1.0, "valid": 2.0, "test": 2.0}, width=11, pairs=4400, owned=5500,
+    tokens=14.0, title_tokens=0.0, rows=3,
 )  # fmt: skip
 LM = LMShape(parameters=1000, trainable=1000, hidden=8, intermediate=32, layers=2, heads=2, vocabulary=300)
 WORKERS = {"itemknn": 1, "ease": 1, "evaluate": 2}
@@ -144,17 +149,33 @@ def test_item_item_matrices_and_workers():
 
 
 def test_ranking_is_fitted_on_a_bounded_number_of_cells():
-    neighbors = 2 * distinct_pairs(SIZES) / SIZES.items  # of an item
+    neighbors = 2 * 4400 / 1000  # of an item
     assert ranking_fit_bytes(SIZES, configuration()) == int(46 * 20 * 1000 + 140 * 20 * 10 * neighbors)
     many = replace(SIZES, windows={**SPLITS, "valid": 10**6}, interactions={**SIZES.interactions, "valid": 10**7})
     assert ranking_fit_bytes(many, configuration()) == 46 * 30_000_000 + 140 * 2_000_000
     assert ranking_fit_bytes(many, TITLES) == 0
 
 
-def test_distinct_pairs():
-    few = replace(SIZES, pairs=100)
-    assert distinct_pairs(few) == pytest.approx(100, rel=0.001)  # hardly any pair twice
-    assert distinct_pairs(replace(SIZES, pairs=10**9)) == 1000 * 999 / 2  # each
+def test_counts_need_memory_by_the_different_pairs_of_items():
+    """4,400 pairs of items in 8 + 4 bytes and their order in 4; 5,500 hashes of pairs and items of users in 8."""
+    vectors = 5 * 1000 * 4 * (128 + 128 + 32)  # float32 of five groups, and their unit vectors
+    assert counts_bytes(SIZES, configuration()) == (8 + 4 + 4) * 4400 + 8 * 5500 + vectors
+    svd, part = 6 * 8 * 1000 * (128 + 10) + 5 * 1000 * 4 * 128, 60 * (5 * 1000 + 100)  # 1,000 interactions, 100 windows
+    assert counting_bytes(SIZES, configuration()) == (8 + 4 + 4 + 2 * 12) * 4400 + 8 * 5500 + svd + part
+    many = replace(SIZES, owned=10**8)  # of users: the matrix does not grow with them
+    assert counting_bytes(many, configuration()) - counting_bytes(SIZES, configuration()) == 8 * (10**8 - 5500)
+    assert counts_bytes(SIZES, TITLES) == counting_bytes(SIZES, TITLES) == 0
+
+
+def test_pairs_are_told_from_a_part_of_the_users(tiny_demo, monkeypatch):
+    """A third of the windows tells what counting all of them finds. Items that go together make fewer pairs."""
+    whole = Sizes.of(tiny_demo, Config(), 14.0, 0.0)
+    counted = CooccurrenceCounts.of(tiny_demo.splits["train"], len(tiny_demo.catalogue))
+    assert (whole.pairs, whole.owned) == (len(counted.pairs), len(counted.own))
+    monkeypatch.setattr(sizes_module, "SAMPLED", len(tiny_demo.splits["train"]) // 3)
+    part = Sizes.of(tiny_demo, Config(), 14.0, 0.0)
+    assert part.owned == pytest.approx(whole.owned, rel=0.1)
+    assert whole.pairs < part.pairs < 1.6 * whole.pairs
 
 
 # --- disk and time ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from llm4dsr.columns import USER
 from llm4dsr.core.arrays import IntArray
 
 Hashes = npt.NDArray[np.uint64]
+AT_ONCE = 1_000_000  # ids that are held as text
 NUMERIC_PACKAGES = ("llm4dsr", "torch", "transformers", "peft", "polars", "numpy", "scikit-learn")
 
 
@@ -32,11 +33,14 @@ def user_hashes(user_ids: pl.Series) -> Hashes:
     array of uint64
         [W] a 64-bit hash of each id as text, the same on every machine; 0 for null.
     """
-    ids = user_ids.cast(pl.String).to_list()
-    hashes = dict.fromkeys(ids, 0)
-    for i in hashes.keys() - {None}:
-        hashes[i] = int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "little")
-    return np.fromiter((hashes[i] for i in ids), np.uint64, len(ids))
+    out = np.empty(len(user_ids), np.uint64)
+    for start in range(0, len(out), AT_ONCE):  # as text, ids take ten times the memory of their hashes
+        ids = user_ids.slice(start, AT_ONCE).cast(pl.String).to_list()
+        hashes = dict.fromkeys(ids, 0)
+        for i in hashes.keys() - {None}:
+            hashes[i] = int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "little")
+        out[start : start + len(ids)] = [hashes[i] for i in ids]
+    return out
 
 
 def item_hashes(users: Hashes, rows: IntArray) -> Hashes:

@@ -19,7 +19,8 @@ from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.denoise.stacking import HALVES, N_EVIDENCE, Stacker
 from llm4dsr.errors import ModelError, first_line
-from llm4dsr.features.collaborative import GROUPS, split_keys
+from llm4dsr.features.collaborative import GROUPS
+from llm4dsr.features.pair_counts import split_keys
 from llm4dsr.features.title_vectors import MINILM_COLUMNS
 
 ROWS_PER_BYTE = 64  # of a table of ids or counts, which hardly repeat

@@ -1,21 +1,15 @@
 """Collaborative item vectors, cross-fitted: which items go together beyond the pairs that were counted.
 
-Pair counts are sparse: most pairs of a history occur in no other one. A truncated SVD of their positive PMI [1]_,
-discounted where counts are small [2]_, gives items vectors that are close if they occur with the same items. A history
-must not know itself. So users are split into groups, and each group has vectors learned from the users of all other
-groups.
+Pair counts are sparse: most pairs of a history occur in no other one. A truncated SVD of their positive PMI, discounted
+where counts are small (`ppmi`), gives items vectors that are close if they occur with the same items. A history must
+not know itself. So users are split into groups, and each group has vectors learned from the users of all other groups.
 
 Vectors of two groups have different bases, so only cosines within one group are used. They are the same in any basis.
-
-References
-----------
-.. [1] Levy and Goldberg (2014), Neural word embedding as implicit matrix factorization.
-.. [2] Pantel and Lin (2002), Discovering word senses from text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,31 +22,16 @@ from safetensors.numpy import load_file, save_file
 from llm4dsr.core.arrays import BoolArray, IntArray, among, sorted_unique
 from llm4dsr.core.hashing import Hashes, digest, hash_folds, user_hashes
 from llm4dsr.data.windows import Windows
+from llm4dsr.features.pair_counts import Counts, Run
+from llm4dsr.features.ppmi import by_larger, ppmi
 
 GROUPS = 5  # of users; each has vectors from the users of the others
 SIZES = (32, 128)  # leading columns whose cosines are taken: coarse and fine tastes
 N_COSINES = 3 * len(SIZES)  # numbers that `CollaborativeVectors.features` gives for an interaction
-SHIFT = 2**31  # more than there can be items; their product fits 63 bits
 CELLS = 50_000  # positions whose vectors are held at once
 FILE = "collaborative.safetensors"
 
 Vectors = npt.NDArray[np.float32]
-
-
-def pair_keys(left: IntArray, right: IntArray) -> IntArray:
-    """Return one number for two items each, whichever comes first. It does not depend on the size of the catalogue.
-
-    Examples
-    --------
-    >>> split_keys(pair_keys(np.array([7, 2]), np.array([3, 9])))
-    (array([3, 2]), array([7, 9]))
-    """
-    return np.asarray(np.minimum(left, right) * SHIFT + np.maximum(left, right))
-
-
-def split_keys(keys: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the smaller and the larger catalogue row of each key of `pair_keys`."""
-    return keys // SHIFT, keys % SHIFT
 
 
 @dataclass
@@ -72,14 +51,16 @@ class CollaborativeVectors:
 
     @classmethod
     def of(
-        cls, counts: Sequence[tuple[IntArray, IntArray]], users: Hashes, n_items: int, seed: int
+        cls, pairs: IntArray, counts: Counts, groups: Sequence[Iterable[Run]], users: Hashes, n_items: int, seed: int
     ) -> CollaborativeVectors:
-        """Learn the vectors from the pair counts of each group.
+        """Learn the vectors from the pair counts of all users and of each group.
 
         Parameters
         ----------
-        counts : sequence of (array of int, array of int)
-            For each group of users, the keys of its pairs, as `pair_keys` makes them, and their counts.
+        pairs, counts : array of int
+            [P] sorted keys of pairs, as `pair_keys` makes them, and the users of each.
+        groups : sequence of iterable of (array of int, array of int)
+            For each group, such pairs and counts that add up to those of its users.
         users : array of uint64
             Hashes of the users of all groups.
         n_items : int
@@ -87,15 +68,19 @@ class CollaborativeVectors:
         seed : int
             Seed of the truncated SVD.
         """
-        import scipy.sparse as sp
+        _, places = by_larger(pairs, n_items)
 
-        shape = (n_items, n_items)
-        matrices = [sp.csr_matrix((c.astype(np.float64), split_keys(k)), shape=shape) for k, c in counts]
-        total = sum(matrices[1:], start=matrices[0])
-        out = np.zeros((len(counts), n_items, max(SIZES)), np.float32)
-        for group, own in enumerate(matrices):
-            vectors = _ppmi_vectors(total - own, max(SIZES), seed)
+        def matrix(own: Iterable[Run]) -> Any:
+            others = counts.copy()
+            for some, count in own:
+                others[np.searchsorted(pairs, some)] -= count
+            return ppmi(pairs, others, places, n_items)
+
+        out = np.zeros((len(groups), n_items, max(SIZES)), np.float32)
+        for group, own in enumerate(groups):
+            vectors = _svd_vectors(matrix(own), max(SIZES), seed)
             out[group, :, : vectors.shape[1]] = vectors
+            del vectors  # else they are held beside those of the next group, as a matrix with a name would be
         return cls(out, sorted_unique(users))
 
     def with_items(self, n_items: int) -> CollaborativeVectors:
@@ -209,22 +194,13 @@ class CollaborativeVectors:
         return cls(loaded["vectors"], loaded["users"].view(np.uint64))
 
 
-def _ppmi_vectors(counts: Any, size: int, seed: int) -> npt.NDArray[Any]:
-    """[N, ≤ size] truncated SVD of the discounted positive PMI of pairs; counts: sparse [N, N], upper triangle."""
-    import scipy.sparse as sp
+def _svd_vectors(matrix: Any, size: int, seed: int) -> npt.NDArray[Any]:
+    """[N, ≤ size] truncated SVD of the positive PMI of pairs."""
     from sklearn.utils.extmath import randomized_svd
 
-    pairs = (counts + counts.T).tocoo()
-    here = pairs.data > 0
-    row, column, count = pairs.row[here], pairs.col[here], pairs.data[here]
-    totals = np.bincount(row, weights=count, minlength=pairs.shape[0])
-    pmi = np.log(count * max(totals.sum(), 1.0) / np.maximum(totals[row] * totals[column], 1.0))
-    rarer = np.minimum(totals[row], totals[column])
-    pmi *= count / (count + 1) * rarer / (rarer + 1)
-    positive = pmi > 0
-    if not positive.any() or pairs.shape[0] < 2:
-        return np.zeros((pairs.shape[0], 1))
-    matrix = sp.csr_matrix((pmi[positive], (row[positive], column[positive])), shape=pairs.shape)
-    left, values, right = randomized_svd(matrix, min(size, pairs.shape[0] - 1), n_iter=4, random_state=seed)
+    n_items = matrix.shape[0]
+    if not matrix.nnz or n_items < 2:
+        return np.zeros((n_items, 1))
+    left, values, right = randomized_svd(matrix, min(size, n_items - 1), n_iter=4, random_state=seed)
     # Their sum, not one side alone: items that occur only with each other are then close, too.
     return np.asarray((left + right.T) / 2 * np.sqrt(values))

@@ -12,25 +12,39 @@ user has; no user id is stored.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, among, ranges, sorted_unique
+from llm4dsr.core.arrays import BoolArray, FloatArray, IntArray, among, ranges
 from llm4dsr.core.device import in_parts
-from llm4dsr.core.hashing import Hashes, digest, item_hashes, mixed, user_folds, user_hashes
+from llm4dsr.core.hashing import Hashes, digest, hash_folds, item_hashes, user_hashes
 from llm4dsr.core.io import write_parquet
 from llm4dsr.data.windows import Windows
-from llm4dsr.features.collaborative import GROUPS, N_COSINES, CollaborativeVectors, pair_keys, split_keys
+from llm4dsr.features.collaborative import GROUPS, N_COSINES, CollaborativeVectors
+from llm4dsr.features.pair_counts import (
+    Counts,
+    Run,
+    joined,
+    pair_hashes,
+    pair_keys,
+    run_of,
+    slices,
+    split_keys,
+    summed,
+    user_pairs,
+    window_pairs,
+)
+from llm4dsr.features.ppmi import Places, by_larger, first_places
 
 N_COUNTS = 7  # numbers that `CooccurrenceCounts.features` gives for an interaction, before the cosines
 N_FEATURES = N_COUNTS + N_COSINES
-CELLS = 4_000_000  # pairs that are held at once
+CELLS = 4_000_000  # pairs of a batch that are described at once
 _FILE = "cooccurrence_{}.parquet"
 
 
@@ -42,7 +56,7 @@ class CooccurrenceCounts:
     ----------
     pairs : array of int
         [P] sorted keys of pairs, as `pair_keys` makes them.
-    counts : array of int
+    counts : array of int32
         [P] users of each pair.
     popularity : array of int
         [N] users of each item.
@@ -53,7 +67,7 @@ class CooccurrenceCounts:
     """
 
     pairs: IntArray
-    counts: IntArray
+    counts: Counts
     popularity: IntArray
     own: Hashes
     vectors: CollaborativeVectors | None = None
@@ -71,21 +85,28 @@ class CooccurrenceCounts:
         seed : int
             Seed of the vectors.
         """
-        groups = user_folds(windows.user_ids, GROUPS)
-        parts = [cls.of(windows.take(np.flatnonzero(groups == group)), n_items) for group in range(GROUPS)]
+        users = user_hashes(windows.user_ids)
+        counted = cls._none(n_items)._with(windows, users)
+        groups = hash_folds(users, GROUPS)
+
+        def of_group(group: int) -> Iterator[Run]:  # counted again: that takes less time than room to keep it
+            rows = np.flatnonzero(groups == group)
+            return (run_of(found.pairs) for found in user_pairs(windows, users, n_items, rows))
+
         vectors = CollaborativeVectors.of(
-            [(part.pairs, part.counts) for part in parts], user_hashes(windows.user_ids), n_items, seed
+            counted.pairs, counted.counts, [of_group(group) for group in range(GROUPS)], users, n_items, seed
         )
-        # No user is in two groups, so their counts add up to those of all.
-        pairs, counts = _summed([part.pairs for part in parts], [part.counts for part in parts])
-        popularity = np.sum([part.popularity for part in parts], axis=0)
-        return cls(pairs, counts, popularity, sorted_unique(*(part.own for part in parts)), vectors)
+        return replace(counted, vectors=vectors)
 
     @classmethod
     def of(cls, windows: Windows, n_items: int) -> CooccurrenceCounts:
         """Count windows, each pair of a user once."""
+        return cls._none(n_items).add(windows)
+
+    @classmethod
+    def _none(cls, n_items: int) -> CooccurrenceCounts:
         none = np.empty(0, np.int64)
-        return cls(none, none, np.zeros(n_items, np.int64), np.empty(0, np.uint64)).add(windows)
+        return cls(none, none.astype(np.int32), np.zeros(n_items, np.int64), none.astype(np.uint64))
 
     def add(self, windows: Windows) -> CooccurrenceCounts:
         """Count more windows into a new object; this one is unchanged. What a user was counted for is not counted
@@ -96,33 +117,25 @@ class CooccurrenceCounts:
         windows : Windows
             Windows to count.
         """
-        n_items, users = len(self.popularity), user_hashes(windows.user_ids)[windows.owners]
-        keys, owners = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        return self._with(windows, user_hashes(windows.user_ids))
 
-        def count(part: slice) -> tuple[IntArray, Hashes]:
-            left, right = _pairs(windows, part)
-            key = pair_keys(windows.items[left], windows.items[right])
-            owner, first = np.unique(_pair_hash(users[left], key), return_index=True)
-            return key[first], owner
+    def _with(self, windows: Windows, users: Hashes) -> CooccurrenceCounts:
+        """`add` windows of the users [W] with these hashes."""
+        popularity, own = self.popularity.copy(), [np.empty(0, np.uint64)]
 
-        for _, (key, owner) in in_parts(_parts(windows), count, "interactions to count"):
-            keys.append(key)
-            owners.append(owner)
-        pair_owners, first = np.unique(np.concatenate(owners), return_index=True)
-        new = ~among(self.own, pair_owners)
-        pair_owners, fresh = pair_owners[new], np.concatenate(keys)[first[new]]
-        pairs, counts = _summed([self.pairs, fresh], [self.counts, np.ones(len(fresh), np.int64)])
-        rows = windows.items
-        item_owners, first = np.unique(item_hashes(users, rows), return_index=True)
-        new = ~among(self.own, item_owners)
-        popularity = self.popularity + np.bincount(rows[first[new]], minlength=n_items)
-        return CooccurrenceCounts(
-            pairs,
-            counts,
-            popularity,
-            sorted_unique(self.own, pair_owners, item_owners[new]),
-            self.vectors,
-        )
+        def runs() -> Iterator[Run]:
+            yield self.pairs, self.counts
+            for found in user_pairs(windows, users, len(popularity), np.arange(len(windows))):
+                new, new_items = ~self._is_own(found.pair_owners), ~self._is_own(found.item_owners)
+                np.add.at(popularity, found.items[new_items], 1)
+                own.extend([found.pair_owners[new], found.item_owners[new_items]])
+                yield run_of(found.pairs[new])
+
+        pairs, counts = summed(runs())
+        added = joined(own)
+        added.sort()
+        merged = np.insert(self.own, np.searchsorted(self.own, added), added) if len(self.own) else added
+        return CooccurrenceCounts(pairs, counts, popularity, merged, self.vectors)
 
     def with_items(self, n_items: int) -> CooccurrenceCounts:
         """Return counts that also know new items at the end of a catalogue of now `n_items`, which no user has yet."""
@@ -130,9 +143,9 @@ class CooccurrenceCounts:
         popularity[: len(self.popularity)] = self.popularity
         vectors = None if self.vectors is None else self.vectors.with_items(n_items)
         out = replace(self, popularity=popularity, vectors=vectors)
-        starts, *others = self._neighbors  # new items have none, so nothing is counted or sorted again
-        more = np.full(n_items - len(self.popularity), starts[-1])
-        vars(out).update(_neighbors=(np.concatenate([starts, more]), *others), _own_prefixes=self._own_prefixes)
+        starts, places = self._neighbors  # new items have none, so nothing is counted or sorted again
+        more = np.repeat(starts[:, -1:], n_items - len(self.popularity), axis=1)
+        vars(out).update(_neighbors=(np.append(starts, more, axis=1), places), _own_prefixes=self._own_prefixes)
         return out
 
     def leave_one_out_counts(self, windows: Windows) -> tuple[FloatArray, FloatArray]:
@@ -153,12 +166,12 @@ class CooccurrenceCounts:
         rows, owners, positions = windows.items, windows.owners, windows.positions
         users = user_hashes(windows.user_ids)[owners]
         pair_counts = np.zeros((len(windows), windows.width, windows.width))
-        for left, right in (_pairs(windows, part) for part in _parts(windows)):
+        for left, right in (window_pairs(windows, part) for part in slices(windows, CELLS)):
             key = pair_keys(rows[left], rows[right])
             found = among(self.pairs, key)
             key, left, right = key[found], left[found], right[found]
             count = self.counts[np.searchsorted(self.pairs, key)]
-            count = count - self._is_own(_pair_hash(users[left], key))
+            count = count - self._is_own(pair_hashes(users[left], key))
             window, i, j = owners[left], positions[left], positions[right]
             pair_counts[window, i, j] = pair_counts[window, j, i] = count
         item_counts = self.popularity[rows] - self._is_own(item_hashes(users, rows))
@@ -233,7 +246,7 @@ class CooccurrenceCounts:
     @property
     def mean_neighbors(self) -> float:
         """Mean number of items that an item occurs with."""
-        return float(self._neighbors[0][-1]) / max(1, len(self.popularity))
+        return 2 * len(self.pairs) / max(1, len(self.popularity))
 
     def neighbors(self, windows: Windows, context: BoolArray) -> tuple[IntArray, IntArray, FloatArray]:
         """List the items that other users have with the items of a window.
@@ -251,34 +264,33 @@ class CooccurrenceCounts:
             [m] what this adds to its neighbor score.
         """
         rows, items = windows.owners[context], windows.items[context]
-        starts, neighbors, counts, keys, scales = self._neighbors
-        sizes = starts[items + 1] - starts[items]
-        at, rows = ranges(starts[items], sizes), np.repeat(rows, sizes)
-        count = counts[at] - self._is_own(_pair_hash(user_hashes(windows.user_ids)[rows], keys[at]))
-        return rows, neighbors[at], count * scales[at]
+        starts, places = self._neighbors
+        begins = starts[:, items] + np.array([[0], [len(places)]])  # of pairs with smaller items, then with larger ones
+        sizes = starts[:, items + 1] - starts[:, items]
+        at = ranges(begins.T.ravel(), sizes.T.ravel())
+        is_smaller = np.flatnonzero(at < len(places))
+        at[is_smaller] = places[at[is_smaller]] + len(places)
+        at -= len(places)
+        sizes, users, keys = sizes.sum(axis=0), self.popularity + 1.0, self.pairs[at]
+        smaller, larger = split_keys(keys)
+        near = smaller + larger - np.repeat(items, sizes)
+        scales = 1 / np.sqrt(np.repeat(users[items], sizes) * users[near])
+        rows = np.repeat(rows, sizes)
+        count = self.counts[at] - self._is_own(pair_hashes(user_hashes(windows.user_ids)[rows], keys))
+        return rows, near, count * scales
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash; equal for equal counts."""
         vectors = self.vectors.fingerprint if self.vectors else ""
-        return digest(self.pairs, self.counts, self.popularity, self.own, vectors)
+        return digest(self.pairs, self.counts.astype(np.int64), self.popularity, self.own, vectors)
 
     @cached_property
-    def _neighbors(self) -> tuple[IntArray, IntArray, IntArray, IntArray, FloatArray]:
-        """(starts [N + 1], items, counts, pair keys, scales): the items that each item occurs with, item after item.
-
-        A count by its scale is a cosine.
-        """
-        from scipy.sparse import csr_matrix
-
-        n_items, places = len(self.popularity), np.arange(len(self.pairs))
-        left, right = split_keys(self.pairs)
-        ends = np.concatenate([left, right]), np.concatenate([right, left])
-        table = csr_matrix((np.concatenate([places, places]), ends), shape=(n_items, n_items))
-        starts, items, pairs = table.indptr.astype(np.int64), table.indices.astype(np.int64), table.data
-        users = self.popularity + 1.0
-        scales = 1 / np.sqrt(np.repeat(users, np.diff(starts)) * users[items])
-        return starts, items, self.counts[pairs], self.pairs[pairs], scales
+    def _neighbors(self) -> tuple[IntArray, Places]:
+        """([2, N + 1] starts, places): where pairs of each item with smaller ones are in `places`, and with larger ones
+        in `pairs`; and `places` of `by_larger`."""
+        starts, places = by_larger(self.pairs, len(self.popularity))
+        return np.stack([starts, first_places(self.pairs, len(self.popularity))]), places
 
     def _is_own(self, hashes: Hashes) -> BoolArray:
         """[n] True for what was counted for its own user."""
@@ -296,12 +308,14 @@ class CooccurrenceCounts:
     def _own_prefixes(self) -> BoolArray:
         """True for the leading bits of hashes in `own`: most other hashes need no search."""
         out = np.zeros(2 ** int(64 - self._prefix_shift), dtype=bool)
-        out[(self.own >> self._prefix_shift).astype(np.int64)] = True
+        for begin in range(0, len(self.own), CELLS):
+            out[(self.own[begin : begin + CELLS] >> self._prefix_shift).astype(np.int64)] = True
         return out
 
     def save(self, folder: Path) -> None:
         """Write the counts as Parquet into a folder, and the vectors as safetensors."""
-        write_parquet(pl.DataFrame({"pair": self.pairs, "users": self.counts}), folder / _FILE.format("pairs"))
+        pairs = pl.DataFrame({"pair": self.pairs, "users": self.counts.astype(np.int64)})
+        write_parquet(pairs, folder / _FILE.format("pairs"))
         write_parquet(pl.DataFrame({"users": self.popularity}), folder / _FILE.format("items"))
         write_parquet(pl.DataFrame({"hash": self.own}), folder / _FILE.format("own"))
         if self.vectors is not None:
@@ -313,39 +327,10 @@ class CooccurrenceCounts:
         pairs = pl.read_parquet(folder / _FILE.format("pairs"), glob=False)
         items = pl.read_parquet(folder / _FILE.format("items"), glob=False)
         own = pl.read_parquet(folder / _FILE.format("own"), glob=False)
-        return cls(pairs["pair"].to_numpy(), pairs["users"].to_numpy(), items["users"].to_numpy(),
+        return cls(pairs["pair"].to_numpy(), pairs["users"].to_numpy().astype(np.int32), items["users"].to_numpy(),
                    own["hash"].to_numpy(), CollaborativeVectors.load(folder))  # fmt: skip
-
-
-def _summed(pairs: list[IntArray], counts: list[IntArray]) -> tuple[IntArray, IntArray]:
-    """(sorted keys, counts) of pairs from several sources; a pair of two sources has the sum."""
-    keys, at = np.unique(np.concatenate(pairs), return_inverse=True)
-    return keys, np.bincount(at, weights=np.concatenate(counts)).astype(np.int64)
-
-
-def _parts(windows: Windows) -> list[slice]:
-    """Interactions as slices, whose pairs with later ones of their window are about CELLS each."""
-    cuts = np.flatnonzero(np.diff(np.cumsum(_later(windows)) // CELLS)) + 1
-    return [slice(int(start), int(end)) for start, end in pairwise([0, *cuts, len(windows.items)])]
 
 
 def pair_cosines(pair_counts: FloatArray, item_counts: FloatArray) -> FloatArray:
     """Return the cosines [W, L, L] of counts as `leave_one_out_counts` gives them; small counts are damped."""
     return pair_counts / np.sqrt((item_counts[:, :, None] + 1) * (item_counts[:, None, :] + 1))
-
-
-def _pairs(windows: Windows, part: slice) -> tuple[IntArray, IntArray]:
-    """Indices of the earlier and the later interaction of all pairs of different items; the earlier is of the part."""
-    first, later = np.arange(part.start, part.stop), _later(windows)[part]
-    left, right = np.repeat(first, later), ranges(first + 1, later)
-    differ = windows.items[left] != windows.items[right]
-    return left[differ], right[differ]
-
-
-def _later(windows: Windows) -> IntArray:
-    """[n] interactions after each in its window."""
-    return np.asarray(windows.offsets[1:][windows.owners] - np.arange(len(windows.items)) - 1)
-
-
-def _pair_hash(users: Hashes, keys: IntArray) -> Hashes:
-    return mixed(users ^ keys.astype(np.uint64))

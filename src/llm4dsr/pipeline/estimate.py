@@ -19,10 +19,10 @@ from llm4dsr.denoise.noise_injection import USUAL_NOISE_RATE
 from llm4dsr.denoise.ranking import NEIGHBORS, SCORES
 from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
-from llm4dsr.features.cooccurrence import CELLS
+from llm4dsr.features.pair_counts import AT_ONCE
 from llm4dsr.lm.passes import decoding_bytes, decoding_tokens, keeps_memory, pass_tokens, token_bytes, tokens_at_once
 from llm4dsr.lm.shape import LMShape
-from llm4dsr.pipeline.sizes import Sizes, distinct_pairs, flags
+from llm4dsr.pipeline.sizes import Sizes, flags
 from llm4dsr.recommenders import SEEDLESS
 from llm4dsr.recommenders.backbone import GPU_FACTOR, MAX_SCORES
 from llm4dsr.recommenders.ease import memory_needed
@@ -124,17 +124,18 @@ def counting_bytes(sizes: Sizes, config: Config) -> int:
     """Return the bytes of counting training windows and learning collaborative vectors."""
     if not (columns_of(config) and config.model.cooccurrence):
         return 0
-    counted = sizes.pairs * 60 // GROUPS + min(sizes.pairs / GROUPS, CELLS / 2) * 60 + sizes.pairs * 100
-    svd = 6 * 8 * sizes.items * (max(SIZES) + OVERSAMPLED)
-    return int(counted + svd + counts_bytes(sizes, config))
+    own, runs = 8 * sizes.owned, 12 * sizes.pairs
+    part = 60 * min(AT_ONCE, 5 * sizes.interactions[c.TRAIN]) + 60 * sizes.windows[c.TRAIN]
+    svd = 6 * 8 * sizes.items * (max(SIZES) + OVERSAMPLED) + 4 * GROUPS * sizes.items * max(SIZES)
+    # Beside what is owned: two runs and their sum; or the pairs, in order of both items, and their matrix.
+    return int(own + part + max(2 * runs, runs + (4 + 2 * 12) * sizes.pairs + svd))
 
 
 def counts_bytes(sizes: Sizes, config: Config) -> int:
     """Return the bytes of co-occurrence counts, with collaborative vectors and their unit vectors."""
     if not (columns_of(config) and config.model.cooccurrence):
         return 0
-    own = sizes.pairs + sizes.interactions[c.TRAIN]
-    return 16 * sizes.pairs + 8 * own + GROUPS * sizes.items * (2 * max(SIZES) + sum(SIZES) - max(SIZES)) * 4
+    return 16 * sizes.pairs + 8 * sizes.owned + 4 * GROUPS * sizes.items * (max(SIZES) + sum(SIZES))
 
 
 def ranking_fit_bytes(sizes: Sizes, config: Config) -> int:
@@ -143,7 +144,7 @@ def ranking_fit_bytes(sizes: Sizes, config: Config) -> int:
         return 0
     scores = min(sizes.windows[c.VALID] * sizes.items, max(50 * sizes.items, SCORES))
     per_window = sizes.all_interactions / max(1, sizes.all_windows)
-    entries = min(NEIGHBORS, sizes.windows[c.VALID] * per_window * 2 * distinct_pairs(sizes) / sizes.items)
+    entries = min(NEIGHBORS, sizes.windows[c.VALID] * per_window * 2 * sizes.pairs / sizes.items)
     # Four features of each item and flag, those of a part again; the mask, twice; the loss and its gradient.
     return int(46 * scores + 140 * entries)
 
@@ -157,7 +158,7 @@ def suggesting_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
     flagged = {name: flags(sizes, name, config.decide) for name in c.SPLITS}
     group = min(FLAGS, CHUNK * max(1, USUAL_NOISE_RATE * per_window))
     group = min(group, max(flagged[c.TRAIN] / config.train.folds, flagged[c.VALID], flagged[c.TEST]))
-    neighbors = 2 * distinct_pairs(sizes) / sizes.items if counts_bytes(sizes, config) else 0
+    neighbors = 2 * sizes.pairs / sizes.items if counts_bytes(sizes, config) else 0
     ranked = 12 * min(BLOCK, sizes.items) + 96 * per_window * neighbors
     return int(group * max(ranked, sizes.tokens * token_bytes(lm, config, sizes.tokens, tuned=False)))
 
@@ -182,7 +183,7 @@ def recommender_bytes(sizes: Sizes, config: Config, gpu: bool = False) -> int:
 
 def neighbor_bytes(sizes: Sizes) -> int:
     """Return the bytes of the weights of item-kNN, and of the block of them that is computed at a time."""
-    entries = 2 * distinct_pairs(sizes) + sizes.items
+    entries = 2 * sizes.pairs + sizes.items
     return int(2 * 8 * entries + 80 * min(entries, 2 * MAX_ENTRIES))
 
 
@@ -295,8 +296,7 @@ def disk_of_model(sizes: Sizes, lm: LMShape, config: Config) -> int:
     vectors = 4 * sizes.items * columns_of(config)
     counts = 0
     if counts_bytes(sizes, config):
-        own = sizes.pairs + sizes.interactions[c.TRAIN]
-        counts = 8 * sizes.pairs + 8 * own + 4 * GROUPS * sizes.items * max(SIZES)
+        counts = 8 * sizes.pairs + 8 * sizes.owned + 4 * GROUPS * sizes.items * max(SIZES)
     encoder = title_terms(sizes) * (2 * config.model.vector_size + 16) if columns_of(config) else 0
     return int(config.train.folds * (weights + vectors + 2**18) + counts + encoder + sizes.characters)
 

@@ -8,11 +8,16 @@ import numpy as np
 
 from llm4dsr import columns as c
 from llm4dsr.config import Config, DecideConfig
+from llm4dsr.core.arrays import IntArray
 from llm4dsr.core.hashing import Hashes, user_hashes
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.decide import configured_rule
 from llm4dsr.denoise.noise_injection import USUAL_NOISE_RATE
+from llm4dsr.features.cooccurrence import CooccurrenceCounts
+
+SAMPLED = 50_000  # training windows whose pairs are counted
+LEVELS = 8  # of frequency, from one to its double
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class Sizes:
     width : int
         Items of the longest window.
     pairs : int
-        Pairs of positions in training windows, which bound the pairs of items.
+        Pairs of items that some user has in a training window.
+    owned : int
+        Pairs and items of each training user, each once.
     tokens : float
         Mean tokens of a prompt.
     title_tokens : float
@@ -46,6 +53,7 @@ class Sizes:
     models: dict[str, float]
     width: int
     pairs: int
+    owned: int
     tokens: float
     title_tokens: float
     rows: int
@@ -54,8 +62,9 @@ class Sizes:
     def of(cls, data: Dataset, config: Config, tokens: float, title_tokens: float) -> Sizes:
         """Read the sizes of a dataset; tokens as above."""
         lengths = {name: w.lengths.astype(np.int64) for name, w in data.splits.items()}
-        train = lengths[c.TRAIN]
-        seen = user_hashes(data.splits[c.TRAIN].user_ids)
+        train = data.splits[c.TRAIN]
+        seen = user_hashes(train.user_ids)
+        pairs, owned = _pairs(train, seen, len(data.catalogue))
         return cls(
             len(data.catalogue),
             sum(map(len, data.catalogue.titles)),
@@ -63,7 +72,8 @@ class Sizes:
             {name: int(found.sum()) for name, found in lengths.items()},
             {name: _models(w, seen, config.train.folds) for name, w in data.splits.items()},
             int(max(found.max(initial=1) for found in lengths.values())),
-            int((train * (train - 1) // 2).sum()),
+            pairs,
+            owned,
             tokens,
             title_tokens,
             _rows(data, config),
@@ -98,7 +108,7 @@ def flags(sizes: Sizes, split: str, config: DecideConfig) -> float:
 
     Examples
     --------
-    >>> sizes = Sizes(10, 90, {"train": 20}, {"train": 200}, {"train": 1.0}, 10, 900, 14.0, 0.0, 3)
+    >>> sizes = Sizes(10, 90, {"train": 20}, {"train": 200}, {"train": 1.0}, 10, 900, 45, 14.0, 0.0, 3)
     >>> configs = [DecideConfig(policy=name, eta=0.95) for name in ("probability", "percentile", "rate")]
     >>> [flags(sizes, "train", config) for config in configs]
     [20.0, 10.0, 60.0]
@@ -108,7 +118,43 @@ def flags(sizes: Sizes, split: str, config: DecideConfig) -> float:
     return min(round(rate * sizes.interactions[split], 6), float(cap * sizes.windows[split]))
 
 
-def distinct_pairs(sizes: Sizes) -> float:
-    """Return about how many pairs of items training windows have, if all pairs were equally frequent."""
-    possible = max(1.0, sizes.items * (sizes.items - 1) / 2)
-    return possible * float(-np.expm1(-sizes.pairs / possible))
+def _pairs(windows: Windows, users: Hashes, n_items: int) -> tuple[int, int]:
+    """(pairs of items, pairs and items of users): counted for SAMPLED windows of whole users, and told for all."""
+    sampled = np.argsort(users)
+    if len(sampled) > SAMPLED:
+        sampled = sampled[users[sampled] <= users[sampled[SAMPLED]]]
+    counted = CooccurrenceCounts.of(windows.take(sampled), n_items)
+    if len(sampled) == len(windows):
+        return len(counted.pairs), len(counted.own)
+    growth = len(windows) / len(sampled)
+    of_users = growth * float(counted.counts.sum())
+    different = distinct_pairs(np.bincount(windows.items, minlength=n_items), of_users)
+    return round(different), round(growth * len(counted.own))
+
+
+def distinct_pairs(frequencies: IntArray, pairs: float) -> float:
+    """Return about how many different pairs of items there are among pairs of users, if items were independent.
+
+    Items that are bought together make it fewer.
+
+    Parameters
+    ----------
+    frequencies : array of int
+        [N] how often each item occurs.
+    pairs : float
+        Pairs of users.
+
+    Examples
+    --------
+    >>> round(distinct_pairs(np.full(1000, 7), 100))  # hardly any pair twice
+    100
+    >>> distinct_pairs(np.full(1000, 7), 10**9) == 1000 * 999 / 2  # each
+    True
+    """
+    level, items = np.unique(np.round(LEVELS * np.log2(np.maximum(frequencies, 2.0**-60))), return_counts=True)
+    share = 2.0 ** (level / LEVELS)  # items of about one frequency are taken together
+    share /= max(float(share @ items), 1e-300)
+    possible = np.outer(items, items) - np.diag(items)  # in both directions
+    chance = np.outer(share, share)
+    often = 2 * pairs * chance / max(float((possible * chance).sum()), 1e-300)
+    return float((possible * -np.expm1(-often)).sum() / 2)
