@@ -9,7 +9,7 @@ Beside it stands what benchmarks/scale.py measured. Takes a few minutes.
 
 - Judges: EASE is left out where its matrices would take more than EASE_BYTES, as a run does on such a machine.
 - GPU: tuning and scoring are divided by the ratios of benchmarks/results/gpu.
-- Cluster: scoring and suggesting are divided by its cores; all else is done by one of them.
+- Cluster: scoring is divided by its cores; all else is counted as done by one of them.
 """
 
 from __future__ import annotations
