@@ -15,11 +15,8 @@ of training. Intervals of the gain in AP are from a bootstrap over users. Datase
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +27,11 @@ from torch.nn import functional as F
 
 from llm4dsr import columns as c
 from llm4dsr.bench.baselines.likelihood import fit_halves, log_rank, surprise
-from llm4dsr.core.arrays import BoolArray, FloatArray
+from llm4dsr.core.arrays import FloatArray
 from llm4dsr.core.cache import PartCache
-from llm4dsr.core.hashing import hash_folds, user_hashes, versions
-from llm4dsr.core.io import write_text
+from llm4dsr.core.hashing import hash_folds, user_hashes
 from llm4dsr.data.windows import Windows
-from llm4dsr.denoise.injected import ScoredPart, ScoredWindows, with_context
+from llm4dsr.denoise.injected import ScoredPart, with_context
 from llm4dsr.denoise.noise_injection import task_rate
 from llm4dsr.denoise.stacking import Evidence
 from llm4dsr.denoise.storage import load_denoiser
@@ -44,12 +40,13 @@ from llm4dsr.evaluate.train_and_evaluate import user_codes
 from llm4dsr.features.collaborative import GROUPS
 from llm4dsr.metrics import auroc, average_precision
 from llm4dsr.pipeline import Run
+from on_runs import gain_interval, injected_sample, measure_runs
 
 Floats = npt.NDArray[np.float32]
 Describe = Callable[[Windows], Floats]  # [n, K] of n interactions
 SIZE, EPOCHS, NEGATIVES, RATE = 64, 15, 5, 1e-2  # of item2vec
 REGULARIZATION = 200.0  # of EASE
-DRAWS, SAMPLES = 3, 1_000
+LIMIT = 4_000  # validation histories
 
 
 def cross_fitted(train: Windows, fit: Callable[[Windows], Describe]) -> Describe:
@@ -165,12 +162,9 @@ def measure(run: Run, limit: int) -> dict[str, Any]:
     """AUROC and AP on test histories with the default evidence, with each kind more, and with all."""
     data, (ensemble, _) = run.data(), load_denoiser(run.path("train"))
     train, valid = data.splits[c.TRAIN], data.splits[c.VALID]
-    histories = with_context(valid.histories())
-    rows = np.sort(np.random.default_rng(0).permutation(len(histories))[:limit])
-    histories, test = histories.take(rows), with_context(data.splits[c.TEST].histories())
-    scored, cache = ScoredWindows(), PartCache(None)
-    scored.add(ensemble, histories, np.arange(len(histories)), DRAWS, np.random.default_rng(1), None, "", cache)
-    log_odds = ensemble.model_log_odds(test, None, "", cache)
+    _, scored = injected_sample(ensemble, data, limit, np.random.default_rng(1))
+    test = with_context(data.splits[c.TEST].histories())
+    log_odds = ensemble.model_log_odds(test, None, "", PartCache(None))
     assert ensemble.counts is not None
     of_test = Evidence.of(test, log_odds, ensemble.counts, ensemble.titles)
     n_items, kinds, seconds = len(data.catalogue), dict[str, dict[int, Floats]](), dict[str, float]()
@@ -198,7 +192,7 @@ def measure(run: Run, limit: int) -> dict[str, Any]:
         assert stacker is not None
         found[name] = stacker(with_more(of_test, [kinds[kind][0] for kind in chosen]))
         out[name] = {"AUROC": auroc(found[name], truth), "AP": average_precision(found[name], truth)}
-        out[name]["gain in AP"] = gain_interval(truth, users, found["default"], found[name])
+        out[name]["gain in AP"] = gain_interval(average_precision, truth, users, found["default"], found[name])
         print(name, out[name], flush=True)
     return {"test histories": len(test), "noise": float(truth.mean()), "CPU seconds": seconds, "found": out}
 
@@ -206,17 +200,6 @@ def measure(run: Run, limit: int) -> dict[str, Any]:
 def with_more(evidence: Evidence | None, more: list[Floats]) -> Evidence:
     assert evidence is not None
     return Evidence(np.concatenate([evidence.values, *more], axis=1), evidence.half)
-
-
-def gain_interval(truth: BoolArray, users: npt.NDArray[Any], before: FloatArray, after: FloatArray) -> list[float]:
-    """The 95 % interval of the gain in AP, over users."""
-    rng, order = np.random.default_rng(0), np.argsort(users, kind="stable")
-    of_user = np.split(order, np.flatnonzero(np.diff(users[order])) + 1)
-    gains = []
-    for _ in range(SAMPLES):
-        drawn = np.concatenate([of_user[i] for i in rng.integers(len(of_user), size=len(of_user))])
-        gains.append(average_precision(after[drawn], truth[drawn]) - average_precision(before[drawn], truth[drawn]))
-    return [float(v) for v in np.quantile(gains, [0.025, 0.975])]
 
 
 NAMES = {"default": "the default's", "item2vec": "+ item2vec", "ease": "+ EASE", "sasrec": "+ SASRec's likelihood",
@@ -246,22 +229,5 @@ interval over users. CPU seconds are those of the new evidence, training include
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs="+", required=True)
-    parser.add_argument("--limit", type=int, default=4_000, help="validation histories")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = args.out / "results.json"
-    found = json.loads(results.read_text())["runs"] if results.is_file() else {}
-    for run in args.run:
-        if (name := run.parent.name.rsplit("-", 1)[0]) not in found:
-            found[name] = measure(Run(run), args.limit)
-        write_text(results, json.dumps({"versions": versions(), "runs": found}, indent=1))
-        write_text(args.out / "README.md", page(found))
-
-
 if __name__ == "__main__":
-    main()
+    measure_runs(__doc__, LIMIT, measure, page)

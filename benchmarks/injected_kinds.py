@@ -14,34 +14,27 @@ Datasets in OUT are not measured again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from llm4dsr import columns as c
 from llm4dsr.bench.studies.noise import with_noise, without_noise
-from llm4dsr.core.arrays import BoolArray, FloatArray
 from llm4dsr.core.cache import PartCache
-from llm4dsr.core.hashing import versions
-from llm4dsr.core.io import write_text
 from llm4dsr.data.noise.kinds import similar_titles
 from llm4dsr.data.windows import Windows
 from llm4dsr.denoise.ensemble import Ensemble
-from llm4dsr.denoise.injected import ScoredWindows, with_context
+from llm4dsr.denoise.injected import with_context
 from llm4dsr.denoise.noise_injection import inject, replace, task_rate
 from llm4dsr.denoise.stacking import Evidence, Stacker
 from llm4dsr.denoise.storage import load_denoiser
 from llm4dsr.evaluate.train_and_evaluate import user_codes
 from llm4dsr.metrics import auroc, average_precision
 from llm4dsr.pipeline import Run
+from on_runs import DRAWS, gain_interval, injected_sample, measure_runs
 
-DRAWS, HARD, SAMPLES = 3, 5, 500
+LIMIT, HARD, SAMPLES = 2_500, 5, 500
 OTHER_KINDS = ("popularity", "near-miss", "burst")
 SHARES = {  # of what the stacker learns from; the rest is uniform
     "default": {"runs": 0.1},
@@ -86,10 +79,8 @@ def hard_items(ensemble: Ensemble, windows: Windows, rng: np.random.Generator) -
 def measure(run: Run, limit: int) -> dict[str, Any]:
     """AUROC and AP for each kind of noise on test, of a stacker for each of SHARES."""
     data, (ensemble, _) = run.data(), load_denoiser(run.path("train"))
-    histories = with_context(data.splits[c.VALID].histories())
-    rows = np.sort(np.random.default_rng(0).permutation(len(histories))[:limit])
-    histories, scored, rng = histories.take(rows), ScoredWindows(), np.random.default_rng(1)
-    scored.add(ensemble, histories, np.arange(len(histories)), DRAWS, rng, None, "", PartCache(None))
+    rng = np.random.default_rng(1)
+    histories, scored = injected_sample(ensemble, data, limit, rng)
     parts = {"uniform": scored.uniform, "popular": scored.popular, "runs": scored.runs}
     noise = {name: Evidence.join([p.evidence.take(p.chosen) for p in of if p.evidence]) for name, of in parts.items()}
     noise |= {"near": near_misses(ensemble, histories, rng), "hard": hard_items(ensemble, histories, rng)}
@@ -110,21 +101,10 @@ def measure(run: Run, limit: int) -> dict[str, Any]:
         found, truth, users = evidence_of(ensemble, test), test.truth(), user_codes(test)[test.owners]
         scores = {name: stacker(found) for name, stacker in stackers.items() if stacker is not None}
         out[kind] = {name: {"AUROC": auroc(s, truth), "AP": average_precision(s, truth),
-                            "gain": gain_interval(truth, users, scores["default"], s)}
+                            "gain": gain_interval(auroc, truth, users, scores["default"], s, SAMPLES)}
                      for name, s in scores.items()}  # fmt: skip
         print(kind, {name: round(of["AUROC"], 3) for name, of in out[kind].items()}, flush=True)
     return out
-
-
-def gain_interval(truth: BoolArray, users: npt.NDArray[Any], before: FloatArray, after: FloatArray) -> list[float]:
-    """The 95 % interval of the gain in AUROC, over users."""
-    rng, order = np.random.default_rng(0), np.argsort(users, kind="stable")
-    of_user = np.split(order, np.flatnonzero(np.diff(users[order])) + 1)
-    gains = []
-    for _ in range(SAMPLES):
-        drawn = np.concatenate([of_user[i] for i in rng.integers(len(of_user), size=len(of_user))])
-        gains.append(auroc(after[drawn], truth[drawn]) - auroc(before[drawn], truth[drawn]))
-    return [float(v) for v in np.quantile(gains, [0.025, 0.975])]
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -153,22 +133,5 @@ What the kinds are is in the benchmark's docstring.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs="+", required=True)
-    parser.add_argument("--limit", type=int, default=2_500, help="validation histories")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = args.out / "results.json"
-    found = json.loads(results.read_text())["runs"] if results.is_file() else {}
-    for run in args.run:
-        if (name := run.parent.name.rsplit("-", 1)[0]) not in found:
-            found[name] = measure(Run(run), args.limit)
-        write_text(results, json.dumps({"versions": versions(), "runs": found}, indent=1))
-        write_text(args.out / "README.md", page(found))
-
-
 if __name__ == "__main__":
-    main()
+    measure_runs(__doc__, LIMIT, measure, page)

@@ -52,8 +52,8 @@ from llm4dsr.denoise.train import tune
 from llm4dsr.denoiser import Denoiser
 from llm4dsr.evaluate.train_and_evaluate import user_codes
 from llm4dsr.metrics import auroc, average_precision
+from on_runs import gain_interval
 
-SAMPLES = 1_000
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the histories that a cascade asks the language model for
 LAPTOP = {"model": {"source": "smollm2"}, "train": {"epochs": 1}}
 RANDOM: dict[str, Any] = {"model": {"tuning": "full"}}
@@ -150,8 +150,9 @@ def together(alone: FloatArray, more: FloatArray, truth: BoolArray, users: IntAr
     both = fitted(np.column_stack([alone, more]), truth, users)
     first = fitted(alone[:, None], truth, users)
     pairs = [quality(truth, first), quality(truth, both)]
+    gain = gain_interval(average_precision, truth, users, first, both)
     return {"AUROC": [auroc for auroc, _ in pairs], "AP": [ap for _, ap in pairs],
-            "gain in AP": gain_interval(truth, users, first, both)}  # fmt: skip
+            "gain in AP": [round(v, 4) for v in gain]}  # fmt: skip
 
 
 def cascade(
@@ -183,18 +184,6 @@ def fitted(features: FloatArray, truth: BoolArray, users: IntArray) -> FloatArra
     return np.asarray(
         cross_val_predict(LogisticRegression(), features, truth, groups=users, cv=folds, method="decision_function")
     )
-
-
-def gain_interval(truth: BoolArray, users: IntArray, alone: FloatArray, both: FloatArray) -> tuple[float, float]:
-    """95 % interval of the gain in AP, over users."""
-    rng = np.random.default_rng(0)
-    of_user = [np.flatnonzero(users == user) for user in np.unique(users)]
-    gains = []
-    for _ in range(SAMPLES):
-        at = np.concatenate([of_user[i] for i in rng.integers(0, len(of_user), len(of_user))])
-        gains.append(average_precision(both[at], truth[at]) - average_precision(alone[at], truth[at]))
-    low, high = np.percentile(gains, [2.5, 97.5])
-    return round(float(low), 4), round(float(high), 4)
 
 
 def named(cell: str) -> str:

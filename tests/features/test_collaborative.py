@@ -6,8 +6,10 @@ import pytest
 
 from llm4dsr.core.hashing import user_folds
 from llm4dsr.data.windows import Windows
-from llm4dsr.features.collaborative import GROUPS, N_COSINES, SIZES, CollaborativeVectors
+from llm4dsr.features.collaborative import GROUPS, N_COSINES, SIZES, CollaborativeVectors, _svd_vectors
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
+from llm4dsr.features.pair_counts import pair_keys
+from llm4dsr.features.ppmi import by_larger, ppmi
 
 CARS, DOLLS = range(10), range(10, 20)  # two tastes; every user has one of them
 ALONE = 20  # an item that no user has
@@ -90,6 +92,18 @@ def test_a_history_does_not_know_itself():
 def test_all_users_that_were_not_learned_from_are_alike(vectors):
     features = vectors.features(histories(*[[0, 1, 13]] * 20)).reshape(20, 3, N_COSINES)
     assert (features == features[0]).all()
+
+
+def test_vectors_of_pairs_by_hand():
+    """Two separate pairs, counts 3 and 1. PMI = ln(3 · 8 / (3 · 3)) and ln(1 · 8 / (1 · 1)), both discounted.
+
+    Each pair is one positive eigenvalue, shared evenly by its two items: squared length = value / 2.
+    """
+    pairs = pair_keys(np.array([0, 2]), np.array([1, 3]))
+    vectors = _svd_vectors(ppmi(pairs, np.array([3, 1], np.int32), by_larger(pairs, 4)[1], 4), 3, seed=0)
+    often, once = np.log(8 / 3) * (3 / 4) * (3 / 4), np.log(8) * (1 / 2) * (1 / 2)
+    np.testing.assert_allclose((vectors[:2] ** 2).sum(axis=1), often / 2, rtol=1e-5)
+    assert often > once
 
 
 def test_saved_and_loaded_they_are_the_same(vectors, tmp_path):

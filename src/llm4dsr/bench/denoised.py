@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -63,18 +63,9 @@ SCORE_ALONE = [name for name, baseline in BASELINES.items() if baseline.rewrite 
 DROPPERS = {name: (name, BASELINE_RATE) for name in BASELINES} | {
     f"{n} ({100 * HIGH_RATE:.0f} %)": (n, HIGH_RATE) for n in SCORE_ALONE
 }
-
-
-class Control(NamedTuple):
-    """The flags of a baseline with our suggestions: what suggestions alone gain. Without `histories`, in training."""
-
-    baseline: str
-    rate: float
-    histories: bool
-
-
+# Name → baseline, and what our suggestions do with its flags: a control for what suggestions alone gain
 REPLACED = {
-    f"{n} (replace {100 * rate:.0f} %{alone})": Control(n, rate, not alone)
+    f"{n} (replace {100 * rate:.0f} %{alone})": (n, Candidate(rate, "replace", histories=not alone))
     for n in SCORE_ALONE
     for rate in (BASELINE_RATE, 0.1, HIGH_RATE)
     for alone in ("", " in training")
@@ -146,9 +137,7 @@ def denoised(
     out, lines = dict[Row, Splits]({(NONE, None): data.splits}), Lines()
     droppers = {name: DROPPERS[name] for name in asked if name in DROPPERS}
     replaced = {name: REPLACED[name] for name in asked if name in REPLACED}
-    baselines = dict.fromkeys(
-        [*(n for n, _ in droppers.values()), *(control.baseline for control in replaced.values())]
-    )
+    baselines = dict.fromkeys([*(n for n, _ in droppers.values()), *(n for n, _ in replaced.values())])
     _run_baselines(list(baselines), data, folder / BASELINE_FOLDER, config.seed, progress)
     with_ours = any(name in OURS for name in asked)
     for seed in range(config.seed, config.seed + denoiser_seeds) if with_ours or replaced else ():
@@ -156,9 +145,8 @@ def denoised(
         ours = OurRun(run, data, config, folder / SUGGESTIONS, progress)
         lines += _our_detection(ours, seed) if with_ours else []
         out |= {(name, seed): ours.splits(name) for name in asked if name in OURS}
-        for name, control in replaced.items():
-            tables = ours.tables(control.rate, baseline_scores(folder / BASELINE_FOLDER / control.baseline))
-            chosen = Candidate(control.rate, "replace", control.histories)
+        for name, (baseline, chosen) in replaced.items():
+            tables = ours.tables(chosen.rate, baseline_scores(folder / BASELINE_FOLDER / baseline))
             out[name, seed] = correct_splits(data.splits, tables, data.catalogue, chosen.how(how))
     if VALIDATION_LEARNED in asked:
         out[VALIDATION_LEARNED, None] = with_validation_learned(data.splits)

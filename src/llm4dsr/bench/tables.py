@@ -15,9 +15,10 @@ from llm4dsr.bench.cells import DETECTION, RESULTS, TARGETS, check_k, read_resul
 from llm4dsr.bench.denoised import BASELINE_RATE, DROPPERS, NONE, ORACLES, REPLACED, VALIDATION_LEARNED
 from llm4dsr.bench.ours import FIXED, GOALS, HISTORIES_ALONE, OURS
 from llm4dsr.errors import OutputError
-from llm4dsr.evaluate.popularity import popularity_groups
+from llm4dsr.evaluate.popularity import ndcg_by_target
+from llm4dsr.evaluate.rows import ORIGINAL
 from llm4dsr.evaluate.summary import Difference, by_seeds, percent_of
-from llm4dsr.intervals import clustered_difference, crossed_interval
+from llm4dsr.intervals import crossed_interval
 from llm4dsr.metrics import ndcg_of_each
 from llm4dsr.recommenders import ROBUST
 from llm4dsr.recommenders.training import VALIDATION_K
@@ -158,23 +159,20 @@ def _ranking(backbone: str, rows: pl.DataFrame, k: int, users: pl.Series | None)
 
 def _by_target(rows: pl.DataFrame, names: list[str], users: pl.Series, k: int) -> list[str]:
     """Gains by how many users have the target in training, for none, ours, controls and oracles."""
-    counts = users.to_numpy()
-    group = popularity_groups(counts)
-    spans = [counts[group == g] for g in range(group.max() + 1)]
-    titles = " | ".join(f"{s.min()} to {s.max()} users ({len(s):,})" for s in spans)
+    shown = {NONE, VALIDATION_LEARNED, *OURS, *REPLACED, *ORACLES}
+    compared = rows.filter(pl.col("denoiser").is_in(list(shown)))
+    compared = compared.with_columns(row=pl.col("denoiser").replace(NONE, ORIGINAL))
+    found = ndcg_by_target(compared, users.to_numpy(), k).with_columns(pl.col("row").replace(ORIGINAL, NONE))
+    spans = found.filter(pl.col("row") == NONE).select("least_users", "most_users", "windows")
+    titles = " | ".join(f"{least} to {most} users ({count:,})" for least, most, count in spans.iter_rows())
     lines = ["", f"NDCG@{k} by the target's users in training (windows), and the gain over {NONE}, ± as above:", "",
              f"| denoiser | {titles} |", "|---|" + "---|" * len(spans)]  # fmt: skip
-    shown = {NONE, VALIDATION_LEARNED, *OURS, *REPLACED, *ORACLES}
-    of_window = {n: ndcg_of_each(np.stack(_of(rows, n)["ranks"].to_list()), k).mean(axis=0) for n in names}
-    codes = np.asarray(_of(rows, NONE)["users"].to_list()[0])
     for name in (n for n in names if n in shown):
         cells = []
-        for at in (group == g for g in range(len(spans))):
-            own, base = of_window[name][at], of_window[NONE][at]
-            gain, half, _ = clustered_difference(own, base, codes[at])
-            percent = percent_of(float(base.mean()))
-            known = name != NONE and not math.isnan(percent)
-            cells.append(f"{own.mean():.4f}" + (f" ({_signed(percent * gain, percent * half, 0)})" if known else ""))
+        for group in found.filter(pl.col("row") == name).iter_rows(named=True):
+            gain, half = group["gain_percent"], group["gain_half_width"]
+            known = name != NONE and not math.isnan(gain)
+            cells.append(f"{group['ndcg']:.4f}" + (f" ({_signed(gain, half, 0)})" if known else ""))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -196,9 +194,9 @@ def _comparisons(rows: pl.DataFrame, means: dict[str, float], k: int) -> list[st
             pairs[own, same] = f"the best baseline that drops {100 * rate:.0f} %, {same}"
         if fixed.action == "replace":
             pairs |= {
-                (own, name): f"our suggestions for the flags of {control.baseline}"
-                for name, control in REPLACED.items()
-                if name in means and (control.rate, control.histories) == (rate, fixed.histories)
+                (own, name): f"our suggestions for the flags of {detector}"
+                for name, (detector, replaced) in REPLACED.items()
+                if name in means and replaced == fixed
             }
     lines = [_comparison(rows, *names, what, k) for names, what in pairs.items()]
     tried = [n for n in (NONE, *OURS) if n in means]

@@ -61,9 +61,20 @@ def sorted_unique(*parts: npt.NDArray[T]) -> npt.NDArray[T]:
     """
     values = np.concatenate(parts)
     values.sort(kind="stable")
-    different = np.ones(len(values), dtype=bool)
-    different[1:] = values[1:] != values[:-1]
-    return values[different]
+    return values[differ(values)]
+
+
+def differ(values: npt.NDArray[Any]) -> BoolArray:
+    """Return True where a value differs from the one before, and for the first.
+
+    Examples
+    --------
+    >>> differ(np.array([4, 4, 7, 4]))
+    array([ True, False,  True,  True])
+    """
+    out = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=out[1:])
+    return out
 
 
 def among(ordered: npt.NDArray[T], values: npt.NDArray[T]) -> BoolArray:

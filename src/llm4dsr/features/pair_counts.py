@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from llm4dsr.core.arrays import IntArray, ranges
+from llm4dsr.core.arrays import IntArray, differ, ranges
 from llm4dsr.core.device import in_parts
 from llm4dsr.core.hashing import Hashes, item_hashes, mixed
 from llm4dsr.data.windows import Windows
@@ -87,7 +87,7 @@ def user_pairs(windows: Windows, users: Hashes, n_items: int, rows: IntArray) ->
     """
     rows = rows[np.argsort(users[rows])]
     of_user, lengths = users[rows], windows.lengths[rows]
-    begins = np.flatnonzero(_differ(of_user))
+    begins = np.flatnonzero(differ(of_user))
     before = (np.cumsum(lengths * (lengths - 1) // 2) - lengths * (lengths - 1) // 2)[begins]  # pairs of users so far
     most = 2**63 // max(1, n_items) ** 2  # users whose pairs have numbers of 63 bits
     cut = (np.diff(before // AT_ONCE) != 0) | (np.diff(np.arange(len(begins)) // most) != 0)
@@ -98,7 +98,7 @@ def user_pairs(windows: Windows, users: Hashes, n_items: int, rows: IntArray) ->
 
 def _pairs_of(windows: Windows, users: Hashes, n_items: int) -> UserPairs:
     """What these users have; their windows come user by user."""
-    is_first = _differ(users)
+    is_first = differ(users)
     users, base = users[is_first], ((np.cumsum(is_first) - 1) * n_items)[windows.owners]
 
     def count(part: slice) -> IntArray:
@@ -143,7 +143,7 @@ def _later(windows: Windows) -> IntArray:
 def run_of(keys: IntArray) -> Run:
     """Return the run of the keys of pairs that several users have, each once."""
     keys = np.sort(keys)
-    is_first = _differ(keys)
+    is_first = differ(keys)
     return keys[is_first], np.diff(np.flatnonzero(is_first), append=len(keys)).astype(np.int32)
 
 
@@ -209,11 +209,4 @@ def joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 def _distinct(values: IntArray) -> IntArray:
     """The different values in rising order; sorts the array that is given."""
     values.sort()  # in any order before, where `sorted_unique` is for those sorted in parts
-    return values[_differ(values)]
-
-
-def _differ(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """[n] True where a value differs from the one before, and for the first."""
-    out = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=out[1:])
-    return out
+    return values[differ(values)]
