@@ -24,7 +24,7 @@ if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_
 # Files with the longest tests. Each goes to one worker, so they start first: at the end, the other would wait.
 LONGEST = (
     "test_readme.py", "test_study.py", "test_shared_tuning.py", "test_kill.py", "test_ray_workers.py",
-    "test_studies_data.py", "test_smollm2.py", "test_studies_detection.py",
+    "test_ray_histories.py", "test_studies_data.py", "test_smollm2.py", "test_studies_detection.py",
 )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def by_larger(pairs: IntArray, n_items: int) -> tuple[IntArray, Places]:
 
     Examples
     --------
+    >>> from llm4dsr.features.pair_counts import pair_keys
     >>> by_larger(pair_keys(np.array([0, 0, 1]), np.array([1, 3, 3])), 4)[1]
     array([0, 1, 2], dtype=int32)
     """
