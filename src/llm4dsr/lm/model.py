@@ -187,7 +187,14 @@ class NoiseLM(nn.Module):
     @property
     def _takes_prefix(self) -> bool:
         """Whether tokens can follow keys and values that were computed before, with the same states."""
-        return not self.bidirectional and layer_windows(self.base) is not None
+        if self.bidirectional or (self.training and self._is_checkpointed):
+            return False
+        return layer_windows(self.base) is not None
+
+    @property
+    def _is_checkpointed(self) -> bool:
+        """Whether layers compute their activations again for the gradient. transformers then gives them no cache."""
+        return any(getattr(part, "gradient_checkpointing", False) for part in self.base.modules())
 
     def _read(self, embeds: Tensor) -> Prefix:
         from transformers import DynamicCache
