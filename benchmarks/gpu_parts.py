@@ -182,7 +182,7 @@ def scoring(bench: Bench, name: str) -> Rows:
                 "GiB told": told / GIB, "GiB used": used,
             }  # fmt: skip
     some = bench.few("test", 64)  # the builder and the budget are those of titles, the last readout
-    one_by_one(model, builder, some.take(np.arange(4)), budget)
+    one_by_one(model, builder, some.take(np.arange(1)), budget)
     bench.forget()
     took = bench.seconds(partial(one_by_one, model, builder, some, budget))
     yield {"model": name, "readout": "title, a pass over each", "tokens of a pass": budget, "windows": len(some),
