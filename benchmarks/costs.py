@@ -74,8 +74,8 @@ def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
     at_hand, windows = measured_sizes(data, config), data.splits["train"]
     frequencies = np.bincount(windows.items, minlength=len(data.catalogue))
     shape, _ = lm_shape(config.model, data.catalogue.titles, config.train.max_tokens)
-    parts = json.loads((RESULTS / "gpu/results.json").read_text())["parts"]
-    gpu = {part["part"].split()[0]: part["ratio"] for part in parts}
+    rows = json.loads((RESULTS / "gpu/embedded.json").read_text())["rows"]
+    gpu = {row["part"].split()[0]: row["ratio"] for row in rows if "ratio" in row}
     known = json.loads((RESULTS / "scale/results.json").read_text())["sizes"]
     for count in SIZES:
         sizes = scaled(at_hand, frequencies, count, before)

@@ -60,6 +60,9 @@ WINDOWS, SECOND = 2048, 0.2  # windows of Toys, and how many of them have a seco
 WEIGHTS = RankingWeights(14.0, 0.7, 2.7, 0.5)  # about those that are fitted on Toys
 
 
+Timer = Callable[[Callable[[], Any], int], float]  # (a call, repeats) → seconds
+
+
 def cpu_seconds(run: Callable[[], Any], repeats: int) -> float:
     """The least CPU time of several repeats."""
     out = []
@@ -90,15 +93,19 @@ class Counted(NoiseLM):
         return super().logits(hidden)
 
 
-def decode(data: Dataset) -> dict[str, Any]:
-    """Milliseconds of each new token of a batch, free and constrained; what the trees cost."""
+def tokenized(data: Dataset, many: int) -> tuple[list[list[int]], list[list[int]], Any]:
+    """(the titles of a catalogue as tokens, so many that join halves of two of them, the tokenizer)."""
     titles = data.catalogue.titles
     _, tokenizer = embedded_lm(titles, TEXT, 512, seed=0)
     (close,) = tokenizer('"', add_special_tokens=False).input_ids
-    of_toys = [[*ids, close] for ids in tokenizer(titles, add_special_tokens=False).input_ids]
-    rng = np.random.default_rng(0)
-    pairs = rng.integers(0, len(of_toys), (MILLION, 2)).tolist()
-    of_million = [of_toys[a][: len(of_toys[a]) // 2] + of_toys[b][len(of_toys[b]) // 2 :] for a, b in pairs]
+    own = [[*ids, close] for ids in tokenizer(titles, add_special_tokens=False).input_ids]
+    pairs = np.random.default_rng(0).integers(0, len(own), (many, 2)).tolist()
+    return own, [own[a][: len(own[a]) // 2] + own[b][len(own[b]) // 2 :] for a, b in pairs], tokenizer
+
+
+def decode(data: Dataset) -> dict[str, Any]:
+    """Milliseconds of each new token of a batch, free and constrained; what the trees cost."""
+    of_toys, of_million, tokenizer = tokenized(data, MILLION)
     out: dict[str, Any] = {"trees": {}, "ms per token of a batch": {}}
     trees = {}
     for some in (of_toys, of_million):
@@ -122,24 +129,26 @@ def decode(data: Dataset) -> dict[str, Any]:
     return out
 
 
-def steps(model: Counted, trees: dict[str, CatalogueTree], repeats: int) -> dict[str, Any]:
-    """Milliseconds of each new token, less the pass over the prompts, and beside free decoding."""
+def steps(
+    model: Counted, trees: dict[str, CatalogueTree], repeats: int, seconds: Timer = cpu_seconds, count: int = PROMPTS
+) -> dict[str, Any]:
+    """Milliseconds of each new token of `count` prompts, less the pass over the prompts, and beside free decoding."""
     rng = np.random.default_rng(0)
-    prompts = [Tokens(row, [-1] * LENGTH) for row in rng.integers(0, 4000, (PROMPTS, LENGTH)).tolist()]
+    prompts = [Tokens(row, [-1] * LENGTH) for row in rng.integers(0, len(model.tokenizer), (count, LENGTH)).tolist()]
     with torch.inference_mode():
-        first = [cpu_seconds(lambda: next(next_states(model, prompts)), 1) for _ in range(repeats)]
+        first = [seconds(lambda: next(next_states(model, prompts)), 1) for _ in range(repeats)]
     found: dict[str, Any] = {}
     for size, tree in trees.items():
-        rows = rng.integers(0, len(tree.titles), (PROMPTS, EXCLUDED)).tolist()
+        rows = rng.integers(0, len(tree.titles), (count, EXCLUDED)).tolist()
         model.asked = 0
         decode_in_catalogue(model, prompts, tree, rows)
         tokens, inside, free = model.asked, [], []
         for _ in range(repeats):  # in turn, so that both meet the same load of the machine; as many tokens
-            inside.append(cpu_seconds(lambda tree=tree, rows=rows: decode_in_catalogue(model, prompts, tree, rows), 1))
-            free.append(cpu_seconds(lambda tokens=tokens: decode_freely(model, prompts, [-1], tokens), 1))
-        ms = [1000 * (min(seconds) - min(first)) / (tokens - 1) for seconds in (inside, free)]
+            inside.append(seconds(lambda tree=tree, rows=rows: decode_in_catalogue(model, prompts, tree, rows), 1))
+            free.append(seconds(lambda tokens=tokens: decode_freely(model, prompts, [-1], tokens), 1))
+        ms = [1000 * (min(took) - min(first)) / max(1, tokens - 1) for took in (inside, free)]
         found[size] = {"tokens": tokens, "ms": round(ms[0], 3), "ms free": round(ms[1], 3)}
-        found[size]["times free"] = round(ms[0] / ms[1], 2)
+        found[size]["times free"] = round(ms[0] / ms[1], 2) if ms[1] else None
     return found
 
 
@@ -190,7 +199,7 @@ def rank(data: Dataset) -> dict[str, Any]:
     return out
 
 
-def ranked(n_items: int, width: int) -> dict[str, float]:
+def ranked(n_items: int, width: int, device: str = "cpu", timer: Timer = cpu_seconds) -> dict[str, float]:
     """Milliseconds of one flag, among so many items of random vectors with ten neighbors each."""
     rng = np.random.default_rng(0)
     left, right = rng.integers(0, n_items, (2, 5 * n_items))
@@ -202,12 +211,12 @@ def ranked(n_items: int, width: int) -> dict[str, float]:
     )
     histories = Windows.from_lists(rng.integers(0, n_items, (FLAGS, 10)).tolist())
     model = torch.nn.Module()
-    model.register_buffer("vectors", torch.rand(n_items, width).sub_(0.5))
+    model.register_buffer("vectors", torch.rand(n_items, width).sub_(0.5).to(device))
     ranker = ItemRanker(model, counts, Unnamed(n_items), WEIGHTS)  # type: ignore[arg-type]
-    query = torch.nn.functional.normalize(torch.randn(FLAGS, width), dim=-1)
+    query = torch.nn.functional.normalize(torch.randn(FLAGS, width), dim=-1).to(device)
     predictions = Predictions(np.arange(FLAGS), query, histories, np.ones(len(histories.items), dtype=bool))
     before = resident_memory()
-    seconds = cpu_seconds(lambda: ranker.best(predictions, histories, np.arange(FLAGS), 2), 2)
+    seconds = timer(lambda: ranker.best(predictions, histories, np.arange(FLAGS), 2), 2)
     found = {
         "ms": round(1000 * seconds / FLAGS, 3),
         "GFLOP per CPU second": round(2 * (width + max(SIZES)) * n_items * FLAGS / seconds / 1e9, 1),

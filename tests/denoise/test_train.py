@@ -13,6 +13,7 @@ from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.train import next_token_loss, tune
 from llm4dsr.lm.collate import collate
+from llm4dsr.lm.model import MIN_SAVED
 
 from ..lm.test_model_sources import make_checkpoint
 
@@ -70,6 +71,30 @@ def test_logits_may_be_computed_one_part_after_another(readout, tiny_demo, monke
     assert parts == pytest.approx(whole, rel=1e-5)
     assert len(gradients) == len(others) > 5
     for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_layers_that_are_computed_again_have_the_same_gradients(tiny_demo):
+    """As in tuning of quantized models. Layers then take no cache, so the instruction is read in each prompt."""
+    titles = {"item_input": "title", "readout": "likelihood", "cooccurrence": False, "pretrain_epochs": 0}
+    given = Config.from_dict({"model": titles}, base=config())
+    windows = tiny_demo.splits["train"].take(np.arange(20))
+    model, builder = build_model(given, tiny_demo.catalogue, windows, None, None, 0)
+    rows = builder.prompts(windows)
+    batch = collate(rows, model.device)
+    assert batch.shared * (len(rows) - 1) >= MIN_SAVED  # else it is read in each prompt anyway
+    spans = [(i, t) for i, row in enumerate(rows) for t in range(row.answer, len(row))]
+    model.train()
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        next_token_loss(model, model.hidden(batch), batch.ids, spans).backward()
+        return [p.grad.clone() for p in model.trainable() if p.grad is not None]
+
+    kept = gradients()
+    model.base.gradient_checkpointing_enable()
+    assert len(kept) > 5
+    for a, b in zip(kept, gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 

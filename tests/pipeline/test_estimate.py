@@ -115,6 +115,16 @@ def test_lora_with_dropout_keeps_masks_and_scores_with_merged_weights():
     assert scoring_bytes(lm, lora, SIZES) == 100 * 14 * 4 * (6 * 8 + 3 * 32) + 4 * 600
 
 
+@pytest.mark.parametrize(("readout", "masks"), [("likelihood", 0), ("title", 16 * 14)])
+def test_scoring_of_titles_holds_the_logits_of_a_part_of_its_tokens(readout, masks):
+    """1,400 tokens, each with 300 logits, once more as the model gives them."""
+    config = replace(TITLES, model=replace(TITLES.model, readout=readout))
+    activations = 1400 * (4 * (6 * 8 + 3 * 32) + masks)
+    assert scoring_bytes(LM, config, SIZES, gpu=True) == activations + 1400 * 8 * 300
+    wide = replace(LM, vocabulary=300_000)  # on a CPU passes have 1,024 tokens, and logits of 55 are held at a time
+    assert scoring_bytes(wide, config, SIZES) == activations // 1400 * 1024 + LOGITS // 300_000 * 8 * 300_000
+
+
 def test_a_pass_on_a_cpu_has_a_bounded_memory():
     """Layers as wide as those of an 8-billion model: 1.5 GiB are 131 tokens, and a window may still have more."""
     wide = LMShape(8 * 10**9, 10**7, hidden=4096, intermediate=14_336, layers=32, heads=32, vocabulary=128_256)

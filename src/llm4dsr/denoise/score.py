@@ -15,7 +15,7 @@ from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.windows import Windows
 from llm4dsr.lm.collate import collate, run_batches
 from llm4dsr.lm.model import NoiseLM, noise_logits, read_states
-from llm4dsr.lm.passes import pass_tokens_of
+from llm4dsr.lm.passes import scoring_tokens_of
 from llm4dsr.lm.prefix_tree import WindowTree, sequence_log_probs
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.title_lists import likelihood_ratios
@@ -72,7 +72,7 @@ def score_windows(
         model = model.merged()
     done, readout = 0, config.model.readout
     if readout == "likelihood":
-        found = likelihood_ratios(model, builder, windows, config.model.dtype, pass_tokens_of(model, config) // 2)
+        found = likelihood_ratios(model, builder, windows, config.model.dtype, scoring_tokens_of(model, config))
     else:
         scorer = _positions if readout == "per_position" else _titles
         found = scorer(model, builder, windows, builder.prompts(windows), catalogue, config)
@@ -105,7 +105,7 @@ def _positions(
         flat = (yes - no).cpu().numpy()
         return np.split(flat, np.cumsum([len(r.read) for r in rows])[:-1])
 
-    return run_batches([len(p) for p in prompts], pass_tokens_of(model, config), score)
+    return run_batches([len(p) for p in prompts], scoring_tokens_of(model, config), score)
 
 
 def _titles(
@@ -123,17 +123,21 @@ def _titles(
         none = [builder.titles[builder.no_noise]] if config.task.none else []
         trees.append(WindowTree.of([builder.titles[r] for r in unique] + none))
         columns.append(inverse.tolist())
-    sizes = [len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True)]
+    sizes, first = (
+        [len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True)],
+        config.score.mode == "first-token",
+    )
+    with torch.inference_mode(), precision(config.model.dtype, model.device):
+        prefix = model.read_prefix(builder.head)
 
     def score(group: list[int]) -> list[FloatArray]:
-        first = config.score.mode == "first-token"
         with precision(config.model.dtype, model.device):
-            log_probs = sequence_log_probs(model, [prompts[i] for i in group], [trees[i] for i in group], first)
+            log_probs = sequence_log_probs(model, [prompts[i] for i in group], [trees[i] for i in group], first, prefix)
         return [
             _title_odds(np.array(v), columns[i], bool(config.task.none)) for i, v in zip(group, log_probs, strict=True)
         ]
 
-    return run_batches(sizes, pass_tokens_of(model, config) // 4, score)  # the tree's mask takes memory too
+    return run_batches(sizes, scoring_tokens_of(model, config), score)
 
 
 def _title_odds(log_probs: FloatArray, columns: list[int], none: bool) -> FloatArray:

@@ -61,7 +61,8 @@ def tree_masks(windows: dict[str, int | None], seen: Tensor, positions: Tensor, 
     windows : dict
         As `layer_windows` returns it.
     seen : Tensor of bool
-        [B, T, T] True where a token (row) sees another (column): the prompt before it and its ancestors.
+        [B, Q, T] True where one of the last Q tokens (row) sees another (column): the prompt before it and its
+        ancestors.
     positions : Tensor of int
         [B, T] position of each token in its own text. Sliding windows count these, not places in the tree.
     dtype : torch.dtype
@@ -70,11 +71,12 @@ def tree_masks(windows: dict[str, int | None], seen: Tensor, positions: Tensor, 
     Returns
     -------
     Tensor or dict of str to Tensor
-        [B, 1, T, T], 0 or the lowest number; one for each kind of layer if there are several.
+        [B, 1, Q, T], 0 or the lowest number; one for each kind of layer if there are several.
     """
 
     def mask(window: int | None) -> Tensor:
-        near = seen if window is None else seen & (positions[:, :, None] - positions[:, None, :] < window)
+        asking = positions[:, -seen.shape[1] :, None]
+        near = seen if window is None else seen & (asking - positions[:, None, :] < window)
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~near, torch.finfo(dtype).min)[
             :, None
         ]

@@ -14,7 +14,6 @@ from llm4dsr.lm.decode import Prompt, as_model, as_tokens
 from llm4dsr.lm.prefix_tree import WindowTree, sequence_log_probs
 
 NODES = 1024  # of a tree in one pass; its attention mask is quadratic in them
-LOGITS = 2**26  # of a pass
 
 
 @torch.inference_mode()
@@ -61,7 +60,6 @@ def score_continuations(model: Any, prompt: Prompt, continuations: Sequence[Sequ
         raise DataError("The prompt has no tokens; expected at least one.")
     if () in asked:
         raise DataError(f"Continuation {asked.index(())} has no tokens; expected at least one for each continuation.")
-    limit = max(1, min(NODES, LOGITS // lm.base.get_output_embeddings().weight.shape[0]))
     scores: dict[tuple[int, ...], float] = {}
     group, nodes = list[tuple[int, ...]](), 0
 
@@ -70,7 +68,7 @@ def score_continuations(model: Any, prompt: Prompt, continuations: Sequence[Sequ
         scores.update(zip(group, found, strict=True))
 
     for tokens in sorted(set(asked)):  # what begins alike is scored together
-        if group and nodes + len(tokens) > limit:
+        if group and nodes + len(tokens) > NODES:
             score()
             group, nodes = [], 0
         shared = next((i for i, (a, b) in enumerate(zip(group[-1], tokens, strict=False)) if a != b), 0) if group else 0

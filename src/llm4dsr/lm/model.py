@@ -160,11 +160,11 @@ class NoiseLM(nn.Module):
         """Return the last hidden states [B, T, H]. Rows are right-padded, so causal attention needs no mask.
 
         Leading tokens that all rows share, such as the instruction, are computed once; not even that, if they begin
-        with a `prefix` that was computed before.
+        with a `prefix` that was computed before. A mask and positions in `kwargs` are those of the tokens behind it.
         """
         embeds = self.embed(batch.ids, batch.slots, batch.features)
         if prefix or (batch.shared * (len(embeds) - 1) >= MIN_SAVED and not kwargs and self._takes_prefix):
-            return self._behind(prefix or self._read(embeds[:1, : batch.shared]), embeds)
+            return self._behind(prefix or self._read(embeds[:1, : batch.shared]), embeds, **kwargs)
         kwargs.setdefault("use_cache", False)
         if self.bidirectional:
             size = batch.ids.shape[1]
@@ -187,7 +187,14 @@ class NoiseLM(nn.Module):
     @property
     def _takes_prefix(self) -> bool:
         """Whether tokens can follow keys and values that were computed before, with the same states."""
-        return not self.bidirectional and layer_windows(self.base) is not None
+        if self.bidirectional or (self.training and self._is_checkpointed):
+            return False
+        return layer_windows(self.base) is not None
+
+    @property
+    def _is_checkpointed(self) -> bool:
+        """Whether layers compute their activations again for the gradient. transformers then gives them no cache."""
+        return any(getattr(part, "gradient_checkpointing", False) for part in self.base.modules())
 
     def _read(self, embeds: Tensor) -> Prefix:
         from transformers import DynamicCache
@@ -196,13 +203,13 @@ class NoiseLM(nn.Module):
         found = self.states(embeds, past_key_values=DynamicCache(), use_cache=True)
         return Prefix(found.last_hidden_state, found.past_key_values)
 
-    def _behind(self, prefix: Prefix, embeds: Tensor) -> Tensor:
-        """Return the states of rows [B, T, H] that begin with a prefix."""
+    def _behind(self, prefix: Prefix, embeds: Tensor, **kwargs: Any) -> Tensor:
+        """Return the states of rows [B, T, H] that begin with a prefix; `kwargs` are for what follows it."""
         rows, size = len(embeds), prefix.states.shape[1]
         cache = copy.copy(prefix.cache)  # a model adds to it
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.batch_repeat_interleave(rows)
-        rest = self.states(embeds[:, size:], past_key_values=cache, use_cache=True).last_hidden_state
+        rest = self.states(embeds[:, size:], past_key_values=cache, use_cache=True, **kwargs).last_hidden_state
         return torch.cat([prefix.states.expand(rows, -1, -1), rest], dim=1)
 
     def states(self, embeds: Tensor, **kwargs: Any) -> Any:
@@ -295,9 +302,11 @@ class NoiseLM(nn.Module):
 
 def scaled_logits(config: Any, logits: Tensor) -> Tensor:
     """Scale and cap what an output layer returns, as the forward of the model's own class does after it."""
-    logits = logits / (getattr(config, "logits_scaling", None) or 1)
+    scale = 1 / (getattr(config, "logits_scaling", None) or 1)
     for factor in ("logit_scale", "lm_head_multiplier"):
-        logits = logits * (getattr(config, factor, None) or 1)
+        scale *= getattr(config, factor, None) or 1
+    if scale != 1:  # else a copy of all logits
+        logits = logits * scale
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if not cap else cap * torch.tanh(logits / cap)
 

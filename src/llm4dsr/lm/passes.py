@@ -12,8 +12,10 @@ from llm4dsr.lm.shape import LMShape
 
 CPU_BYTES = 3 * 2**29  # of activations in tuning, in one pass on a CPU
 CPU_WIDTHS = 32  # where passes keep memory, padded prompts have a multiple of it
-LOGITS = 2**24  # next-token logits of a tuning pass that are in memory at a time
+LOGITS = 2**24  # next-token logits that are in memory at a time
+GPU_LOGITS = 2**27  # the same in scoring on a GPU, where larger products are faster
 CPU_TOKENS = 4_096  # of the embedded model there: with four times as many, scoring of Toys took a third longer
+CPU_TITLE_TOKENS = 1_024  # of a pass there that reads next-token logits; larger ones took longer, by up to a third
 
 
 def token_bytes(lm: LMShape, config: Config, tokens: float, tuned: bool, gpu: bool = False) -> int:
@@ -56,6 +58,12 @@ def pass_tokens(lm: LMShape, config: Config, gpu: bool) -> int:
     return max(1, min(most, CPU_BYTES // token_bytes(lm, config, config.train.max_tokens, tuned=True)))
 
 
+def scoring_tokens(lm: LMShape, config: Config, gpu: bool) -> int:
+    """Return the most tokens of a scoring pass."""
+    most = pass_tokens(lm, config, gpu)
+    return most if gpu or config.model.readout == "per_position" else min(most, CPU_TITLE_TOKENS)
+
+
 def keeps_memory(config: Config, gpu: bool) -> bool:
     """Return whether tuning passes leave memory in use, so that it adds up: those of a language model on a CPU.
 
@@ -81,6 +89,17 @@ def tokens_at_once(vocabulary: int) -> int:
     return max(1, LOGITS // vocabulary)
 
 
+def scored_at_once(vocabulary: int, gpu: bool) -> int:
+    """Return of how many tokens scoring holds the next-token logits.
+
+    Examples
+    --------
+    >>> scored_at_once(49_152, gpu=False), scored_at_once(49_152, gpu=True)
+    (341, 2730)
+    """
+    return max(1, (GPU_LOGITS if gpu else LOGITS) // vocabulary)
+
+
 def decoding_tokens(config: Config) -> int:
     """Return the most tokens of the prompts whose titles are written together.
 
@@ -98,3 +117,8 @@ def decoding_bytes(lm: LMShape, config: Config, tokens: float) -> int:
 def pass_tokens_of(model: NoiseLM, config: Config) -> int:
     """Return `pass_tokens` of a loaded model."""
     return pass_tokens(LMShape.of(model.base, config.model), config, model.device.type != "cpu")
+
+
+def scoring_tokens_of(model: NoiseLM, config: Config) -> int:
+    """Return `scoring_tokens` of a loaded model."""
+    return scoring_tokens(LMShape.of(model.base, config.model), config, model.device.type != "cpu")

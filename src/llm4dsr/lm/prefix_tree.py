@@ -11,8 +11,9 @@ from torch import Tensor
 
 from llm4dsr.errors import ModelError
 from llm4dsr.lm.attention import layer_windows, tree_masks, warn_of_slow_scoring
-from llm4dsr.lm.collate import Batch, collate, stack_features
-from llm4dsr.lm.model import NoiseLM
+from llm4dsr.lm.collate import collate
+from llm4dsr.lm.log_probs import token_log_probs
+from llm4dsr.lm.model import NoiseLM, Prefix
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
 
@@ -58,7 +59,11 @@ class WindowTree:
 
 @torch.inference_mode()
 def sequence_log_probs(
-    model: NoiseLM, prompts: Sequence[Tokens], trees: Sequence[WindowTree], first_token: bool = False
+    model: NoiseLM,
+    prompts: Sequence[Tokens],
+    trees: Sequence[WindowTree],
+    first_token: bool = False,
+    prefix: Prefix | None = None,
 ) -> list[list[float]]:
     """Score every sequence of each tree, in one forward pass for the whole batch.
 
@@ -75,38 +80,57 @@ def sequence_log_probs(
         The sequences to score.
     first_token : bool, default False
         Score the first token only (published).
+    prefix : Prefix, optional
+        What all prompts begin with, computed before.
 
     Returns
     -------
     list of list of float
         log P(sequence | prompt) for each sequence of each tree.
     """
-    windows = layer_windows(model.base)
+    windows, device = layer_windows(model.base), model.device
     if windows is None:
         warn_of_slow_scoring(type(model.base).__name__)
         return [_one_by_one(model, p, t, first_token) for p, t in zip(prompts, trees, strict=True)]
-    size = max(len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True))
-    ids, slots = np.zeros((len(prompts), size), dtype=np.int64), np.full((len(prompts), size), -1)
-    places = np.zeros((len(prompts), size), dtype=np.int64)
-    seen = np.tile(np.eye(size, dtype=bool), (len(prompts), 1, 1))  # [B, T, T]
+    rows = [
+        Tokens(p.ids + t.tokens, p.slots + [-1] * len(t.tokens), features=p.features)
+        for p, t in zip(prompts, trees, strict=True)
+    ]
+    batch = collate(rows, device)
+    size, known = batch.ids.shape[1], 0 if prefix is None else prefix.states.shape[1]
+    places = np.tile(np.arange(size), (len(rows), 1))
     for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
-        start, end = len(prompt), len(prompt) + len(tree.tokens)
-        ids[b, :end], slots[b, :start] = [*prompt.ids, *tree.tokens], prompt.slots
-        depths = np.array(tree.depths, dtype=np.int64)
-        places[b, :end] = np.concatenate([np.arange(start), start + depths])
-        seen[b, :start, :start] = np.tri(start, dtype=bool)
-        parents = start + np.array(tree.parents, dtype=np.int64)  # -1 is the prompt's last token
-        for depth in range(depths.max(initial=-1) + 1):
-            (nodes,) = np.nonzero(depths == depth)
-            seen[b, start + nodes] |= seen[b, parents[nodes]]
-    device, dtype = model.device, model.base.get_input_embeddings().weight.dtype
-    tokens, items, positions, sees = (torch.from_numpy(part).to(device) for part in (ids, slots, places, seen))
-    masks = tree_masks(windows, sees, positions, dtype)
-    batch = Batch(tokens, items, stack_features(prompts, device), torch.full((len(prompts),), size))
-    hidden = model.hidden(batch, attention_mask=masks, position_ids=positions)
-    # The prompt's end, then the nodes
-    return [_path_log_probs(model, hidden[b, len(prompt) - 1 : len(prompt) + len(tree.tokens)], tree, first_token)
-            for b, (prompt, tree) in enumerate(zip(prompts, trees, strict=True))]  # fmt: skip
+        places[b, len(prompt) : len(rows[b])] = len(prompt) + np.array(tree.depths, dtype=np.int64)
+    positions = torch.from_numpy(places).to(device)
+    seen = _seen([len(p) for p in prompts], trees, size, known, device)
+    masks = tree_masks(windows, seen, positions, model.base.get_input_embeddings().weight.dtype)
+    hidden = model.hidden(batch, prefix, attention_mask=masks, position_ids=positions[:, known:])
+    nodes = [
+        list(range(b * size + len(p) - 1, b * size + len(row)))
+        for b, (p, row) in enumerate(zip(prompts, rows, strict=True))
+    ]
+    return _path_log_probs(model, hidden, nodes, trees, first_token)
+
+
+def _seen(starts: list[int], trees: Sequence[WindowTree], size: int, known: int, device: torch.device) -> Tensor:
+    """[B, T - known, T] what each token sees: the prompt up to itself; a node, the prompt, its ancestors and itself."""
+    column = torch.arange(size, device=device)
+    row = column[known:, None]
+    ends = torch.tensor(starts, device=device)[:, None, None]
+    seen = ((column <= row) & (column < ends)) | (column == row)
+    owner = np.repeat(np.arange(len(trees)), [len(tree.tokens) for tree in trees])
+    first = np.cumsum([0, *(len(tree.tokens) for tree in trees)])[owner]  # of all nodes, the first of the same tree
+    parents = np.array([parent for tree in trees for parent in tree.parents], dtype=np.int64)
+    node = np.flatnonzero(parents >= 0)
+    above, pairs = parents[node], [np.empty((3, 0), dtype=np.int64)]
+    while len(node):
+        start = np.array(starts)[owner[node]]
+        pairs.append(np.stack([owner[node], start + node - first[node] - known, start + above]))
+        above = parents[first[node] + above]
+        node, above = node[above >= 0], above[above >= 0]
+    at = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device)
+    seen[at[0], at[1], at[2]] = True
+    return seen
 
 
 def _one_by_one(model: NoiseLM, prompt: Tokens, tree: WindowTree, first_token: bool) -> list[float]:
@@ -120,21 +144,25 @@ def _one_by_one(model: NoiseLM, prompt: Tokens, tree: WindowTree, first_token: b
             row.add([tree.tokens[node]])
         rows.append(row)
     hidden = model.hidden(collate(rows, model.device))
-    at, place = zip(*(ends[node] for node in range(-1, len(tree.tokens))), strict=True)
-    return _path_log_probs(model, hidden[list(at), list(place)], tree, first_token)
+    places = [row * hidden.shape[1] + column for row, column in (ends[node] for node in range(-1, len(tree.tokens)))]
+    return _path_log_probs(model, hidden, [places], [tree], first_token)[0]
 
 
-def _path_log_probs(model: NoiseLM, hidden: Tensor, tree: WindowTree, first_token: bool) -> list[float]:
-    """log P of each path, from the states [1 + nodes, H] of the prompt's end and of the nodes."""
-    paths = [path[:1] if first_token else path for path in tree.paths]
-    # (parent, token) of all paths, one after the other
-    steps = np.array([step for path in paths for step in path], dtype=np.int64).reshape(-1, 2)
-    logits = model.logits(hidden)  # [1 + nodes, vocabulary]
-    parent, token = torch.from_numpy(steps.T).to(model.device)
-    log_probs = (logits[parent + 1, token] - logits.logsumexp(-1)[parent + 1]).double().cpu().numpy()
-    starts = np.cumsum([0, *map(len, paths)])[:-1]
-    scores: list[float] = np.add.reduceat(log_probs, starts).tolist()
-    return scores
+def _path_log_probs(
+    model: NoiseLM, hidden: Tensor, places: list[list[int]], trees: Sequence[WindowTree], first_token: bool
+) -> list[list[float]]:
+    """log P of the paths of each tree; `places` in `hidden` are those of the prompt's end and of the nodes."""
+    paths = [[path[:1] if first_token else path for path in tree.paths] for tree in trees]
+    steps = [
+        (of[parent + 1], token)
+        for of, some in zip(places, paths, strict=True)
+        for path in some
+        for parent, token in path
+    ]
+    at, tokens = np.array(steps, dtype=np.int64).reshape(-1, 2).T
+    starts = np.cumsum([0, *(len(path) for some in paths for path in some)])
+    sums = np.add.reduceat(token_log_probs(model, hidden, at, tokens), starts[:-1]) if len(steps) else np.empty(0)
+    return [part.tolist() for part in np.split(sums, np.cumsum([len(some) for some in paths])[:-1])]
 
 
 @torch.inference_mode()

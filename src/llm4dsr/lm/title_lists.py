@@ -16,6 +16,7 @@ from llm4dsr.core.arrays import FloatArray
 from llm4dsr.core.device import precision
 from llm4dsr.data.windows import Windows
 from llm4dsr.lm.collate import collate, run_batches
+from llm4dsr.lm.log_probs import token_log_probs
 from llm4dsr.lm.model import NoiseLM
 from llm4dsr.lm.prompt import PromptBuilder
 from llm4dsr.lm.tokens import Tokens
@@ -95,12 +96,8 @@ def title_log_probs(
         rows = [prompts[i] for i in group]
         places, sizes = _title_tokens(builder, rows, [lists[i] for i in group])
         with torch.inference_mode(), precision(dtype, model.device):
-            batch = collate(rows, model.device)
-            hidden = model.hidden(batch, prefix)
-            at, token = torch.from_numpy(places).to(model.device)
-            logits = model.logits(hidden[at, token - 1])  # [title tokens, vocabulary]
-            wanted = batch.ids[at, token]
-            known = (logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)).double().cpu().numpy()
+            hidden = model.hidden(collate(rows, model.device), prefix)
+            known = token_log_probs(model, hidden, places[0] * hidden.shape[1] + places[1] - 1, places[2])
         sums = np.add.reduceat(known, np.cumsum([0, *sizes])[:-1])
         return np.split(sums, np.cumsum([len(lists[i]) for i in group])[:-1])
 
@@ -108,11 +105,11 @@ def title_log_probs(
 
 
 def _title_tokens(builder: PromptBuilder, rows: Sequence[Tokens], lists: Lists) -> tuple[np.ndarray, list[int]]:
-    """([2, tokens] row and place of the tokens of all titles, how many each title has)."""
+    """([3, tokens] row and column of the tokens of all titles, and the tokens; how many each title has)."""
     spans = [
         (i, end + 1 - len(builder.titles[item]), end + 1)
         for i, (row, items) in enumerate(zip(rows, lists, strict=True))
         for end, item in zip(row.read, items, strict=True)
     ]
-    places = np.array([(i, t) for i, begin, end in spans for t in range(begin, end)], dtype=np.int64).T
+    places = np.array([(i, t, rows[i].ids[t]) for i, begin, end in spans for t in range(begin, end)], dtype=np.int64).T
     return places, [end - begin for _, begin, end in spans]

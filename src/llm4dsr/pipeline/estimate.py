@@ -20,7 +20,16 @@ from llm4dsr.denoise.ranking import NEIGHBORS, SCORES
 from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
 from llm4dsr.features.pair_counts import AT_ONCE
-from llm4dsr.lm.passes import decoding_bytes, decoding_tokens, keeps_memory, pass_tokens, token_bytes, tokens_at_once
+from llm4dsr.lm.passes import (
+    decoding_bytes,
+    decoding_tokens,
+    keeps_memory,
+    pass_tokens,
+    scored_at_once,
+    scoring_tokens,
+    token_bytes,
+    tokens_at_once,
+)
 from llm4dsr.lm.shape import LMShape
 from llm4dsr.pipeline.sizes import Sizes, flags
 from llm4dsr.recommenders import SEEDLESS
@@ -87,15 +96,17 @@ def tuning_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | 
 
 def scoring_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int | None = None, gpu: bool = False) -> int:
     """Return the bytes of the largest scoring pass, with the weights that an adapter is added to."""
-    most = pass_tokens(lm, config, gpu) if batch_tokens is None else batch_tokens
+    most = scoring_tokens(lm, config, gpu) if batch_tokens is None else batch_tokens
     tokens = min(max(most, sizes.tokens), sizes.tokens * min(CHUNK, max(sizes.windows.values())))
-    each = token_bytes(lm, config, sizes.tokens, tuned=False)
-    if config.model.readout == "title":  # a quarter of the tokens, each with its logits
-        each = (each + 8 * lm.vocabulary) // 4
-    elif config.model.readout == "likelihood":  # half of the tokens
-        each = (each + 8 * lm.vocabulary) // 2
+    each, logits = token_bytes(lm, config, sizes.tokens, tuned=False), 0.0
+    if config.model.readout != "per_position":  # logits in fp32, and as the model gives them
+        logits = 8 * lm.vocabulary * min(tokens, scored_at_once(lm.vocabulary, gpu))
+    if (
+        config.model.readout == "title"
+    ):  # masks: 8 bytes for each token that one sees, with a tree as long as the prompt
+        each += int(16 * sizes.tokens)
     is_merged = config.model.load_in == "full" and not gpu
-    return int(tokens * each + BYTES[config.model.dtype] * lm.adapted * is_merged)
+    return int(tokens * each + logits + BYTES[config.model.dtype] * lm.adapted * is_merged)
 
 
 def loading_bytes(lm: LMShape, config: Config) -> int:
