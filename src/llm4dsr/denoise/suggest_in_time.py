@@ -16,9 +16,10 @@ from llm4dsr.core.cache import PartCache
 from llm4dsr.core.progress import Progress, subprogress
 from llm4dsr.data.overlap import Origin, into_windows, out_of_windows
 from llm4dsr.data.windows import Windows, align
-from llm4dsr.denoise.ensemble import Ensemble, chunks
+from llm4dsr.denoise.ensemble import Ensemble, ScorePart
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights
+from llm4dsr.denoise.states import Floats, kept_states, states_per_window
 from llm4dsr.denoise.suggest import NOTHING, suggest
 from llm4dsr.denoise.tables import suggestion_table
 
@@ -53,7 +54,7 @@ def suggest_prequentially(
     progress : Progress or None
         Called with (flags done, all flags, what is being done).
     cache : PartCache
-        Keeps finished parts.
+        Keeps finished parts, and may hold states that scoring has kept.
 
     Returns
     -------
@@ -71,7 +72,7 @@ def suggest_prequentially(
         ensemble, ranking_weights, windows, parts, origin, decisions, has_target, width, earlier
     ):
         step = progress and subprogress(progress, done, part.size, total)
-        tables.append(cache.table(part.key(by_then, cache), partial(part.table, by_then, step)))
+        tables.append(cache.table(part.key(by_then, cache), partial(part.table, by_then, step, cache)))
         done += part.size
         if progress:
             progress(done, total, "suggest")
@@ -98,18 +99,37 @@ def parts_to_suggest(
     has_flag = np.bincount(parts.owners[flagged], minlength=len(parts)) > 0
     any_flag = np.isin(np.arange(len(windows)), history_of[has_flag])
     for some, by_then, _ in prequential(ensemble, windows, has_target, None, width, earlier):
-        for assigned, members in ensemble.assignments(histories.take(some)):
-            for of in chunks(some[assigned][any_flag[some[assigned]]]):
-                rows = origin.windows_of(of) if origin else of
-                rows = rows[has_flag[rows]]
-                is_next = np.diff(history_of[rows], prepend=-1) != 0
-                yield (
-                    by_then,
-                    SuggestPart(
-                        parts.take(rows), members[0], flagged[parts.interactions(rows)],
-                        histories.take(history_of[rows[is_next]]), np.cumsum(is_next) - 1, ranking_weights,
-                    ),
-                )  # fmt: skip
+        for chunk, scored in by_then.parts(histories.take(some), has_target):  # as they were scored
+            of = some[chunk][any_flag[some[chunk]]]
+            if not len(of):
+                continue
+            rows = origin.windows_of(of) if origin else of
+            rows = rows[has_flag[rows]]
+            is_next = np.diff(history_of[rows], prepend=-1) != 0
+            yield (
+                by_then,
+                SuggestPart(
+                    parts.take(rows), scored.members[0], flagged[parts.interactions(rows)],
+                    histories.take(history_of[rows[is_next]]), np.cumsum(is_next) - 1, ranking_weights,
+                    None if origin else Scored(scored, np.flatnonzero(any_flag[some[chunk]])),
+                ),
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Where the states of the windows of a part were kept, if they were.
+
+    Attributes
+    ----------
+    part : ScorePart
+        The part that scored them.
+    rows : array of int
+        [W] their rows in it.
+    """
+
+    part: ScorePart
+    rows: IntArray
 
 
 @dataclass(frozen=True)
@@ -130,6 +150,8 @@ class SuggestPart:
         [W] row in `histories` of each window, ascending.
     ranking_weights : RankingWeights
         How suggestions are ranked, for soft tokens.
+    scored : Scored or None
+        Who scored the windows. None: parts of long histories.
     """
 
     windows: Windows
@@ -138,6 +160,7 @@ class SuggestPart:
     histories: Windows
     history_rows: IntArray
     ranking_weights: RankingWeights
+    scored: Scored | None
 
     @property
     def size(self) -> int:
@@ -150,10 +173,20 @@ class SuggestPart:
         key = (*ensemble.key(self.windows, cache), self.member, self.flagged, self.windows.window_ids, whole.items)
         return (*key, whole.lengths, self.history_rows, self.ranking_weights, options)
 
-    def table(self, ensemble: Ensemble, progress: Progress | None = None) -> pl.DataFrame:
-        """Suggest: a table as `suggestion_table` makes it."""
+    def table(
+        self, ensemble: Ensemble, progress: Progress | None = None, cache: PartCache | None = None
+    ) -> pl.DataFrame:
+        """Suggest: a table as `suggestion_table` makes it, with what scoring has kept in a cache."""
         found = suggest(
             ensemble.models[self.member], ensemble.builder, self.windows, self.flagged, ensemble.catalogue,
             ensemble.config, self.ranking_weights, progress, self.histories, self.history_rows,
+            None if cache is None else self._states(ensemble, cache),
         )  # fmt: skip
         return suggestion_table(self.windows, found, ensemble.catalogue)
+
+    def _states(self, ensemble: Ensemble, cache: PartCache) -> Floats | None:
+        """The states of the flags that scoring has kept."""
+        if self.scored is None or not states_per_window(ensemble.config):
+            return None
+        part, rows = self.scored.part, self.scored.rows
+        return kept_states(cache, part.key(ensemble, cache), part.windows.interactions(rows)[self.flagged])
