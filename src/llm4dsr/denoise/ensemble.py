@@ -33,7 +33,7 @@ from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.noise_injection import Injectable
 from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.stacking import Evidence, Stacker
-from llm4dsr.denoise.states import keep_states, states_to_fill
+from llm4dsr.denoise.states import keep_states, states_per_window, states_to_fill
 from llm4dsr.denoise.train import tune
 from llm4dsr.denoise.training_labels import NO_LABELS, TrainingLabels
 from llm4dsr.denoise.warm_start import check_start, continued_model
@@ -379,7 +379,7 @@ class ScorePart:
     ) -> pl.DataFrame:
         """Score the windows: a column `value` with n log-odds. Arguments as in `Ensemble.log_odds`."""
         e, windows, scores, states = ensemble, self.windows, list[FloatArray](), None
-        if keep is not None:
+        if keep is not None and states_per_window(e.config):
             states = states_to_fill(e.config, windows)
         for i, member in enumerate(self.members):
             step = progress and subprogress(progress, i, 1, len(self.members))

@@ -71,7 +71,7 @@ def predict(
     histories : array of int, optional
         [F] the history of each flag, ascending. Default: the window.
     states : array of float32, optional
-        [F, H] the hidden states of the model at the flags, as scoring has read them; NaN where it did not.
+        [F, H] the hidden states of the model at the flags. Default: those of a pass over the windows with flags.
 
     Yields
     ------
@@ -94,8 +94,8 @@ def predict(
         return Predictions(flags, vectors, windows.take(rows[flags]), ~flagged[windows.interactions(rows[flags])])
 
     def read_at(flags: IntArray) -> Tensor:
-        """[G, H] hidden states: those given, if all are, else those of a pass of the model."""
-        if states is not None and not np.isnan(states[flags]).any():
+        """[G, H] hidden states."""
+        if states is not None:
             return torch.from_numpy(states[flags]).to(model.device)
         if config.model.readout == "per_position":  # one pass for all flags of a window
             asked, of = np.unique(rows[flags], return_inverse=True)

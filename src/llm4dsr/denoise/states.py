@@ -2,7 +2,7 @@
 
 With `readout: per_position`, the noise logit and the predicted vector of a position are read from one hidden state.
 What is flagged is known only after scoring, so the states of as many positions as may be flagged in a window are kept.
-Where one is missing, suggesting computes it again.
+Where one is missing, suggesting repeats the pass.
 """
 
 from __future__ import annotations
@@ -37,10 +37,8 @@ def states_per_window(config: Config) -> int:
     return max(config.decide.cap, config.decide.cap_test or 0)
 
 
-def states_to_fill(config: Config, windows: Windows) -> Floats | None:
-    """Return an array [n, H] for the states of windows with n interactions, or None if none are kept."""
-    if not states_per_window(config):
-        return None
+def states_to_fill(config: Config, windows: Windows) -> Floats:
+    """Return an array [n, H] for the states of windows with n interactions."""
     return np.empty((len(windows.items), config.model.hidden_size), np.float32)
 
 

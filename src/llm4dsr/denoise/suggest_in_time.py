@@ -19,7 +19,8 @@ from llm4dsr.data.windows import Windows, align
 from llm4dsr.denoise.ensemble import Ensemble, ScorePart
 from llm4dsr.denoise.prequential import prequential
 from llm4dsr.denoise.ranking import RankingWeights
-from llm4dsr.denoise.states import Floats, kept_states, states_per_window
+from llm4dsr.denoise.score import score_windows
+from llm4dsr.denoise.states import Floats, kept_states, states_per_window, states_to_fill
 from llm4dsr.denoise.suggest import NOTHING, suggest
 from llm4dsr.denoise.tables import suggestion_table
 
@@ -54,7 +55,7 @@ def suggest_prequentially(
     progress : Progress or None
         Called with (flags done, all flags, what is being done).
     cache : PartCache
-        Keeps finished parts, and may hold states that scoring has kept.
+        Keeps finished parts, and may hold states that scoring has kept (`states.py`).
 
     Returns
     -------
@@ -69,8 +70,9 @@ def suggest_prequentially(
     flagged = align(into_windows(decisions, parts, origin) if origin else decisions, parts, None)
     tables, done, total = [suggestion_table(parts, NOTHING, ensemble.catalogue)], 0, int(flagged.sum())
     for by_then, part in parts_to_suggest(
-        ensemble, ranking_weights, windows, parts, origin, decisions, has_target, width, earlier
-    ):
+        ensemble, ranking_weights, windows, parts, origin, decisions, has_target, width, earlier,
+        as_scored=cache.folder is not None,
+    ):  # fmt: skip
         step = progress and subprogress(progress, done, part.size, total)
         tables.append(cache.table(part.key(by_then, cache), partial(part.table, by_then, step, cache)))
         done += part.size
@@ -91,8 +93,13 @@ def parts_to_suggest(
     has_target: bool,
     width: int,
     earlier: Windows | None = None,
+    as_scored: bool = True,
 ) -> Iterator[tuple[Ensemble, SuggestPart]]:
-    """Yield what `suggest_prequentially` asks for with these arguments: (the ensemble of its time, the part)."""
+    """Yield what `suggest_prequentially` asks for with these arguments: (the ensemble of its time, the part).
+
+    With `as_scored`, as where parts are kept, states are those of the pass that scored the windows.
+    """
+    as_scored = as_scored and origin is None and states_per_window(ensemble.config) > 0
     histories = windows.histories() if has_target else windows
     flagged = align(into_windows(decisions, parts, origin) if origin else decisions, parts, None)
     history_of = origin.histories if origin else np.arange(len(windows))
@@ -111,14 +118,14 @@ def parts_to_suggest(
                 SuggestPart(
                     parts.take(rows), scored.members[0], flagged[parts.interactions(rows)],
                     histories.take(history_of[rows[is_next]]), np.cumsum(is_next) - 1, ranking_weights,
-                    None if origin else Scored(scored, np.flatnonzero(any_flag[some[chunk]])),
+                    Scored(scored, np.flatnonzero(any_flag[some[chunk]])) if as_scored else None,
                 ),
             )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Where the states of the windows of a part were kept, if they were.
+    """The pass that scored the windows of a part.
 
     Attributes
     ----------
@@ -151,7 +158,7 @@ class SuggestPart:
     ranking_weights : RankingWeights
         How suggestions are ranked, for soft tokens.
     scored : Scored or None
-        Who scored the windows. None: parts of long histories.
+        The pass that scored the windows, whose states are taken. None: a pass over the windows with flags alone.
     """
 
     windows: Windows
@@ -180,13 +187,23 @@ class SuggestPart:
         found = suggest(
             ensemble.models[self.member], ensemble.builder, self.windows, self.flagged, ensemble.catalogue,
             ensemble.config, self.ranking_weights, progress, self.histories, self.history_rows,
-            None if cache is None else self._states(ensemble, cache),
+            self._states(ensemble, cache),
         )  # fmt: skip
         return suggestion_table(self.windows, found, ensemble.catalogue)
 
-    def _states(self, ensemble: Ensemble, cache: PartCache) -> Floats | None:
-        """The states of the flags that scoring has kept."""
-        if self.scored is None or not states_per_window(ensemble.config):
+    def _states(self, ensemble: Ensemble, cache: PartCache | None) -> Floats | None:
+        """The states of the flags, as they were scored.
+
+        Where one was not kept, all are computed again by the same pass over the same windows. So the last digits do not
+        depend on what was kept.
+        """
+        if self.scored is None:
             return None
-        part, rows = self.scored.part, self.scored.rows
-        return kept_states(cache, part.key(ensemble, cache), part.windows.interactions(rows)[self.flagged])
+        e, part = ensemble, self.scored.part
+        at = part.windows.interactions(self.scored.rows)[self.flagged]
+        kept = None if cache is None else kept_states(cache, part.key(e, cache), at)
+        if kept is not None and not np.isnan(kept).any():
+            return kept
+        states = states_to_fill(e.config, part.windows)
+        score_windows(e.models[self.member], e.builder, part.windows, e.catalogue, e.config, states=states)
+        return np.asarray(states[at])
