@@ -116,7 +116,7 @@ class Denoiser(Fitting):
         with shown(progress) as report:
             log_odds, calibrator = score_prequentially(
                 self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, report,
-                PartCache(work), self.width, earlier, keep and PartCache(keep),
+                PartCache(work), self.width, earlier, PartCache(keep) if keep else None,
             )  # fmt: skip
         scores = score_table(parts, log_odds, calibrator, self.catalogue)
         return merge_scores(scores, origin).drop(c.COVER) if origin else scores, calibrator
