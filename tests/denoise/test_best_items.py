@@ -59,7 +59,7 @@ def test_items_and_probabilities_are_those_of_the_dense_scores(denoiser, kind):
 def test_blocks_of_items_change_nothing(denoiser, kind, monkeypatch):
     whole = fast(denoiser, WEIGHTS[kind])
     for size in (7, len(CATALOGUE) // 2, 2):  # the last holds fewer items than are asked for
-        monkeypatch.setattr(best_items, "BLOCK", size)
+        monkeypatch.setattr(best_items, "CPU_BLOCK", size)
         found = fast(denoiser, WEIGHTS[kind])
         assert (found.items == whole.items).all()
         np.testing.assert_allclose(found.evidence, whole.evidence, atol=1e-5)

@@ -15,7 +15,7 @@ from typing import Any
 from llm4dsr import Config
 from llm4dsr.data.demo import make_demo
 from llm4dsr.errors import LLM4DSRError
-from llm4dsr.pipeline import FOLDERS, STAGES, Run
+from llm4dsr.pipeline import FOLDERS, STAGES, WORK, Run
 
 CONFIG = Config.from_dict(
     {
@@ -28,6 +28,7 @@ CONFIG = Config.from_dict(
     }
 )
 LONG = ("train", "score", "suggest", "evaluate")
+KEPT = "kept"  # beside the run that nobody disturbed: its finished parts before it suggests
 # Processes are forked from one that has all imported and has computed nothing: a second each, instead of seven.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -149,6 +150,8 @@ def before(stage: str, calm: Path, folder: Path) -> Path:
     shutil.copytree(calm, folder)
     for later in STAGES[STAGES.index(stage) :]:
         shutil.rmtree(folder / FOLDERS[later])
+    if stage == "suggest":
+        shutil.copytree(calm.parent / KEPT, folder / WORK, dirs_exist_ok=True)
     return folder
 
 

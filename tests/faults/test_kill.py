@@ -59,10 +59,13 @@ def test_a_stage_that_is_made_again_is_never_half_there(moment, calm, tmp_path):
 def test_what_was_finished_is_not_done_again(stage, calm, tmp_path):
     """Killed near its end, a stage needs little more; one that began anew would need as much as ever."""
     moments = int((calm.parent / stage).read_text())
-    folder = before(stage, calm, tmp_path / "run")
-    assert in_child(folder, stage, moments * 8 // 10) == -signal.SIGKILL
+    for tenths in (8, 7, 6, 5):
+        folder = before(stage, calm, tmp_path / f"run{tenths}")
+        assert in_child(folder, stage, moments * tenths // 10) == -signal.SIGKILL
+        if not (folder / FOLDERS[stage]).exists():  # else it was complete, and tidying up
+            break
     assert in_child(folder, stage, counted=tmp_path / "again") == 0
-    assert int((tmp_path / "again").read_text()) < moments * 7 // 10
+    assert int((tmp_path / "again").read_text()) < moments * (15 - tenths) // 10
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -33,6 +33,7 @@ from llm4dsr.pipeline.estimate import (
     ranking_fit_bytes,
     recommender_bytes,
     scoring_bytes,
+    states_bytes,
     tuning_bytes,
 )
 from llm4dsr.pipeline.preflight import Estimate
@@ -196,6 +197,14 @@ def test_disk_of_a_model_grows_with_its_folds():
     one = replace(config, train=replace(config.train, folds=1))
     weights, vectors = 4 * 1000 + 8 * 10 * 8, 4 * 1000 * 10
     assert disk_of_model(SIZES, LM, config) - disk_of_model(SIZES, LM, one) == 2 * (weights + vectors + 2**18)
+
+
+def test_scoring_leaves_the_states_of_what_may_be_flagged():
+    """Three positions of each window at most, each with 8 numbers; none where titles are read."""
+    config = configuration()
+    most = min(SIZES.all_interactions, 3 * SIZES.all_windows)
+    assert states_bytes(SIZES, config) == 4 * config.model.hidden_size * most
+    assert states_bytes(SIZES, TITLES) == 0
 
 
 def test_parts_of_a_stage_count_only_while_it_works():

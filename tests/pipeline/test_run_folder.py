@@ -75,6 +75,16 @@ def test_prepare_with_overwrite_starts_a_finished_run_again(finished, tiny_demo,
     assert run.data().splits["train"].items.tolist() == other.splits["train"].items.tolist()
 
 
+def test_scoring_keeps_states_until_suggesting_is_complete(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.score(overwrite=True)
+    run.decide()
+    assert list(run.work("suggest").glob("*.part"))
+    run.suggest()
+    assert not run.work("suggest").exists()
+
+
 def test_a_run_in_use_names_its_process(finished):
     """The lock holds across processes, and ends with the process."""
     code = f"from llm4dsr.pipeline import Run; Run({str(finished.folder)!r}).correct(overwrite=True)"

@@ -56,7 +56,7 @@ class PartCache:
         if self.folder is None:
             return make()
         name = digest(*key)
-        if (found := self._read(name)) is not None:
+        if (found := self.read(name)) is not None:
             return found
         made = make()
         self.keep(name, content_of(made))
@@ -75,6 +75,11 @@ class PartCache:
         if self.folder is not None:
             write_bytes(self._path(name), hashlib.sha256(content).digest() + content)
 
+    def read(self, name: str) -> pl.DataFrame | None:
+        """Return the part of this name; None if it is absent or damaged."""
+        content = self._content(name)
+        return None if content is None else pl.read_parquet(io.BytesIO(content))
+
     def _path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.part"
@@ -86,10 +91,6 @@ class PartCache:
         except OSError:
             return None
         return content[SUM:] if hashlib.sha256(content[SUM:]).digest() == content[:SUM] else None
-
-    def _read(self, name: str) -> pl.DataFrame | None:
-        content = self._content(name)
-        return None if content is None else pl.read_parquet(io.BytesIO(content))
 
 
 def content_of(table: pl.DataFrame) -> bytes:

@@ -25,7 +25,8 @@ from llm4dsr.denoise.ranking import RankingWeights
 from llm4dsr.features.cooccurrence import CooccurrenceCounts
 from llm4dsr.lm.model import NoiseLM
 
-BLOCK = 16_384  # items that are scored at once
+BLOCK = 16_384  # items that are scored at once on a GPU, where few large steps are faster
+CPU_BLOCK = 2_048  # on a CPU: the scores of FLAGS flags then stay in its cache
 LOWEST = -1e30  # below any score, and finite
 
 
@@ -78,6 +79,7 @@ class ItemRanker:
     ) -> None:
         assert model.vectors is not None
         self.titles, self.device = model.vectors, model.vectors.device
+        self.block = CPU_BLOCK if self.device.type == "cpu" else BLOCK
         self.scale = 1 / torch.linalg.vector_norm(model.vectors, dim=-1).clamp(min=1e-12)  # [N]
         self.counts, self.weights, self.canonical = counts, weights, catalogue.canonical
         self.doubles = np.flatnonzero(catalogue.canonical != np.arange(len(catalogue)))
@@ -115,8 +117,8 @@ class ItemRanker:
         found = torch.empty(flags, 0, dtype=torch.long, device=self.device)
         values = torch.empty(flags, 0, device=self.device)
         top, sums = torch.full((flags, 1), LOWEST, device=self.device), torch.zeros(flags, 2, device=self.device)
-        for start in range(0, n_items, BLOCK):
-            block = slice(start, min(n_items, start + BLOCK))
+        for start in range(0, n_items, self.block):
+            block = slice(start, min(n_items, start + self.block))
             scores = torch.zeros(flags, block.stop - start, device=self.device)
             flat, (at, neighbor) = scores.view(-1), near.inside(block, self.device)
             near_scores = flat.scatter_add_(0, at, neighbor)[at]  # sums; the same wherever `at` repeats
@@ -167,41 +169,42 @@ class ItemRanker:
     def _neighbors(self, predictions: Predictions, place: IntArray) -> _Entries:
         """Neighbor scores, in parts that are to be added."""
         if self.counts is None or not self.weights.cooccurrence:
-            return _Entries.of(np.empty(0, np.int64), np.empty(0, np.int64))
+            return _Entries.of(self.block, np.empty(0, np.int64), np.empty(0, np.int64))
         rows, items, scores = self.counts.neighbors(predictions.windows, predictions.context)
-        return _Entries.of(place[rows], items, scores.astype(np.float32))
+        return _Entries.of(self.block, place[rows], items, scores.astype(np.float32))
 
     def _barred(self, histories: Windows, of: IntArray, place: IntArray) -> _Entries:
         """The titles of the history of each flag."""
         sizes = histories.lengths[of]
         items = self.canonical[histories.items[ranges(histories.offsets[of], sizes)]]
-        return _Entries.of(np.repeat(place, sizes), items)
+        return _Entries.of(self.block, np.repeat(place, sizes), items)
 
 
 @dataclass
 class _Entries:
     """Entries of a matrix of rows and items, by block of items."""
 
+    size: int  # items of a block
     rows: IntArray
     items: IntArray
     values: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, rows: IntArray, items: IntArray, values: npt.NDArray[np.float32] | None = None) -> _Entries:
+    def of(cls, size: int, rows: IntArray, items: IntArray, values: npt.NDArray[np.float32] | None = None) -> _Entries:
         if values is None:
             values = np.ones(len(rows), np.float32)
-        if items.max(initial=0) < BLOCK:
-            return cls(rows, items, values)
-        order = np.argsort((items // BLOCK).astype(np.uint16), kind="stable")  # radix sort
-        return cls(rows[order], items[order], values[order])
+        if items.max(initial=0) < size:
+            return cls(size, rows, items, values)
+        order = np.argsort((items // size).astype(np.uint16), kind="stable")  # radix sort
+        return cls(size, rows[order], items[order], values[order])
 
     @cached_property
     def _starts(self) -> IntArray:
         """Where each block begins."""
-        return np.cumsum(np.bincount(self.items // BLOCK + 1, minlength=2))
+        return np.cumsum(np.bincount(self.items // self.size + 1, minlength=2))
 
     def inside(self, block: slice, device: torch.device) -> tuple[Tensor, Tensor]:
         """(Places in the flat block, values)."""
-        first, last = self._starts.take([block.start // BLOCK, block.start // BLOCK + 1], mode="clip")
+        first, last = self._starts.take([block.start // self.size, block.start // self.size + 1], mode="clip")
         at = self.rows[first:last] * (block.stop - block.start) + self.items[first:last] - block.start
         return torch.from_numpy(at).to(device), torch.from_numpy(self.values[first:last]).to(device)

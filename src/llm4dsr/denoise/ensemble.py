@@ -33,6 +33,7 @@ from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.noise_injection import Injectable
 from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.stacking import Evidence, Stacker
+from llm4dsr.denoise.states import keep_states, states_per_window, states_to_fill
 from llm4dsr.denoise.train import tune
 from llm4dsr.denoise.training_labels import NO_LABELS, TrainingLabels
 from llm4dsr.denoise.warm_start import check_start, continued_model
@@ -240,8 +241,9 @@ class Ensemble:
         return out
 
     def log_odds(
-        self, windows: Windows, is_newer: bool, progress: Progress | None, doing: str, cache: PartCache
-    ) -> FloatArray:
+        self, windows: Windows, is_newer: bool, progress: Progress | None, doing: str, cache: PartCache,
+        keep: PartCache | None = None,
+    ) -> FloatArray:  # fmt: skip
         """Score windows by models and stacker.
 
         Parameters
@@ -250,13 +252,15 @@ class Ensemble:
             As in `model_log_odds`.
         is_newer : bool
             The windows are newer than training. Those of new users always count as newer.
+        keep : PartCache, optional
+            Gets the states of what is scored, for suggesting (`states.py`).
 
         Returns
         -------
         array of float
             [n] log-odds of noise, higher = more likely noise; NaN as in `score_windows`.
         """
-        return self._scored(windows, is_newer, progress, doing, cache)
+        return self._scored(windows, is_newer, progress, doing, cache, keep)
 
     def model_log_odds(self, windows: Windows, progress: Progress | None, doing: str, cache: PartCache) -> FloatArray:
         """Score windows, each by the models that `assignments` names.
@@ -283,17 +287,18 @@ class Ensemble:
         """Yield (rows of the windows, the part that scores them); is_newer is None: without stacker."""
         newer = None if is_newer is None else is_newer | ~np.isin(user_hashes(windows.user_ids), self.seen)
         for rows, members in self.assignments(windows):
-            for chunk in chunks(rows):
+            for chunk in (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)):
                 yield chunk, ScorePart(windows.take(chunk), members, None if newer is None else newer[chunk])
 
     def _scored(
-        self, windows: Windows, is_newer: bool | None, progress: Progress | None, doing: str, cache: PartCache
-    ) -> FloatArray:
+        self, windows: Windows, is_newer: bool | None, progress: Progress | None, doing: str, cache: PartCache,
+        keep: PartCache | None = None,
+    ) -> FloatArray:  # fmt: skip
         out = np.full(len(windows.items), np.nan)
         done, total = 0, sum(len(rows) * len(members) for rows, members in self.assignments(windows))
         for rows, part in self.parts(windows, is_newer):
             step = progress and subprogress(progress, done, part.size, total)
-            table = cache.table(part.key(self, cache), partial(part.table, self, step, doing))
+            table = cache.table(part.key(self, cache), partial(part.table, self, step, doing, keep))
             out[windows.interactions(rows)] = table["value"].to_numpy()
             done += part.size
             if progress:
@@ -369,12 +374,17 @@ class ScorePart:
         stackers = () if self.is_newer is None else tuple(s and s.fingerprint for s in ensemble.stackers)
         return (*ensemble.key(self.windows, cache), self.members, stackers, self.is_newer)
 
-    def table(self, ensemble: Ensemble, progress: Progress | None = None, doing: str = "score") -> pl.DataFrame:
+    def table(
+        self, ensemble: Ensemble, progress: Progress | None = None, doing: str = "score", keep: PartCache | None = None
+    ) -> pl.DataFrame:
         """Score the windows: a column `value` with n log-odds. Arguments as in `Ensemble.log_odds`."""
-        e, windows, scores = ensemble, self.windows, list[FloatArray]()
+        e, windows, scores, states = ensemble, self.windows, list[FloatArray](), None
+        if keep is not None and states_per_window(e.config):
+            states = states_to_fill(e.config, windows)
         for i, member in enumerate(self.members):
             step = progress and subprogress(progress, i, 1, len(self.members))
-            scores.append(score_windows(e.models[member], e.builder, windows, e.catalogue, e.config, step, doing))
+            given = e.models[member], e.builder, windows, e.catalogue, e.config, step, doing
+            scores.append(score_windows(*given, None if i else states))  # the first model suggests
         out = np.mean(scores, axis=0)
         if self.is_newer is not None and e.counts is not None:
             for stacker, chosen in zip(e.stackers, (self.is_newer, ~self.is_newer), strict=True):
@@ -382,9 +392,6 @@ class ScorePart:
                 if stacker is not None and len(rows):
                     at = windows.interactions(rows)
                     out[at] = stacker.log_odds(out[at], Evidence.of(windows.take(rows), out[at], e.counts, e.titles))
+        if keep is not None and states is not None:
+            keep_states(keep, self.key(e, keep), e.config, windows, out, states)
         return pl.DataFrame({"value": out})
-
-
-def chunks(rows: IntArray) -> list[IntArray]:
-    """Split rows into parts of at most CHUNK."""
-    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]

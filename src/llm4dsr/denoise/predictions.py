@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,6 +54,7 @@ def predict(
     read: Callable[[Predictions], T],
     size: int,
     histories: IntArray | None = None,
+    states: npt.NDArray[np.float32] | None = None,
 ) -> Iterator[tuple[IntArray, T]]:
     """Predict what belongs at each flag, for some flags at a time.
 
@@ -68,6 +70,8 @@ def predict(
         Flags at a time, unless a history has more.
     histories : array of int, optional
         [F] the history of each flag, ascending. Default: the window.
+    states : array of float32, optional
+        [F, H] the hidden states of the model at the flags. Default: those of a pass over the windows with flags.
 
     Yields
     ------
@@ -85,6 +89,14 @@ def predict(
     starts = np.flatnonzero(np.diff(rows if histories is None else histories, prepend=-1))  # of histories
 
     def at(flags: IntArray) -> Predictions:
+        with torch.inference_mode(), precision(config.model.dtype, model.device):
+            vectors = F.normalize(model.out(read_at(flags).float()), dim=-1).float()
+        return Predictions(flags, vectors, windows.take(rows[flags]), ~flagged[windows.interactions(rows[flags])])
+
+    def read_at(flags: IntArray) -> Tensor:
+        """[G, H] hidden states."""
+        if states is not None:
+            return torch.from_numpy(states[flags]).to(model.device)
         if config.model.readout == "per_position":  # one pass for all flags of a window
             asked, of = np.unique(rows[flags], return_inverse=True)
             prompts = builder.prompts(windows.take(asked))
@@ -95,10 +107,7 @@ def predict(
             prompts = [builder.suggestion_prompt(some.row(i), int(p), described[i])
                        for i, p in enumerate(positions[flags])]  # fmt: skip
             reads = [len(prompt) - 1 for prompt in prompts]
-        with torch.inference_mode(), precision(config.model.dtype, model.device):
-            hidden = model.hidden(collate(prompts, model.device))[of, reads]
-            vectors = F.normalize(model.out(hidden.float()), dim=-1).float()
-        return Predictions(flags, vectors, windows.take(rows[flags]), ~flagged[windows.interactions(rows[flags])])
+        return model.hidden(collate(prompts, model.device))[of, reads]
 
     begin = 0
     while begin < len(rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from llm4dsr.config import Config
@@ -33,6 +34,7 @@ def score_windows(
     config: Config,
     progress: Progress | None = None,
     doing: str = "score",
+    states: npt.NDArray[np.float32] | None = None,
 ) -> FloatArray:
     """Score the interactions of some thousand windows; all their prompts are in memory at once.
 
@@ -52,6 +54,8 @@ def score_windows(
         Called with (windows done, all windows, `doing`).
     doing : str, default "score"
         What is being done, for progress.
+    states : array of float32, optional
+        [n, H] filled with the hidden states that noise logits are read from; readout: per_position only.
 
     Returns
     -------
@@ -74,8 +78,11 @@ def score_windows(
     if readout == "likelihood":
         found = likelihood_ratios(model, builder, windows, config.model.dtype, scoring_tokens_of(model, config))
     else:
-        scorer = _positions if readout == "per_position" else _titles
-        found = scorer(model, builder, windows, builder.prompts(windows), catalogue, config)
+        prompts = builder.prompts(windows)
+        if readout == "per_position":
+            found = _positions(model, builder, windows, prompts, config, states)
+        else:
+            found = _titles(model, builder, windows, prompts, catalogue, config)
     for group, values in found:
         for i, row in zip(group, values, strict=True):
             out[begins[i] : begins[i] + len(row)] = row
@@ -91,8 +98,8 @@ def _positions(
     builder: PromptBuilder,
     windows: Windows,
     prompts: list[Tokens],
-    catalogue: Catalogue,
     config: Config,
+    states: npt.NDArray[np.float32] | None,
 ) -> Scored:
     with torch.inference_mode(), precision(config.model.dtype, model.device):
         prefix = model.read_prefix(builder.head)
@@ -101,7 +108,10 @@ def _positions(
         rows = [prompts[i] for i in group]
         with torch.inference_mode(), precision(config.model.dtype, model.device):
             hidden = model.hidden(collate(rows, model.device), prefix)
-            no, yes = noise_logits(model, builder, read_states(hidden, rows)).unbind(-1)
+            read = read_states(hidden, rows)
+            no, yes = noise_logits(model, builder, read).unbind(-1)
+        if states is not None:
+            states[windows.interactions(np.array(group))] = read.float().cpu().numpy()
         flat = (yes - no).cpu().numpy()
         return np.split(flat, np.cumsum([len(r.read) for r in rows])[:-1])
 

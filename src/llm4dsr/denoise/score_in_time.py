@@ -36,6 +36,7 @@ def score_prequentially(
     cache: PartCache,
     width: int,
     earlier: Windows | None = None,
+    keep: PartCache | None = None,
 ) -> tuple[FloatArray, Calibrator]:
     """Score windows in order of time.
 
@@ -64,6 +65,8 @@ def score_prequentially(
         Histories of more items are too long, as in `prequential`.
     earlier : Windows, optional
         As in `prequential`.
+    keep : PartCache, optional
+        Gets the states of what is scored, for suggesting; not of long histories, whose parts overlap.
 
     Returns
     -------
@@ -83,7 +86,9 @@ def score_prequentially(
     count = len(calibrate.KINDS) * _draws(config, parts)
     steps = _steps(ensemble, windows, parts, origin, has_target, recalibrate, progress, width, earlier)
     for rows, by_then, copies, step in steps:
-        log_odds[parts.interactions(rows)] = by_then.log_odds(parts.take(rows), has_target, step, "score", cache)
+        log_odds[parts.interactions(rows)] = by_then.log_odds(
+            parts.take(rows), has_target, step, "score", cache, None if origin else keep
+        )
         found: list[list[Sample]] = [[] for _ in calibrate.KINDS]
         for i, (kind, copy, chosen) in enumerate(copies):
             of_copy = step and subprogress(step, i, 1, count)

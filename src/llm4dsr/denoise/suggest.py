@@ -84,6 +84,7 @@ def suggest(
     progress: Progress | None = None,
     histories: Windows | None = None,
     history_rows: IntArray | None = None,
+    states: npt.NDArray[np.float32] | None = None,
 ) -> Suggestions:
     """Suggest a replacement for each flagged interaction.
 
@@ -110,6 +111,8 @@ def suggest(
         The whole histories, where windows are parts of long ones. Default: the windows.
     history_rows : array of int, optional
         [W] row in `histories` of each window, ascending. Default: 0, 1, 2, …
+    states : array of float32, optional
+        As in `predict`.
 
     Returns
     -------
@@ -137,7 +140,7 @@ def suggest(
             out.items[found], out.probability[found] = best.items[pick], best.probability[pick]
             out.distance[found] = 1 - best.cosine[pick]
 
-        for group, _ in predict(model, builder, windows, flagged, config, choose, FLAGS, of):
+        for group, _ in predict(model, builder, windows, flagged, config, choose, FLAGS, of, states):
             if progress:
                 progress(int(group[-1]) + 1, count, "suggest")
         out.grounding = ["none" if item < 0 else "nearest_vector" for item in out.items.tolist()]

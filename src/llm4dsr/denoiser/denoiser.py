@@ -106,13 +106,17 @@ class Denoiser(Fitting):
         recalibrate: bool = False,
         work: Path | None = None,
         earlier: Windows | None = None,
+        keep: Path | None = None,
     ) -> tuple[pl.DataFrame, Calibrator]:
-        """Return the table of `score`, and the map used; `earlier` windows are counted as time goes on."""
+        """Return the table of `score`, and the map used; `earlier` windows are counted as time goes on.
+
+        A folder `keep`, given to `suggest` as `work`, gets what spares it a second pass of the embedded model.
+        """
         windows, parts, origin = self.in_parts(histories, has_target)
         with shown(progress) as report:
             log_odds, calibrator = score_prequentially(
                 self.ensemble, self.calibrator, windows, parts, origin, has_target, recalibrate, report,
-                PartCache(work), self.width, earlier,
+                PartCache(work), self.width, earlier, PartCache(keep) if keep else None,
             )  # fmt: skip
         scores = score_table(parts, log_odds, calibrator, self.catalogue)
         return merge_scores(scores, origin).drop(c.COVER) if origin else scores, calibrator

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from llm4dsr import columns as c
 from llm4dsr.config import EMBEDDED, SMOLLM2, Config
-from llm4dsr.denoise.best_items import BLOCK
+from llm4dsr.denoise.best_items import BLOCK, CPU_BLOCK
 from llm4dsr.denoise.calibrate import KINDS
 from llm4dsr.denoise.decide import VALIDATION
 from llm4dsr.denoise.ensemble import CHUNK
 from llm4dsr.denoise.noise_injection import USUAL_NOISE_RATE
 from llm4dsr.denoise.ranking import NEIGHBORS, SCORES
+from llm4dsr.denoise.states import states_per_window
 from llm4dsr.denoise.suggest import FLAGS
 from llm4dsr.features.collaborative import GROUPS, SIZES
 from llm4dsr.features.pair_counts import AT_ONCE
@@ -160,7 +161,7 @@ def ranking_fit_bytes(sizes: Sizes, config: Config) -> int:
     return int(46 * scores + 140 * entries)
 
 
-def suggesting_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
+def suggesting_bytes(lm: LMShape, config: Config, sizes: Sizes, gpu: bool = False) -> int:
     """Return the bytes of one group of suggestions."""
     if not columns_of(config):
         written = decoding_tokens(config) * decoding_bytes(lm, config, sizes.tokens)
@@ -170,7 +171,7 @@ def suggesting_bytes(lm: LMShape, config: Config, sizes: Sizes) -> int:
     group = min(FLAGS, CHUNK * max(1, USUAL_NOISE_RATE * per_window))
     group = min(group, max(flagged[c.TRAIN] / config.train.folds, flagged[c.VALID], flagged[c.TEST]))
     neighbors = 2 * sizes.pairs / sizes.items if counts_bytes(sizes, config) else 0
-    ranked = 12 * min(BLOCK, sizes.items) + 96 * per_window * neighbors
+    ranked = 12 * min(BLOCK if gpu else CPU_BLOCK, sizes.items) + 96 * per_window * neighbors
     return int(group * max(ranked, sizes.tokens * token_bytes(lm, config, sizes.tokens, tuned=False)))
 
 
@@ -261,7 +262,7 @@ def needs(
     models = weights + config.train.folds * vectors
     on_gpu = CUDA_CONTEXT + config.train.folds * vectors
     in_memory = loading_bytes(lm, config)  # of a model on a GPU, while it is loaded
-    suggested = held + suggesting_bytes(lm, config, sizes) + (in_memory if gpu else models)
+    suggested = held + suggesting_bytes(lm, config, sizes, gpu) + (in_memory if gpu else models)
     processes = {name: count * base if count > 1 else 0 for name, count in workers.items()}
     judged = max(
         processes["itemknn"] + workers["itemknn"] * neighbor_bytes(sizes),
@@ -278,13 +279,14 @@ def needs(
     scoring = (on_gpu + weights + scored) * gpu
     is_tried = config.decide.policy == VALIDATION
     scores, edits = 80 * sizes.all_interactions, 10 * sizes.all_interactions
+    kept = states_bytes(sizes, config)
     results = 2**16 + 8 * sizes.rows * config.evaluate.seeds * sizes.windows[c.TEST]
     parts = {name: parts_bytes(sizes, config, name) for name in c.SPLITS}
     checkpoints = config.train.folds * checkpoint_bytes(lm, config)
     return {
         "prepare": Need(tables, 0, disk_of_windows(sizes), 0),
         "train": Need(train, (on_gpu + tuned) * gpu, disk_of_model(sizes, lm, config), checkpoints + parts[c.VALID]),
-        "score": Need(held + (in_memory if gpu else models + scored), scoring, scores, sum(parts.values())),
+        "score": Need(held + (in_memory if gpu else models + scored), scoring, scores + kept, sum(parts.values())),
         "decide": Need(max(suggested, held + judged) if is_tried else tables, scoring * is_tried, edits, 0),
         "suggest": Need(suggested, scoring, edits, edits),
         "correct": Need(tables, 0, disk_of_windows(sizes) + edits, 0),
@@ -321,6 +323,12 @@ def parts_bytes(sizes: Sizes, config: Config, split: str) -> int:
     """Return the bytes of the log-odds that are kept until their stage is complete, with those of injected noise."""
     draws = 1 + (len(KINDS) * config.score.calibration_draws if config.score.calibration != "off" else 0)
     return int(8 * sizes.interactions[split] * draws * sizes.models[split])
+
+
+def states_bytes(sizes: Sizes, config: Config) -> int:
+    """Return the bytes of the states that scoring keeps until suggesting is complete."""
+    kept = min(sizes.all_interactions, states_per_window(config) * sizes.all_windows)
+    return 4 * config.model.hidden_size * kept
 
 
 def peak_disk(found: dict[str, Need], todo: Sequence[str]) -> int:

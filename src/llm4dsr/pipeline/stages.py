@@ -142,7 +142,7 @@ class Run(RunTables):
             self.score_ahead(denoiser, progress)
             for name, windows, earlier in self.in_time():
                 scores, used = denoiser.score_and_map(
-                    windows, progress, name != c.TRAIN, recalibrate=True, work=self.work("score"), earlier=earlier
+                    windows, progress, name != c.TRAIN, True, self.work("score"), earlier, keep=self.work("suggest")
                 )
                 write_parquet(scores, out / f"{name}.parquet")
                 maps[name] = asdict(used)
