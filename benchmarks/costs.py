@@ -9,7 +9,8 @@ Beside it stands what benchmarks/scale.py measured. Takes a few minutes.
 
 - Judges: EASE is left out where its matrices would take more than EASE_BYTES, as a run does on such a machine.
 - GPU: tuning and scoring are divided by the ratios of benchmarks/results/gpu.
-- Cluster: scoring is divided by its cores; all else is counted as done by one of them.
+- Cluster: scoring is divided by its cores; all else is counted as done by one of them, and all are paid for.
+- A sample: a run on a million interactions, then `llm4dsr apply` on all histories, at the speed of benchmarks/apply.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ SIZES = [10**power for power in range(4, 10)]
 STAGES = ("train", "score", "decide", "suggest")
 MOST_ITEMS = 1_000_000
 EASE_BYTES = 16 * 2**30
+SAMPLE = 1_000_000  # interactions
 CORES = 64  # of the cluster
+PRICE_CORE, PRICE_GPU = 0.05, 4.0  # dollars an hour; of a core, and of a machine with one GPU
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -77,6 +80,10 @@ def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
     rows = json.loads((RESULTS / "gpu/embedded.json").read_text())["rows"]
     gpu = {row["part"].split()[0]: row["ratio"] for row in rows if "ratio" in row}
     known = json.loads((RESULTS / "scale/results.json").read_text())["sizes"]
+    applied = json.loads((RESULTS / "apply/results.json").read_text())["models"]["default"]
+    most = max(applied, key=int)
+    history = applied[most]["cpu_seconds"] / int(most)
+    sample = np.nan
     for count in SIZES:
         sizes = scaled(at_hand, frequencies, count, before)
         with_ease = memory_needed(sizes.items) <= EASE_BYTES
@@ -89,11 +96,14 @@ def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
         fitted = min(config.train.samples, sizes.windows["train"] * (folds - 1) / folds)
         tuned, total, scoring = folds * config.train.epochs * fitted * speeds.tuned, sum(took.values()), took["score"]
         measured = known.get(str(count))
+        sample = total if count == SAMPLE else sample
         yield {
             "interactions": count, "windows": sizes.all_windows, "items": sizes.items, "EASE": with_ease,
             "core seconds": {name: round(found, 1) for name, found in took.items()},
             "with a GPU": round(total - tuned - scoring + tuned / gpu["tune"] + scoring / gpu["score"], 1),
             "on a cluster": round(total - scoring + scoring / CORES, 1),
+            "sample and apply": None if count <= SAMPLE else [round(sample, 1), round(count / 10 * history, 1)],
+            "speeds": asdict(speeds),
             "memory": max(found[name].memory for name in STAGES) + resident_memory() + KEPT,
             "disk": sum(found[name].disk for name in ("prepare", *STAGES, "correct")),
             "measured": measured and {
@@ -104,34 +114,77 @@ def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
 
 
 def page(found: list[dict[str, Any]]) -> str:
-    """The table of all sizes."""
+    """The tables of all sizes."""
     lines = [
-        "| interactions | windows | items | one core | of that: train, score, decide | memory | disk | with a GPU | "
-        f"cluster of {CORES} cores |",
-        "|---" * 9 + "|",
+        f"| interactions | windows | items | one core | with a GPU | cluster of {CORES} cores | memory | disk |",
+        "|---" * 8 + "|",
     ]
+    samples = [f"| interactions | one core | {CORES} cores | dollars |", "|---" * 4 + "|"]
+    steps = ["| interactions | `tune` | `score` | `flag` | `features` | `judges` |", "|---" * 6 + "|"]
     for one in found:
-        of = one["core seconds"]
-        judged = "" if one["EASE"] else " (without EASE)"
+        of, gpu, cluster = one["core seconds"], one["with a GPU"], one["on a cluster"]
+        total = sum(of.values())
         cells = [
-            f"{one['interactions']:,}", f"{one['windows']:,}", f"{one['items']:,}", duration(sum(of.values())),
-            f"{duration(of['train'])}, {duration(of['score'])}, {duration(of['decide'])}{judged}",
-            readable(one["memory"]), readable(one["disk"]), duration(one["with a GPU"]), duration(one["on a cluster"]),
+            f"{one['interactions']:,}", f"{one['windows']:,}", f"{one['items']:,}", priced(total, PRICE_CORE),
+            priced(gpu, PRICE_GPU), priced(cluster, CORES * PRICE_CORE), readable(one["memory"]), readable(one["disk"]),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-        if one["measured"]:
-            told = one["measured"]
-            lines.append(f"| *measured* | | | {duration(told['core seconds'])} | | {readable(told['memory'])} | | | |")
-    table = "\n".join(lines)
+        if told := one["measured"]:
+            cells = [priced(told["core seconds"], PRICE_CORE), "", "", readable(told["memory"]), ""]
+            lines.append("| *measured* | | | " + " | ".join(cells) + " |")
+        if one["sample and apply"]:
+            fitted, applied = one["sample and apply"]
+            cells = [
+                duration(fitted + applied),
+                duration(fitted + applied / CORES),
+                money(fitted + applied, PRICE_CORE),
+            ]
+            samples.append(f"| {one['interactions']:,} | " + " | ".join(cells) + " |")
+        took = one["speeds"]
+        ease = "" if one["EASE"] else " (without EASE)"
+        cells = [
+            f"{1000 * took['tuned']:.2g} ms", f"{1000 * took['scored']:.2g} ms", f"{1000 * took['suggested']:.2g} ms",
+            duration(took["features"]), duration(took["judged"]) + ease,
+        ]  # fmt: skip
+        steps.append(f"| {one['interactions']:,} | " + " | ".join(cells) + " |")
+    whole, parts, speeds = "\n".join(lines), "\n".join(samples), "\n".join(steps)
     return f"""# What a default run costs
 
     python benchmarks/costs.py --data WINDOWS --interactions N --out benchmarks/results/costs
 
-Computed, with speeds measured on one core of a server; rows *measured* are [whole runs](../scale/README.md). Formulas
-and assumptions are in the benchmark's docstring. Evaluation is not among the stages.
+Computed, with speeds measured on one core of a server; rows *measured* are [whole runs](../scale/README.md).
+Assumptions are in the benchmark's docstring. Evaluation is not among the stages. Dollars are at {PRICE_CORE:.2f} an
+hour for a core and {PRICE_GPU:.2f} for a machine with a GPU.
 
-{table}
+{whole}
+
+The same, with a run on {SAMPLE:,} interactions and `llm4dsr apply` on all histories:
+
+{parts}
+
+## The formula
+
+    train  = features + 3 models × 5 epochs × min(12,000, 2/3 of training windows) × tune
+             + (validation windows × 3 × 7 + 3 × min(training windows, 20,000)) × score
+    score  = (training windows + 3 × those of validation and test + injected ones) × score
+    decide = (sum of the rates tried) × interactions × flag + corrections tried × judges
+
+Injected ones are 2 × min(3 × windows, 20,000) of each split, by as many models as the others. `pipeline/probe.py` holds
+it in full. What it multiplies:
+
+{speeds}
 """
+
+
+def priced(seconds: float, price: float) -> str:
+    """A time and its price."""
+    return f"{duration(seconds)}, {money(seconds, price)}"
+
+
+def money(seconds: float, price: float) -> str:
+    """Dollars at a price an hour."""
+    dollars = seconds / 3600 * price
+    return f"${dollars:,.0f}" if dollars >= 10 else f"${dollars:.2f}"
 
 
 def main() -> None:

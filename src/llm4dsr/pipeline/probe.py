@@ -29,6 +29,7 @@ from llm4dsr.denoise.prequential import PARTS
 from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.score_in_time import MIN_TO_RECALIBRATE
 from llm4dsr.denoise.stacking import evidence
+from llm4dsr.denoise.states import states_per_window
 from llm4dsr.denoise.suggest import suggest
 from llm4dsr.denoise.train import tune
 from llm4dsr.evaluate.rate_selection import candidates
@@ -180,6 +181,7 @@ def _language_model(
             CooccurrenceCounts.of(counted, len(catalogue)), vectors=CollaborativeVectors(collaborative, users)
         )
     model, builder = build_model(config, catalogue, windows, vectors, counts, config.seed, begun=True)
+    kept = states_per_window(config) > 0  # so that suggesting needs no pass of the model
     one_epoch = replace(config, train=replace(config.train, epochs=1, samples=0))
 
     def score(count: int) -> None:
@@ -191,7 +193,8 @@ def _language_model(
     def flag(count: int) -> None:
         some = windows.take(np.arange(count))
         flagged = some.positions == np.repeat(some.lengths // 2, some.lengths)
-        suggest(model, builder, some, flagged, catalogue, config)
+        states = rng.standard_normal((count, config.model.hidden_size), dtype=np.float32) if kept else None
+        suggest(model, builder, some, flagged, catalogue, config, states=states)
 
     def once(count: int) -> None:
         tune(model, builder, windows.take(np.arange(count)), catalogue, one_epoch)
