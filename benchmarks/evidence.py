@@ -8,9 +8,11 @@ The stacker is fitted again on noise injected into validation histories, as a ru
 - `item2vec`: skip-gram vectors with negative sampling; cosines as those of the SVD vectors that are there already.
 - `ease`: weights of EASE from and to the other items of the history.
 - `sasrec`, `bert4rec`: out-of-fold likelihood, given the items before, and given all others.
+- `prediction`: how near the item is to what the denoiser's own models would suggest there, less how near OTHERS random
+  items are. It is read from the hidden states of scoring, so it needs no other model.
 
 Each is cross-fitted: nothing is described by a model that knows its user. All test histories are scored with the counts
-of training. Intervals of the gain in AP are from a bootstrap over users. Datasets in OUT are not measured again.
+of training. Intervals of the gain in AP are from a bootstrap over users. Rows in OUT are not measured again.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ from llm4dsr.core.arrays import FloatArray
 from llm4dsr.core.cache import PartCache
 from llm4dsr.core.hashing import hash_folds, user_hashes
 from llm4dsr.data.windows import Windows
+from llm4dsr.denoise.ensemble import Ensemble
 from llm4dsr.denoise.injected import ScoredPart, with_context
 from llm4dsr.denoise.noise_injection import task_rate
+from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.stacking import Evidence
+from llm4dsr.denoise.states import states_to_fill
 from llm4dsr.denoise.storage import load_denoiser
 from llm4dsr.denoise.training_labels import NO_LABELS
 from llm4dsr.evaluate.train_and_evaluate import user_codes
@@ -46,6 +51,7 @@ Floats = npt.NDArray[np.float32]
 Describe = Callable[[Windows], Floats]  # [n, K] of n interactions
 SIZE, EPOCHS, NEGATIVES, RATE = 64, 15, 5, 1e-2  # of item2vec
 REGULARIZATION = 200.0  # of EASE
+OTHERS, SHARPNESS = 512, 20.0  # random items, and how much the nearest of them count
 LIMIT = 4_000  # validation histories
 
 
@@ -158,8 +164,34 @@ def likelihood(backbone: str, train: Windows, valid: Windows, run: Run) -> Descr
     return describe
 
 
-def measure(run: Run, limit: int) -> dict[str, Any]:
-    """AUROC and AP on test histories with the default evidence, with each kind more, and with all."""
+def prediction(ensemble: Ensemble, n_items: int) -> Describe:
+    others = torch.randperm(n_items, generator=torch.Generator().manual_seed(0))[:OTHERS]
+
+    def describe(windows: Windows) -> Floats:
+        out, config = np.zeros((len(windows.items), 2)), ensemble.config
+        for rows, members in ensemble.assignments(windows):
+            part, at = windows.take(rows), windows.interactions(rows)
+            for member in members:
+                model, states = ensemble.models[member], states_to_fill(config, part)
+                score_windows(model, ensemble.builder, part, ensemble.catalogue, config, states=states)
+                assert model.vectors is not None
+                with torch.inference_mode():
+                    predicted = F.normalize(model.out(torch.from_numpy(states)), dim=-1)
+                    titles = F.normalize(model.vectors, dim=-1)
+                    own = (predicted * titles[torch.from_numpy(part.items)]).sum(dim=1)
+                    near = torch.logsumexp(SHARPNESS * predicted @ titles[others].T, dim=1) / SHARPNESS
+                out[at] += torch.stack([own, own - near], dim=1).numpy() / len(members)
+        means = [np.bincount(windows.owners, v) / np.bincount(windows.owners) for v in out.T]
+        return np.concatenate([out, *(m[windows.owners, None] for m in means)], axis=1).astype(np.float32)
+
+    return describe
+
+
+def measure(run: Run, limit: int, before: dict[str, Any]) -> dict[str, Any]:
+    """AUROC and AP on test histories with the default evidence, with each kind more, and with the four of others.
+
+    Kinds that are there `before` are kept.
+    """
     data, (ensemble, _) = run.data(), load_denoiser(run.path("train"))
     train, valid = data.splits[c.TRAIN], data.splits[c.VALID]
     _, scored = injected_sample(ensemble, data, limit, np.random.default_rng(1))
@@ -173,7 +205,10 @@ def measure(run: Run, limit: int) -> dict[str, Any]:
         "ease": lambda: cross_fitted(train, ease(n_items)),
         "sasrec": lambda: likelihood("sasrec", train, valid, run),
         "bert4rec": lambda: likelihood("bert4rec", train, valid, run),
+        "prediction": lambda: prediction(ensemble, n_items),
     }
+    known = before.get("found", {})
+    makers = {name: make for name, make in makers.items() if name not in known}
     parts: list[ScoredPart] = [*scored.unlabeled, *scored.uniform, *scored.popular, *scored.runs]
     for name, make in makers.items():
         began = time.process_time()
@@ -184,7 +219,9 @@ def measure(run: Run, limit: int) -> dict[str, Any]:
     truth, users = test.truth(), user_codes(test)[test.owners]
     base, found, out = {id(p): p.evidence for p in parts}, dict[str, FloatArray](), dict[str, Any]()
     rate = task_rate(ensemble.config.task, train)
-    tried: dict[str, list[str]] = {"default": [], **{kind: [kind] for kind in kinds}, "all": list(kinds)}
+    tried: dict[str, list[str]] = {"default": [], **{kind: [kind] for kind in kinds}}
+    if set(OTHER_MODELS) <= set(kinds):
+        tried["all"] = list(OTHER_MODELS)
     for name, chosen in tried.items():
         for p in parts:
             p.evidence = with_more(base[id(p)], [kinds[kind][id(p)] for kind in chosen])
@@ -194,7 +231,9 @@ def measure(run: Run, limit: int) -> dict[str, Any]:
         out[name] = {"AUROC": auroc(found[name], truth), "AP": average_precision(found[name], truth)}
         out[name]["gain in AP"] = gain_interval(average_precision, truth, users, found["default"], found[name])
         print(name, out[name], flush=True)
-    return {"test histories": len(test), "noise": float(truth.mean()), "CPU seconds": seconds, "found": out}
+    seconds, out = before.get("CPU seconds", {}) | seconds, known | out
+    return {"test histories": len(test), "noise": float(truth.mean()), "CPU seconds": seconds,
+            "found": {name: out[name] for name in NAMES}}  # fmt: skip
 
 
 def with_more(evidence: Evidence | None, more: list[Floats]) -> Evidence:
@@ -202,8 +241,10 @@ def with_more(evidence: Evidence | None, more: list[Floats]) -> Evidence:
     return Evidence(np.concatenate([evidence.values, *more], axis=1), evidence.half)
 
 
+OTHER_MODELS = ("item2vec", "ease", "sasrec", "bert4rec")
 NAMES = {"default": "the default's", "item2vec": "+ item2vec", "ease": "+ EASE", "sasrec": "+ SASRec's likelihood",
-         "bert4rec": "+ BERT4Rec's likelihood", "all": "+ all four"}  # fmt: skip
+         "bert4rec": "+ BERT4Rec's likelihood", "all": "+ these four",
+         "prediction": "+ its models' own prediction"}  # fmt: skip
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -230,4 +271,4 @@ interval over users. CPU seconds are those of the new evidence, training include
 
 
 if __name__ == "__main__":
-    measure_runs(__doc__, LIMIT, measure, page)
+    measure_runs(__doc__, LIMIT, measure, page, NAMES)

@@ -76,7 +76,7 @@ def hard_items(ensemble: Ensemble, windows: Windows, rng: np.random.Generator) -
     return Evidence(np.stack([p.values for p in parts])[best, np.arange(len(best))], parts[0].half)
 
 
-def measure(run: Run, limit: int) -> dict[str, Any]:
+def measure(run: Run, limit: int, _: dict[str, Any]) -> dict[str, Any]:
     """AUROC and AP for each kind of noise on test, of a stacker for each of SHARES."""
     data, (ensemble, _) = run.data(), load_denoiser(run.path("train"))
     rng = np.random.default_rng(1)

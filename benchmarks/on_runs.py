@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,13 @@ def gain_interval(
 
 
 def measure_runs(
-    description: str | None, limit: int, measure: Callable[[Run, int], Results], page: Callable[[Results], str]
-) -> None:
-    """Measure each run that the command line names and that has no results yet; the page is written after each."""
+    description: str | None, limit: int, measure: Callable[[Run, int, Results], Results],
+    page: Callable[[Results], str], rows: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Measure each run that the command line names and whose results are not there, or lack some of `rows`.
+
+    `measure` gets what is there. The page is written after each run.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, nargs="+", required=True)
     parser.add_argument("--limit", type=int, default=limit, help="validation histories")
@@ -65,7 +69,8 @@ def measure_runs(
     results = args.out / "results.json"
     found = json.loads(results.read_text())["runs"] if results.is_file() else {}
     for run in args.run:
-        if (name := run.parent.name.rsplit("-", 1)[0]) not in found:
-            found[name] = measure(Run(run), args.limit)
+        before = found.get(name := run.parent.name.rsplit("-", 1)[0], {})
+        if not before or not set(rows) <= set(before["found"]):
+            found[name] = measure(Run(run), args.limit, before)
         write_text(results, json.dumps({"versions": versions(), "runs": found}, indent=1))
         write_text(args.out / "README.md", page(found))
