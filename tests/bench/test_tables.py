@@ -89,6 +89,44 @@ def test_seeds_of_the_recommender_alone_are_no_test_of_ours(tmp_path):
     assert f"llm4dsr (drop 5 %) against none: {gain} NDCG@20, not significant (p – over seeds" in text
 
 
+def test_baselines_that_draw_need_seeds_of_their_own_too(tmp_path):
+    """`random` and its comparisons have no p over seeds from one seed; PMI, which draws nothing, has."""
+    ranks = {"none": [[3, 3], [3, 3]], "llm4dsr": [[1, 3], [1, 1]], "random": [[1, 3], [1, 1]], "pmi": [[1, 3], [1, 1]]}
+    lines = cells({name: of for name, of in ranks.items() if name != "llm4dsr"})
+    ours = [line | {"denoiser_seed": run} for line in cells({"llm4dsr": ranks["llm4dsr"]}) for run in (0, 1)]
+    text = rendered(tmp_path, [line | {"denoiser_seed": None} for line in lines] + ours).splitlines()
+    p = {name: next(line for line in text if line.startswith(f"| {name} |")).split(" | ")[5] for name in ranks}
+    assert p == {"none": "", "llm4dsr": "0.205", "random": "–", "pmi": "0.205"}
+    assert "(p – over seeds" in next(line for line in text if "the best baseline, random" in line)
+
+
+def test_rows_are_compared_on_the_seeds_that_both_have(tmp_path):
+    """Ours equals none where both were made; two more seeds of none are worse."""
+    ranks = {"none": [[1, 3], [1, 3], [9, 9]], "llm4dsr": [[1, 3], [1, 3]], "pmi": [[1, 3], [1, 3]]}
+    lines = [line | {"users": [0, 1], "valid_ndcg": line["ndcg"]} for line in cells(ranks)]
+    (tmp_path / "toy").mkdir()
+    write_results(pl.DataFrame({"users": [1, 9]}), tmp_path / "toy" / TARGETS)
+    text = rendered(tmp_path, lines)
+    assert "| llm4dsr | 1.0000 (+0 %) | 0.5000 (+0 %) |" in text
+    assert "Best on validation, of none and ours: none (NDCG@20 0.7500, none 0.7500)" in text
+
+
+def test_a_robust_recommender_alone_has_a_table_and_is_no_baseline(tmp_path):
+    lines = cells({"none": [[3, 3]]})
+    robust = [line | {"backbone": "fmlprec", "ndcg": 0.9} for line in lines]
+    assert "### fmlprec, NDCG@20" in rendered(tmp_path, robust)
+    text = rendered(tmp_path, [*lines, *cells({"llm4dsr": [[1, 3]]}), *robust])
+    assert "(fmlprec itself) |" in text
+    assert "### fmlprec" not in text
+    assert "best baseline" not in text
+
+
+def test_a_baseline_that_rewrites_histories_drops_nothing(tmp_path):
+    text = rendered(tmp_path, cells({"none": [[3, 3]], "llm4dsr (drop 5 %)": [[1, 3]], "steam": [[1, 1]]}))
+    assert "against none" in text
+    assert "the best baseline that drops" not in text
+
+
 def test_seeds_that_only_some_runs_have_are_not_compared(tmp_path):
     """Cells may have been made with three seeds of the recommender for one denoiser, and with one for another."""
     made = [("none", None, 0), ("none", None, 1), ("llm4dsr", 0, 0), ("llm4dsr", 0, 1), ("llm4dsr", 1, 0)]

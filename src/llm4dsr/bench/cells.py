@@ -98,8 +98,8 @@ def bench(
     _check(folder / RESULTS, data, recipes, devices, made)
     with Run(folder, config).locked():
         rows, detection = denoised(dataset, folder, denoisers, config, progress, denoiser_seeds)
-        windows = dataset.data.splits
-        users = target_users(windows[c.TRAIN], windows[c.TEST], len(dataset.data.catalogue))
+        windows, n_items = dataset.data.splits, len(dataset.data.catalogue)
+        users = target_users(windows[c.TRAIN], windows[c.TEST], n_items)
         write_results(pl.DataFrame({"users": users.astype(np.int32)}), folder / TARGETS)
         if len(detection):
             _add(folder / DETECTION, detection, ["denoiser", "denoiser_seed", "split"])
@@ -112,7 +112,7 @@ def bench(
             cells = train_and_evaluate(
                 compared, dataset.data.catalogue, settings[backbone], config.seed, progress, folder / "cells"
             )
-            listed = config.evaluate.llara.candidates if backbone == "llara" else None
+            listed = min(config.evaluate.llara.candidates or n_items, n_items) if backbone == "llara" else None
             found.append(cells.select(
                 pl.lit(backbone).alias("backbone"),
                 pl.col("row").str.split_exact(SEPARATOR, 1).struct[1].alias("denoiser"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from llm4dsr.core.arrays import IntArray
+from llm4dsr.core.arrays import FloatArray, IntArray
 from llm4dsr.data.windows import Windows
 from llm4dsr.evaluate.rows import ORIGINAL
 from llm4dsr.evaluate.summary import percent_of
@@ -45,22 +45,33 @@ def ndcg_by_target(results: pl.DataFrame, users: IntArray, k: int) -> pl.DataFra
     -------
     DataFrame
         One line per row and group: `row`; `least_users` and `most_users` of its targets; `windows`; mean `ndcg` over
-        seeds; `gain_percent` over the original, and `gain_half_width` of its 95 % interval over users, both NaN if the
-        original has 0.
+        seeds; `gain_percent` over the original, and `gain_half_width` of its 95 % interval over users, on the seeds
+        that both have. Both are NaN if there are none, or if the original has 0.
     """
     group, lines = popularity_groups(users), []
-    of_window = {
-        name: ndcg_of_each(np.stack(results.filter(pl.col("row") == name)["ranks"].to_list()), k).mean(axis=0)
-        for name in results["row"].unique(maintain_order=True).to_list()
+    of_row = {
+        name: results.filter(pl.col("row") == name) for name in results["row"].unique(maintain_order=True).to_list()
     }
-    for name, ndcg in of_window.items():
-        codes = results.filter(pl.col("row") == name)["users"].to_list()[0]
+    base = of_row[ORIGINAL]
+    for name, of in of_row.items():
+        codes, ndcg = np.asarray(of["users"].to_list()[0]), _of_window(of, k)
+        shared = sorted(set(of["seed"]) & set(base["seed"]))
+        with_it, without = (_of_window(rows.filter(pl.col("seed").is_in(shared)), k) for rows in (of, base))
         for at in (group == g for g in range(int(group.max(initial=-1)) + 1)):
-            gain, half, _ = clustered_difference(ndcg[at], of_window[ORIGINAL][at], np.asarray(codes)[at])
-            percent = percent_of(float(of_window[ORIGINAL][at].mean()))
+            gain = half = percent = np.nan
+            if shared:
+                gain, half, _ = clustered_difference(with_it[at], without[at], codes[at])
+                percent = percent_of(float(without[at].mean()))
             lines.append({
                 "row": name, "least_users": int(users[at].min()), "most_users": int(users[at].max()),
                 "windows": int(at.sum()), "ndcg": float(ndcg[at].mean()), "gain_percent": percent * gain,
                 "gain_half_width": percent * half,
             })  # fmt: skip
     return pl.DataFrame(lines)
+
+
+def _of_window(rows: pl.DataFrame, k: int) -> FloatArray:
+    """[W] mean NDCG of each window over seeds; empty without seeds."""
+    if not len(rows):
+        return np.empty(0)
+    return np.asarray(ndcg_of_each(np.stack(rows["ranks"].to_list()), k).mean(axis=0))

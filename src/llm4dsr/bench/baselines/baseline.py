@@ -34,11 +34,14 @@ class Baseline:
         The paper or library.
     grid : tuple of dict
         Settings that `choose` compares.
+    is_seeded : bool
+        Another seed gives other scores.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]  # the paper or library
     grid: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    is_seeded: ClassVar[bool] = True
 
     def __init__(self, catalogue: Catalogue, seed: int) -> None:
         self.catalogue, self.seed = catalogue, seed

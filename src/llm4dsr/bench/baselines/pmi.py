@@ -37,6 +37,7 @@ class PMI(Baseline):
     """
 
     name: ClassVar[str] = "pmi"
+    is_seeded: ClassVar[bool] = False
     source: ClassVar[str] = "Church and Hanks (1990), Computational Linguistics 16(1); counts of other users"
     grid: ClassVar[tuple[dict[str, Any], ...]] = tuple(
         {"of": of, "nearest": nearest} for of in ("pmi", "cosine") for nearest in (0, 3)

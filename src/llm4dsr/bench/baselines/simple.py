@@ -32,6 +32,7 @@ class Popularity(Baseline):
     """
 
     name: ClassVar[str] = "popularity"
+    is_seeded: ClassVar[bool] = False
     source: ClassVar[str] = "counts, each user's own left out"
 
     def fit(self, train: Windows, valid: Windows) -> None:

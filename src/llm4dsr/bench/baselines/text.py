@@ -33,6 +33,7 @@ class TfidfOutlier(Baseline):
     """
 
     name: ClassVar[str] = "tfidf"
+    is_seeded: ClassVar[bool] = False
     source: ClassVar[str] = "Salton and Buckley (1988), Information Processing & Management 24(5); scikit-learn"
     grid: ClassVar[tuple[dict[str, Any], ...]] = tuple(
         {"over": over, "nearest": nearest} for over in ("words", "characters") for nearest in (0, 3)
@@ -78,6 +79,7 @@ class SentenceOutlier(Baseline):
     """
 
     name: ClassVar[str] = "sentence"
+    is_seeded: ClassVar[bool] = False
     source: ClassVar[str] = "Reimers and Gurevych (2019), arXiv 1908.10084; all-MiniLM-L6-v2"
     grid: ClassVar[tuple[dict[str, Any], ...]] = ({"nearest": 0}, {"nearest": 3})
 
