@@ -258,7 +258,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     return f"""# Would other evidence find more noise?
 
     python benchmarks/evidence.py --run OUT/toys-15000/llm4dsr-0 OUT/movielens-small-15000/llm4dsr-0 \\
-      --out benchmarks/results/evidence
+      --limit 3000 --out benchmarks/results/evidence
 
 Test histories; the stacker is fitted again with more inputs, on injected noise alone, as a run does it. Counts are
 those of training, so *the default's* row is a little below [RESULTS.md](../../RESULTS.md). The gain in AP is a 95 %

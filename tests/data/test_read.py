@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from llm4dsr import columns as c
+from llm4dsr.data.catalogue import Catalogue
 from llm4dsr.data.dataset import Dataset, make_windows
-from llm4dsr.data.read import read_data
+from llm4dsr.data.read import as_windows, read_data
 from llm4dsr.data.windows import Windows
 from llm4dsr.errors import DataError
 
@@ -259,3 +260,21 @@ def test_broken_text_files(folder):
     (folder / "items.csv").write_bytes(b"item_id,title\n1,\xff\xfe\n")
     with pytest.raises(DataError, match=r"items.csv cannot be read as csv"):
         read_data(folder)
+
+
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        ([[1, 2], [1.5, 3]], "1.5"),  # it was read as item 1
+        ([[1, 2], ["abc", 3]], "'abc'"),
+        ([[1, None]], "None"),
+        ([1, 2], "holds 1; expected a list of item ids"),
+        (["12"], "holds '12'; expected a list of item ids"),
+    ],
+)
+def test_ids_in_lists_are_never_changed_to_fit_the_items(histories, message):
+    catalogue = Catalogue(pl.Series([1, 2, 3]), ["one", "two", "three"])
+    with pytest.raises(DataError, match=message):
+        as_windows(histories, catalogue)
+    whole = as_windows([np.array([3, 1]), (2.0, 3), pl.Series([1, 2])], catalogue)
+    assert [list(whole.row(i)) for i in range(3)] == [[2, 0], [1, 2], [0, 1]]

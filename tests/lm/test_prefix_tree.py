@@ -125,3 +125,18 @@ def test_whole_titles_do_not_tie_where_first_tokens_do():
 def test_a_single_item_has_no_score(mode):
     """Its title is the only answer, so its log-odds would be extreme and mean nothing."""
     assert np.isnan(scored(["Red Train"], mode)).tolist() == [True]
+
+
+def test_long_titles_that_are_cut_to_the_same_tokens_share_their_probability_as_one_title_does():
+    """The model sees the same prompt, so the scores are the same."""
+    begin = "a very long title of a thing that nobody reads to its end " * 4
+    titles = [f"{begin}{end}" for end in ("red", "blue", "green")] + ["Blue Boat"]
+    lm, tokenizer = embedded_lm(titles, TEXT, 128, seed=0)
+    builder, catalogue = PromptBuilder(tokenizer, titles, TEXT, 128), Catalogue(pl.Series(["a", "b", "c", "d"]), titles)
+    assert builder.titles[0] == builder.titles[1] == builder.titles[2]
+    config, model = Config(model=TEXT), NoiseLM(lm, tokenizer).eval()
+    cut, one = (
+        score_windows(model, builder, Windows.from_lists([rows]), catalogue, config)
+        for rows in ([0, 1, 2, 3], [0, 0, 0, 3])
+    )
+    np.testing.assert_allclose(cut, one)

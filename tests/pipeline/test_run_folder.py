@@ -85,6 +85,21 @@ def test_scoring_keeps_states_until_suggesting_is_complete(finished, tmp_path):
     assert not run.work("suggest").exists()
 
 
+def test_states_that_nothing_will_read_are_removed(finished, tmp_path):
+    """Those of former scores as the windows are scored again; all where a run ends without suggestions."""
+    shutil.copytree(finished.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.score(overwrite=True)
+    names = {path.name for path in run.work("suggest").glob("*.part")}
+    (run.work("suggest") / "former.part").touch()
+    run.score(overwrite=True)
+    assert {path.name for path in run.work("suggest").glob("*.part")} == names
+    run.decide()
+    run.correct("drop")
+    run.evaluate()
+    assert not run.work("suggest").exists()
+
+
 def test_a_run_in_use_names_its_process(finished):
     """The lock holds across processes, and ends with the process."""
     code = f"from llm4dsr.pipeline import Run; Run({str(finished.folder)!r}).correct(overwrite=True)"

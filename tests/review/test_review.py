@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import signal
 import threading
 
 import numpy as np
@@ -55,6 +57,25 @@ def test_the_answer_of_a_crash_is_asked_again(tmp_path, caplog, cut_off):
     cut.add([Answer("train", 7, 1, "fits")])
     assert answers.path.read_bytes().startswith(whole)
     cut.close()
+    assert list(Answers(tmp_path, "abc").current) == [("train", 3, 1), ("train", 7, 1)]
+
+
+def test_an_answer_that_a_full_disk_cut_off_takes_no_other_with_it(tmp_path):
+    """A limit on the size of files, which lets a part of a line through, as a full disk does."""
+    answers = Answers(tmp_path, "abc")
+    answers.add([Answer("train", 3, 1, "noise")])
+    whole, former = answers.path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, former[1]))
+        with pytest.raises(OutputError, match=r"answers|review"):
+            answers.add([Answer("train", 5, 1, "noise")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert answers.path.read_bytes() == whole
+    answers.add([Answer("train", 7, 1, "fits")])
+    answers.close()
     assert list(Answers(tmp_path, "abc").current) == [("train", 3, 1), ("train", 7, 1)]
 
 
@@ -196,9 +217,11 @@ def test_an_answer_for_the_whole_history(client, run):
     client.post("/api/answers", json=answer_of(question, "atypical", whole_window=True))
     labels = pl.read_csv(client.get("/labels.csv").content)
     scored = run.scores()[question["split"]].filter(pl.col("window_id") == int(question["window"]))
-    assert labels["position"].to_list() == scored["position"].sort().to_list()
+    assert labels["position"].sort().to_list() == scored["position"].sort().to_list()
     assert labels["is_noise"].sum() == 0
-    assert client.post("/api/undo", json={}).json()["state"]["answers"] == 0
+    back = client.post("/api/undo", json={}).json()
+    assert back["state"]["answers"] == 0
+    assert back["question"]["position"] == question["position"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,17 @@ def to_windows(frame: pl.DataFrame, catalogue: Catalogue, where: str) -> Windows
         return Windows.from_frame(frame, catalogue, where)
 
 
+def _known_ids(histories: list[Any], catalogue: Catalogue) -> pl.Series:
+    """Lists of item ids as a column of lists in the type of the catalogue; no id is changed to fit it."""
+    for history in histories:
+        if isinstance(history, str | bytes) or not isinstance(history, Iterable):
+            raise DataError(f"A list of histories holds {history!r}; expected a list of item ids for each history.")
+    split = [list(history) for history in histories]
+    ids = catalogue.ids_of(catalogue.index([item for history in split for item in history], "the histories")).to_list()
+    ends = np.cumsum([0, *map(len, split)])
+    return pl.Series(c.ITEMS, [ids[a:b] for a, b in pairwise(ends)], dtype=pl.List(catalogue.ids.dtype))
+
+
 def _types(frame: pl.DataFrame) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in frame.schema.items())
 
@@ -107,8 +120,7 @@ def as_windows(histories: Any, catalogue: Catalogue) -> Windows:
     if isinstance(histories, Windows):
         return histories
     if isinstance(histories, list):
-        size = len(histories)
-        lists = pl.Series(c.ITEMS, histories, dtype=pl.List(catalogue.ids.dtype), strict=False)
+        size, lists = len(histories), _known_ids(histories, catalogue)
         frame = pl.DataFrame({c.WINDOW: np.arange(size), c.USER: np.arange(size), c.ITEMS: lists})
         windows = to_windows(frame, catalogue, "the histories")
         return replace(windows, user_ids=history_ids([windows.row(i) for i in range(size)]))

@@ -129,10 +129,13 @@ def _titles(
     trees: list[WindowTree] = []
     columns: list[list[int]] = []  # for each window, the sequence of its tree that stands for each position
     for i in range(len(prompts)):
-        unique, inverse = np.unique(catalogue.canonical[windows.row(i)], return_inverse=True)
+        rows = catalogue.canonical[windows.row(i)].tolist()
+        keys = [tuple(builder.titles[r]) for r in rows]  # long titles that are cut to the same tokens are the same
+        kept = {key: row for row, key in sorted(zip(rows, keys, strict=True))}
+        place = {key: at for at, key in enumerate(kept)}
         none = [builder.titles[builder.no_noise]] if config.task.none else []
-        trees.append(WindowTree.of([builder.titles[r] for r in unique] + none))
-        columns.append(inverse.tolist())
+        trees.append(WindowTree.of([builder.titles[r] for r in kept.values()] + none))
+        columns.append([place[key] for key in keys])
     sizes, first = (
         [len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True)],
         config.score.mode == "first-token",

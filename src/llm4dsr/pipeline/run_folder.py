@@ -282,7 +282,9 @@ class RunFolder:
             self._check_earlier(name, overwrite)
             facts |= self._changed_versions(name)
             finished = (self.work(other) for other in STAGES if other != name and self.done(other))
-            for leftover in (part, *self.folder.glob(".*.old"), *finished):
+            is_scored_anew = self.done(name) and not work.exists() and STAGES.index(name) <= STAGES.index("score")
+            stale = [self.work("suggest")] if is_scored_anew else []  # states of former scores
+            for leftover in (part, *self.folder.glob(".*.old"), *finished, *stale):
                 shutil.rmtree(leftover, ignore_errors=True)
             part.mkdir(parents=True)
             try:
@@ -303,7 +305,8 @@ class RunFolder:
             os.replace(part, self.path(name))
             (self.folder / REPORT).unlink(missing_ok=True)  # it shows what was there before
             sync_folder(self.folder)
-            for old in (work, *self.folder.glob(".*.old")):
+            unread = [self.work("suggest")] if name == STAGES[-1] else []  # if no suggestion was wanted
+            for old in (work, *self.folder.glob(".*.old"), *unread):
                 shutil.rmtree(old, ignore_errors=True)
 
     def _check_earlier(self, name: str, overwrite: bool) -> None:

@@ -6,6 +6,7 @@ outlive the decisions that they were about: which of them are a random sample is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -135,10 +136,16 @@ class Answers:
         with as_output_error(self.path.parent):
             new = not self.path.is_file() or not self.path.stat().st_size
             lines = ([{"windows": self._windows}] if new else []) + [line]
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write("".join(f"{json.dumps(entry)}\n" for entry in lines))
-                file.flush()
-                os.fsync(file.fileno())
+            content = "".join(f"{json.dumps(entry)}\n" for entry in lines).encode()
+            with self.path.open("ab", buffering=0) as file:
+                before = file.tell()
+                try:
+                    if file.write(content) < len(content):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+                except BaseException:  # of a part of a line, the next answer would be a part
+                    file.truncate(before)
+                    raise
 
     @property
     def current(self) -> dict[tuple[str, int, int], Answer]:

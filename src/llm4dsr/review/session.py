@@ -128,7 +128,8 @@ class Review:
             raise ConfigError(f"There is no item {replacement!r}.")
         positions = [position]
         if whole_window:
-            positions = sorted(p for w, p in self._scored[split] if w == window)
+            rest = sorted(p for w, p in self._scored[split] if w == window and p != position)
+            positions += rest  # the one that was asked comes first, for `undo`
         with self._lock:
             self.answers.add([
                 Answer(split, window, p, answer, replacement if p == position else None) for p in positions
