@@ -1,6 +1,6 @@
 """What a default run costs at sizes from ten thousand to a billion interactions.
 
-    python benchmarks/costs.py --data WINDOWS --interactions N --out benchmarks/results/costs
+    python benchmarks/costs.py --data WINDOWS --interactions N --machine WORDS --out benchmarks/results/costs
 
 Computed by the formulas of the estimate that begins each run (`pipeline/estimate.py`, `pipeline/probe.py`), with speeds
 that are measured on WINDOWS, prepared windows of some ten thousand interactions such as those of benchmarks/scale.py,
@@ -89,7 +89,7 @@ def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
         with_ease = memory_needed(sizes.items) <= EASE_BYTES
         speeds = measure(data, config, sizes, list(STAGES))
         if not with_ease:
-            speeds = replace(speeds, judged=neighborhood_seconds("itemknn", windows, config, sizes))
+            speeds = replace(speeds, judged=neighborhood_seconds("itemknn", data, config, sizes))
         took = {name: found for name, found in seconds(speeds, sizes, config, 1).items() if name in STAGES}
         found = needs(sizes, shape, config, {"itemknn": 1, "ease": int(with_ease), "evaluate": 0}, 0, False)
         folds = config.train.folds
@@ -113,7 +113,7 @@ def costs(data: Dataset, before: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def page(found: list[dict[str, Any]]) -> str:
+def page(found: list[dict[str, Any]], machine: str) -> str:
     """The tables of all sizes."""
     lines = [
         f"| interactions | windows | items | one core | with a GPU | cluster of {CORES} cores | memory | disk |",
@@ -150,9 +150,10 @@ def page(found: list[dict[str, Any]]) -> str:
     whole, parts, speeds = "\n".join(lines), "\n".join(samples), "\n".join(steps)
     return f"""# What a default run costs
 
-    python benchmarks/costs.py --data WINDOWS --interactions N --out benchmarks/results/costs
+    python benchmarks/costs.py --data WINDOWS --interactions N --machine WORDS --out benchmarks/results/costs
 
-Computed, with speeds measured on one core of a server; rows *measured* are [whole runs](../scale/README.md).
+Computed, with speeds measured on one core of {machine}; rows *measured* are [whole runs](../scale/README.md) on the
+machine that their page names.
 Assumptions are in the benchmark's docstring. Evaluation is not among the stages. Dollars are at {PRICE_CORE:.2f} an
 hour for a core and {PRICE_GPU:.2f} for a machine with a GPU.
 
@@ -191,12 +192,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--interactions", type=int, required=True, help="of the log that WINDOWS were made from")
+    parser.add_argument("--machine", required=True, help="in words")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     found = list(costs(read_data(given.data), given.interactions))
-    write_text(given.out / "results.json", json.dumps({"sizes": found, "versions": versions()}, indent=1))
-    write_text(given.out / "README.md", page(found))
-    print(page(found))
+    facts = {"sizes": found, "machine": given.machine, "versions": versions()}
+    write_text(given.out / "results.json", json.dumps(facts, indent=1))
+    write_text(given.out / "README.md", page(found, given.machine))
+    print(page(found, given.machine))
 
 
 if __name__ == "__main__":
