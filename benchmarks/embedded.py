@@ -114,9 +114,9 @@ tuning and {of["scoring"]:.0f} in scoring. Machine: {found["machine"]}. [results
 
 {table}
 
-*Stacking* follows scoring. A default run tunes three models, each five times; newer users are scored by all three. Where
-all cores give less than one core times their number, a process for each would be faster than a thread for each; runs
-use threads today.
+*Stacking* follows scoring. A default run tunes three models, each five times; newer users are scored by all three.
+Where all cores give less than one core times their number, a process for each would be faster than a thread for each;
+runs use threads today.
 """
 
 
