@@ -185,7 +185,7 @@ def test_examples_are_the_most_suspicious_and_some_of_all_others():
 def test_a_gain_over_nothing_has_no_percentage():
     """No target of the rare group was found by the original row."""
     ranks = {"original": [30, 30, 1, 1], "corrected": [1, 30, 1, 30]}
-    results = pl.DataFrame({"row": list(ranks), "ranks": list(ranks.values()), "users": [[0, 1, 2, 3]] * 2})
+    results = pl.DataFrame({"row": list(ranks), "seed": 0, "ranks": list(ranks.values()), "users": [[0, 1, 2, 3]] * 2})
     found = ndcg_by_target(results, np.array([1, 1, 9, 9]), 20).filter(pl.col("row") == "corrected")
     assert found["least_users"].to_list() == [1, 9]
     assert np.isnan(found["gain_percent"][0])

@@ -282,9 +282,10 @@ class RunFolder:
             self._check_earlier(name, overwrite)
             facts |= self._changed_versions(name)
             finished = (self.work(other) for other in STAGES if other != name and self.done(other))
-            is_scored_anew = self.done(name) and not work.exists() and STAGES.index(name) <= STAGES.index("score")
-            stale = [self.work("suggest")] if is_scored_anew else []  # states of former scores
-            for leftover in (part, *self.folder.glob(".*.old"), *finished, *stale):
+            is_scored_anew = self.done(name) and STAGES.index(name) <= STAGES.index("score")
+            states = self.work("suggest").glob("*.part") if is_scored_anew else ()  # of former scores
+            former = {path: path.stat().st_mtime_ns for path in states}
+            for leftover in (part, *self.folder.glob(".*.old"), *finished):
                 shutil.rmtree(leftover, ignore_errors=True)
             part.mkdir(parents=True)
             try:
@@ -305,6 +306,9 @@ class RunFolder:
             os.replace(part, self.path(name))
             (self.folder / REPORT).unlink(missing_ok=True)  # it shows what was there before
             sync_folder(self.folder)
+            for path, written in former.items():
+                if path.exists() and path.stat().st_mtime_ns == written:
+                    path.unlink()
             unread = [self.work("suggest")] if name == STAGES[-1] else []  # if no suggestion was wanted
             for old in (work, *self.folder.glob(".*.old"), *unread):
                 shutil.rmtree(old, ignore_errors=True)
