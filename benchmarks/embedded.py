@@ -31,12 +31,10 @@ from llm4dsr.core.io import write_text
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.read import read_data
 from llm4dsr.data.windows import limit_windows
-from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.stacking import evidence
 from llm4dsr.denoise.train import tune
-from llm4dsr.features.cooccurrence import CooccurrenceCounts
-from llm4dsr.features.title_vectors import title_vectors
+from suggest import untuned
 
 WINDOWS, ROUNDS = 6_000, 5
 SIDE = 2048  # of the matrices whose product shows the speed of the cores
@@ -55,15 +53,17 @@ def measure(data: Dataset, limit: int, rounds: int) -> dict[str, Any]:
     once = replace(config, train=replace(config.train, epochs=1, samples=0))
     train = limit_windows(data.splits["train"], limit, 0)
     histories = limit_windows(data.splits["test"], limit, 0).histories()
-    vectors = title_vectors(data.catalogue.titles, train, config.model.title_vectors, config.model.vector_size, 0)
-    counts = CooccurrenceCounts.fit(data.splits["train"], len(data.catalogue), 0)
-    model, builder = build_model(config, data.catalogue, train, vectors, counts, 0)
+    model, builder = untuned(data, train, config)
+    counts, vectors = builder.cooccurrence, model.vectors
+    assert counts is not None
+    assert vectors is not None
+    titles = vectors.numpy()
     log_odds = score_windows(model, builder, histories, data.catalogue, config)
     matrix = torch.randn(SIDE, SIDE)
     jobs: dict[str, Callable[[], Any]] = {
         "tuning": lambda: tune(model, builder, train, data.catalogue, once),
         "scoring": lambda: score_windows(model, builder, histories, data.catalogue, config),
-        "stacking": lambda: evidence(histories, log_odds, counts, vectors),
+        "stacking": lambda: evidence(histories, log_odds, counts, titles),
         "product": lambda: matrix @ matrix,
     }
     cores = sorted({1, available_cpus()})

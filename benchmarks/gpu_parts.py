@@ -25,11 +25,8 @@ from llm4dsr.config import Config, ModelConfig, TrainConfig
 from llm4dsr.core.device import pick_device, precision
 from llm4dsr.data.dataset import Dataset
 from llm4dsr.data.windows import Windows, limit_windows
-from llm4dsr.denoise.build_model import build_model
 from llm4dsr.denoise.score import score_windows
 from llm4dsr.denoise.train import tune
-from llm4dsr.features.cooccurrence import CooccurrenceCounts
-from llm4dsr.features.title_vectors import title_vectors
 from llm4dsr.lm import CatalogueTree
 from llm4dsr.lm.collate import collate, token_batches
 from llm4dsr.lm.embedded import embedded_lm
@@ -42,7 +39,7 @@ from llm4dsr.pipeline.estimate import CUDA_CONTEXT, model_bytes, scoring_bytes, 
 from llm4dsr.pipeline.sizes import Sizes
 from llm4dsr.recommenders import fit
 from lm_limit import READOUTS, needed, packed
-from suggest import MILLION, Counted, ranked, steps, tokenized
+from suggest import MILLION, Counted, ranked, steps, tokenized, untuned
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -258,9 +255,7 @@ def small(bench: Bench) -> dict[str, float]:
     """Seconds of the embedded model and of the recommenders, less what a first call sets up."""
     torch.set_num_threads(1)
     data, config, windows = bench.data, Config(), bench.few("train", 5_000)
-    vectors = title_vectors(data.catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, 0)
-    counts = CooccurrenceCounts.fit(data.splits["train"], len(data.catalogue), 0)
-    model, builder = build_model(config, data.catalogue, windows, vectors, counts, 0)
+    model, builder = untuned(data, windows, config)
     once, histories = replace(config, train=replace(config.train, epochs=1)), bench.few("test", 2_000)
 
     def timed(run: Callable[[Windows], Any], some: Windows) -> float:

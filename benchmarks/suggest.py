@@ -162,13 +162,18 @@ def steps(
 # --- vectors ---------------------------------------------------------------------------------------------------------
 
 
+def untuned(data: Dataset, windows: Windows, config: Config) -> tuple[NoiseLM, PromptBuilder]:
+    """The embedded model and its prompts, with title vectors from some windows and the counts of training."""
+    counts = CooccurrenceCounts.fit(data.splits["train"], len(data.catalogue), 0)
+    vectors = title_vectors(data.catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, 0)
+    return build_model(config, data.catalogue, windows, vectors, counts, 0)
+
+
 def to_suggest(data: Dataset, config: Config) -> tuple[NoiseLM, PromptBuilder, Windows, BoolArray]:
     """A model and its prompts, windows of Toys, and their flags: one in each window, in some a second."""
     windows = data.splits["train"]
     windows = windows.take(np.arange(min(WINDOWS, len(windows))))
-    counts = CooccurrenceCounts.fit(data.splits["train"], len(data.catalogue), 0)
-    vectors = title_vectors(data.catalogue.titles, windows, config.model.title_vectors, config.model.vector_size, 0)
-    model, builder = build_model(config, data.catalogue, windows, vectors, counts, 0)
+    model, builder = untuned(data, windows, config)
     model.eval()
     rng = np.random.default_rng(0)
     flagged = windows.positions == rng.integers(0, windows.lengths)[windows.owners]  # one in each window

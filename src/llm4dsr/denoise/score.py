@@ -131,10 +131,10 @@ def _titles(
     for i in range(len(prompts)):
         rows = catalogue.canonical[windows.row(i)].tolist()
         keys = [tuple(builder.titles[r]) for r in rows]  # long titles that are cut to the same tokens are the same
-        kept = {key: row for row, key in sorted(zip(rows, keys, strict=True))}
-        place = {key: at for at, key in enumerate(kept)}
+        unique = dict.fromkeys(key for _, key in sorted(zip(rows, keys, strict=True)))
+        place = {key: at for at, key in enumerate(unique)}
         none = [builder.titles[builder.no_noise]] if config.task.none else []
-        trees.append(WindowTree.of([builder.titles[r] for r in kept.values()] + none))
+        trees.append(WindowTree.of([*map(list, unique), *none]))
         columns.append([place[key] for key in keys])
     sizes, first = (
         [len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True)],

@@ -102,10 +102,8 @@ def scoring_bytes(lm: LMShape, config: Config, sizes: Sizes, batch_tokens: int |
     each, logits = token_bytes(lm, config, sizes.tokens, tuned=False), 0.0
     if config.model.readout != "per_position":  # logits in fp32, and as the model gives them
         logits = 8 * lm.vocabulary * min(tokens, scored_at_once(lm.vocabulary, gpu))
-    if (
-        config.model.readout == "title"
-    ):  # masks: 8 bytes for each token that one sees, with a tree as long as the prompt
-        each += int(16 * sizes.tokens)
+    if config.model.readout == "title":
+        each += int(16 * sizes.tokens)  # masks: 8 bytes for each token that one sees, with a tree as long as the prompt
     is_merged = config.model.load_in == "full" and not gpu
     return int(tokens * each + logits + BYTES[config.model.dtype] * lm.adapted * is_merged)
 
